@@ -1,0 +1,48 @@
+# The front door. `make` lists what there is; `make demo` on a fresh clone does everything.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Named after what was installed: when one of these files changes, so does the stamp, and setup runs again.
+STAMP := $(VENV)/.installed-$(shell cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint types train sweep clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv and install everything, once
+
+$(STAMP):
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+demo: setup ## the main job on the embedded data and model, about ten minutes on a laptop
+	$(BIN)/python train.py task_mix=proxy reward=combined $(ARGS)
+
+test: setup ## the fast tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-all: setup ## every test, with coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov=vidbridge $(ARGS)
+
+lint: setup ## flake8, import order, floors of the house
+	$(BIN)/python -m flake8
+	$(BIN)/isort --check-only --diff .
+	$(BIN)/lint-imports
+
+types: setup ## mypy
+	$(BIN)/mypy
+
+train: setup ## one run: make train ARGS='task_mix=qa seed=1'
+	$(BIN)/python train.py $(ARGS)
+
+sweep: setup ## many runs: make sweep ARGS='task_mix=qa,proxy seed=0,1'
+	$(BIN)/python train.py -m $(ARGS)
+
+clean: ## remove runs, caches and generated data (keeps .venv)
+	rm -rf outputs .cache wandb build *.egg-info .pytest_cache .mypy_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

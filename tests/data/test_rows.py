@@ -1,0 +1,73 @@
+import json
+
+import pytest
+
+from vidbridge.data.rows import DataError, read_rows, write_rows
+from vidbridge.tasks.base import Row
+
+GOOD = {"problem": "What?", "solution": "<answer>B</answer>", "video": "videos/0.mp4", "problem_type": "MCQA"}
+
+
+def write(tmp_path, *lines):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def test_the_released_schema_is_enough(tmp_path):
+    (row,) = read_rows(write(tmp_path, GOOD))
+    assert (row.problem, row.answer, row.problem_type) == ("What?", "B", "MCQA")
+    assert row.video == str(tmp_path / "videos/0.mp4") and row.options == () and row.uid == "rows/1"
+
+
+def test_written_rows_come_back_equal(tmp_path):
+    rows = [
+        Row(
+            uid="dark_event_infer/train/0",
+            problem="What happens?",
+            solution="<answer>the square grows</answer>",
+            video=str(tmp_path / "videos/0.mp4"),
+            problem_type="DarkEventInfer",
+            rationale="red square: dark.",
+            meta={"dark": [1.0, 2.0]},
+        )
+    ]
+    write_rows(rows, tmp_path / "rows.jsonl")
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+    assert not (tmp_path / "rows.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{not json", "not JSON"),
+        ("[1, 2]", "expected a JSON object, found list"),
+        ({**GOOD, "problem": ""}, "field 'problem' must be a text that is not empty"),
+        ({**GOOD, "video": 7}, "field 'video'"),
+        ({key: GOOD[key] for key in GOOD if key != "solution"}, "field 'solution' is missing"),
+        ({**GOOD, "solution": "B"}, "must be <answer>..</answer>"),
+        ({**GOOD, "problem_type": "QA"}, "one of MCQA, caption, DarkEventInfer, MixVidQA"),
+        ({**GOOD, "options": "A"}, "field 'options'"),
+        ({**GOOD, "uid": 3}, "field 'uid'"),
+    ],
+)
+def test_each_fault_is_named_with_its_line(tmp_path, line, message):
+    path = write(tmp_path, GOOD, line, GOOD)
+    with pytest.raises(DataError, match="rows.jsonl:2: ") as error:
+        read_rows(path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_all_faults_are_listed_in_one_pass(tmp_path):
+    path = write(tmp_path, *["{"] * 30)
+    with pytest.raises(DataError) as error:
+        read_rows(path)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 21 and lines[0].startswith(f"{path}:1:") and lines[-1] == "... and 10 more"
+
+
+def test_missing_and_empty_files(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_rows(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="holds no row"):
+        read_rows(write(tmp_path, ""))

@@ -1,0 +1,66 @@
+"""Groups and policies on the random folder, shared by the policy and rollout tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence
+
+import torch
+
+from tests.conftest import random_clip, video_prompt
+from vidbridge.media.frames import FrameBudget
+from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.policy.loading import load_model
+from vidbridge.policy.processor import Processor
+from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.types import Completion, EncodedPrompt, Group, Prompt, Sample
+
+FRAMES = FrameBudget(fps=None, max_frames=8, min_pixels=64, max_pixels=1024)
+SAMPLE = Sample(uid="qa/train/0", task="qa", question="what?", answer="A", videos=())
+
+
+def make_policy(folder: Path, *, lr: float = 1e-3, temperature: float = 1.0, micro_batch_groups: int = 1, **loading):
+    module = load_model(str(folder), device="cpu", **loading)
+    engine = LocalEngine(module, lr=lr, total_updates=10, schedule="constant")
+    processor = Processor.from_folder(folder, FRAMES)
+    return QwenVLPolicy(
+        module, processor, engine, temperature=temperature, micro_batch_groups=micro_batch_groups
+    )
+
+
+def ragged_prompts() -> list[Prompt]:
+    """Three lengths, two frame sizes, an odd frame count, and one prompt with two videos."""
+    return [
+        video_prompt(random_clip(4, 16, 16, seed=1)),
+        video_prompt(random_clip(5, 24, 16, seed=2), random_clip(2, 16, 16, fps=1.0, seed=3), text="it is red?"),
+        video_prompt(random_clip(2, 32, 24, seed=4), text="what is next? A or B?"),
+    ]
+
+
+def make_group(policy: QwenVLPolicy, prompt: Prompt, texts: Sequence[str], trainable: bool = True) -> Group:
+    completions = [Completion(text=text, token_ids=policy.processor.encode_completion(text)) for text in texts]
+    return Group(
+        sample=SAMPLE,
+        prompt=prompt,
+        encoded=policy.processor.encode(prompt),
+        completions=tuple(completions),
+        trainable=trainable,
+    )
+
+
+def ragged_groups(policy: QwenVLPolicy) -> list[Group]:
+    texts = [["the square moves left.", "A"], ["it is red, then green", "first the cross spins"], ["B", "it hides."]]
+    return [make_group(policy, prompt, words) for prompt, words in zip(ragged_prompts(), texts)]
+
+
+def sampled_groups(prompts: Sequence[Prompt], encoded: Sequence[EncodedPrompt], completions) -> list[Group]:
+    return [
+        Group(sample=SAMPLE, prompt=prompt, encoded=tensors, completions=siblings)
+        for prompt, tensors, siblings in zip(prompts, encoded, completions)
+    ]
+
+
+def whole_batch(policy: QwenVLPolicy, groups: Sequence[Group]):
+    """All groups in one Batch, advantage 1 and weight 1 everywhere."""
+    num_rows = sum(len(group.completions) for group in groups)
+    return policy.collate(groups, torch.ones(num_rows), torch.ones(num_rows, 64))

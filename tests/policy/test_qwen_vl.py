@@ -1,0 +1,146 @@
+"""The learner's forward against the plain Hugging Face call, batching identities, and the saved form."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from tests.policy.builders import make_group, make_policy, ragged_groups, ragged_prompts, whole_batch
+from vidbridge.policy.collate import loss_mask
+from vidbridge.policy.qwen_vl import frozen_copy
+
+
+@pytest.fixture(scope="module")
+def policy(random_qwen_folder):
+    return make_policy(random_qwen_folder, temperature=0.7, micro_batch_groups=2)
+
+
+def row_logprobs(policy, batch):
+    """Log-probabilities of each row's own tokens, without its padding."""
+    logprobs, _ = policy.logprobs(batch)
+    return [row[mask] for row, mask in zip(logprobs, batch.loss_mask)]
+
+
+def test_logprobs_equal_one_plain_model_call_per_completion(policy, random_qwen_folder):
+    """The reference: the untouched class from the same folder, called with ids, pixels and token types only."""
+    groups = ragged_groups(policy)
+    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_qwen_folder)
+    rows = row_logprobs(policy, whole_batch(policy, groups))
+    assert len(rows) == 6
+    for index, row in enumerate(rows):
+        encoded = groups[index // 2].encoded
+        completion = torch.tensor(groups[index // 2].completions[index % 2].token_ids)
+        ids = torch.cat([encoded.input_ids, completion])[None]
+        with torch.no_grad():
+            logits = plain(
+                input_ids=ids,
+                pixel_values_videos=encoded.pixel_values,
+                video_grid_thw=encoded.video_grid_thw,
+                mm_token_type_ids=(ids == plain.config.video_token_id).long() * 2,
+                second_per_grid_ts=[1.0] if len(encoded.video_grid_thw) == 1 else [1.0, 2.0],
+            ).logits[0, -len(completion) - 1 : -1]
+        logits[:, policy.suppressed_ids] = float("-inf")
+        expected = torch.log_softmax(logits / 0.7, dim=-1).gather(1, completion[:, None])[:, 0]
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_of_ragged_groups_equals_batches_of_one(policy):
+    groups = ragged_groups(policy)
+    together = row_logprobs(policy, whole_batch(policy, groups))
+    alone = [row for group in groups for row in row_logprobs(policy, whole_batch(policy, [group]))]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_micro_batches_cover_every_row_once_and_in_order(policy):
+    groups = ragged_groups(policy)
+    weights = torch.arange(6.0)[:, None].expand(6, 64)
+    parts = list(policy.micro_batches(groups, torch.arange(6.0), weights))
+    assert [len(part.prompt_ids) for part in parts] == [2, 1]
+    assert torch.cat([part.advantages for part in parts]).tolist() == [0, 1, 2, 3, 4, 5]
+    for part in parts:
+        assert part.token_weights.shape == part.completion_ids.shape
+        assert torch.equal(part.token_weights[:, 0], part.advantages)
+    rows = [row for part in parts for row in row_logprobs(policy, part)]
+    for one, other in zip(rows, row_logprobs(policy, whole_batch(policy, groups)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_micro_batch_gradients_add_up_to_the_whole(random_qwen_folder):
+    policy = make_policy(random_qwen_folder, micro_batch_groups=1)
+    groups = ragged_groups(policy)
+    gradients = []
+    parts = list(policy.micro_batches(groups, torch.ones(6), torch.ones(6, 64)))
+    for batches in ([whole_batch(policy, groups)], parts):
+        policy.module.zero_grad()
+        for batch in batches:
+            policy.backward(-(policy.logprobs(batch)[0] * batch.loss_mask).sum())
+        gradients.append([weight.grad.clone() for weight in policy.module.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_rows_of_an_untrainable_group_are_kept_but_masked(policy):
+    prompt = ragged_prompts()[0]
+    groups = [make_group(policy, prompt, ["A", "it"]), make_group(policy, prompt, ["B", "is"], trainable=False)]
+    assert loss_mask(groups).tolist() == [[True, True], [True, True], [False, False], [False, False]]  # word, EOS
+    assert torch.equal(whole_batch(policy, groups).loss_mask, loss_mask(groups))
+
+
+def test_a_batch_with_one_completion_a_prompt_copies_nothing(policy):
+    """SFT's case: G = 1. The same numbers as rows of a batch of pairs."""
+    pairs = ragged_groups(policy)
+    singles = [dataclasses.replace(group, completions=group.completions[:1]) for group in pairs]
+    rows = row_logprobs(policy, whole_batch(policy, singles))
+    for one, other in zip(rows, row_logprobs(policy, whole_batch(policy, pairs))[::2], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_number(policy, random_qwen_folder):
+    checkpointed = make_policy(random_qwen_folder, temperature=0.7, gradient_checkpointing=True)
+    losses = []
+    for each in (policy, checkpointed):
+        each.module.zero_grad()
+        batch = whole_batch(each, ragged_groups(each))
+        loss = (each.logprobs(batch)[0] * batch.loss_mask).sum()
+        loss.backward()
+        losses.append((loss.item(), each.module.get_input_embeddings().weight.grad.clone()))
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    torch.testing.assert_close(losses[0][1], losses[1][1], atol=1e-4, rtol=1e-3)
+
+
+def test_the_reference_stays_while_the_policy_moves(random_qwen_folder):
+    policy = make_policy(random_qwen_folder)
+    batch = whole_batch(policy, ragged_groups(policy))
+    assert policy.ref_logprobs(batch) is None
+    policy.reference = frozen_copy(policy.module)
+    before = policy.logprobs(batch)[0].detach()
+    torch.testing.assert_close(policy.ref_logprobs(batch), before)
+    policy.backward(-(policy.logprobs(batch)[0] * batch.loss_mask).sum())
+    policy.update()
+    torch.testing.assert_close(policy.ref_logprobs(batch), before)
+    assert not torch.allclose(policy.logprobs(batch)[0], before, atol=1e-3)
+
+
+def test_save_then_load_gives_the_same_policy(random_qwen_folder, tmp_path):
+    policy = make_policy(random_qwen_folder)
+    groups = ragged_groups(policy)
+    policy.backward(-policy.logprobs(whole_batch(policy, groups))[0].sum())
+    assert policy.update()["policy/skipped_updates"] == 0
+    policy.save(tmp_path)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written >= {
+        "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "preprocessor_config.json", "README.md",
+    }  # fmt: skip
+    loaded = make_policy(tmp_path)
+    for (name, weight), (other_name, other) in zip(
+        policy.module.state_dict().items(), loaded.module.state_dict().items(), strict=True
+    ):
+        assert name == other_name and torch.equal(weight, other)
+    batch = whole_batch(loaded, ragged_groups(loaded))
+    assert torch.equal(loaded.logprobs(batch)[0], policy.logprobs(whole_batch(policy, groups))[0])
+    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(plain.lm_head.weight, policy.module.lm_head.weight)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == policy.processor.tokenizer.chat_template

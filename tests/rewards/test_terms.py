@@ -1,0 +1,134 @@
+import json
+
+import pytest
+
+from tests.rewards.builders import raw, said, sample
+from vidbridge.judges.base import JudgeUnavailable
+from vidbridge.judges.exact import ExactJudge
+from vidbridge.rewards.choice import Choice
+from vidbridge.rewards.events import EventPrecision, EventRecall
+from vidbridge.rewards.format import Format
+from vidbridge.rewards.judged import Grade, Verdict
+
+QA = sample("qa", "B", options=("moves left", "grows", "spins", "hides"))
+DARK = sample("dark_event_infer", "the square moves left")
+MIX = sample("mix_vid_qa", "the square grows")
+CAPTION = sample("caption", "First the square moves left, then it grows, finally it spins.")
+
+
+class Recorder(ExactJudge):
+    """The exact judge, and what it was asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def ask(self, requests):
+        self.calls.append(list(requests))
+        return super().ask(requests)
+
+
+class Says:
+    """A judge that always says the same."""
+
+    def __init__(self, **reply):
+        self.reply = json.dumps(reply)
+
+    def ask(self, requests):
+        return [self.reply] * len(requests)
+
+
+class Garbled:
+    def ask(self, requests):
+        return ["Score 0, not a Score 2"] * len(requests)
+
+
+def test_format():
+    completions = (*said("B", ""), *raw("B", "<answer>B</answer>", "<think>x</think><answer>B</answer>!"))
+    assert Format()(QA, completions) == [1, 1, 0, 0, 0]
+
+
+def test_choice():
+    completions = said("B", "(b)", "Not A. The answer is B.", "it grows", "A", "E", "A or C", "")
+    assert Choice()(QA, completions) == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_choice_reads_the_answer_block_alone():
+    completions = raw("B", "<think>B</think>", "<think>B</think><answer>A</answer>", "<answer>B</answer>")
+    assert Choice()(QA, completions) == [0, 0, 0, 1]
+
+
+def test_choice_needs_options():
+    with pytest.raises(ValueError, match="caption/test/0"):
+        Choice()(CAPTION, said("B"))
+
+
+def test_grade_and_verdict():
+    assert Grade(ExactJudge())(DARK, said("it moves left", "it moves up", "it grows", "")) == [2, 1, 0, 0]
+    assert Verdict(ExactJudge())(MIX, said("the square grows", "it shrinks", "it grows or shrinks", "")) == [1, 0, 0, 0]
+
+
+def test_the_judge_is_asked_once_a_group_and_never_about_nothing():
+    judge = Recorder()
+    completions = (*said("it grows", ""), *raw("it grows"), *said("it spins"))
+    assert Verdict(judge)(MIX, completions) == [1, 0, 0, 0]
+    ((first, second),) = judge.calls
+    assert (first.kind, first.question, first.reference) == ("verdict", "What happens?", "the square grows")
+    assert (first.text, second.text) == ("it grows", "it spins")
+
+
+def test_recall_by_hand():
+    captions = said(
+        "The square moves left, then it grows, then it spins.",
+        "It grows.",  # 1 of 3
+        "It grows, it hides, it shrinks, it spins.",  # 2 of 3, whatever else it says
+        "The cross grows.",  # another thing
+        "",
+    )
+    assert EventRecall(ExactJudge())(CAPTION, captions) == pytest.approx([1, 1 / 3, 2 / 3, 0, 0])
+
+
+def test_precision_by_hand():
+    captions = said(
+        "It grows.",  # 1 of 1
+        "The square grows, hides, shrinks, turns red.",  # 1 of 4: hides and shrinks are contradicted, red is left open
+        "It turns red.",
+        "A square.",  # no event
+        "",
+    )
+    assert EventPrecision(ExactJudge())(CAPTION, captions) == pytest.approx([1, 1 / 4, 0, 0, 0])
+    assert EventPrecision(ExactJudge(), lenient=True)(CAPTION, captions) == pytest.approx([1, 2 / 4, 1, 0, 0])
+
+
+def test_the_reference_earns_everything():
+    gold = said(CAPTION.answer)
+    for reward in (EventRecall(ExactJudge()), EventPrecision(ExactJudge()), EventPrecision(ExactJudge(), lenient=True)):
+        assert reward(CAPTION, gold) == [reward.maximum]
+
+
+def test_events_cost_few_calls():
+    recall, precision = Recorder(), Recorder()
+    captions = said("It grows.", "", "A square.")
+    EventRecall(recall)(CAPTION, captions)
+    assert [[request.kind for request in call] for call in recall.calls] == [["extract"], ["entail", "entail"]]
+    EventPrecision(precision)(CAPTION, captions)
+    assert [[request.kind for request in call] for call in precision.calls] == [["extract", "extract"], ["entail"]]
+
+
+def test_a_reference_without_events_cannot_be_scored():
+    with pytest.raises(JudgeUnavailable, match="caption/test/0"):
+        EventRecall(Says(events=[]))(CAPTION, said("It grows."))
+
+
+@pytest.mark.parametrize("reward", [Grade, Verdict, EventRecall, EventPrecision])
+def test_a_garbled_reply_is_never_a_score(reward):
+    with pytest.raises(JudgeUnavailable):
+        reward(Garbled())(CAPTION, said("Score 2", "it grows"))
+
+
+def test_each_completion_is_judged_by_itself():
+    """Scoring a group equals scoring its members one by one, in any order."""
+    captions = said("It grows.", "", "It hides, it spins.", "First the square moves left.")
+    for reward in (EventRecall(ExactJudge()), EventPrecision(ExactJudge()), Verdict(ExactJudge())):
+        one_by_one = [reward(CAPTION, (caption,))[0] for caption in captions]
+        assert reward(CAPTION, captions) == one_by_one
+        assert reward(CAPTION, captions[::-1]) == one_by_one[::-1]

@@ -1,0 +1,1 @@
+"""GRPO for video language models that answer and describe (VidBridge-R1)."""

@@ -1,0 +1,52 @@
+"""How much better a completion is than its siblings."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import torch
+
+# Equal rewards that were added up in different orders differ by less than this; real differences are larger.
+_ROUNDING = 1e-6
+
+
+class AdvantageScale(str, Enum):
+    """What the distance from the group's mean is divided by."""
+
+    none = "none"  # nothing: Dr. GRPO
+    group_std = "group_std"  # the group's own spread: GRPO
+    batch_std = "batch_std"  # the spread of all rewards of the step: arXiv 2508.08221
+
+
+def degenerate(rewards: torch.Tensor) -> torch.Tensor:
+    """Which groups have nothing to teach because all siblings earned the same: [P, G] -> [P] bool."""
+    return rewards.amax(dim=1) - rewards.amin(dim=1) <= _ROUNDING
+
+
+def group_advantages(
+    rewards: torch.Tensor,  # [P, G]
+    trainable: torch.Tensor,  # [P] bool, False: not scored, whatever stands in its row
+    scale: AdvantageScale,
+    eps: float = 1e-4,
+) -> torch.Tensor:  # [P, G] float32
+    """(reward - group mean) / (std + eps): DeepSeekMath (arXiv 2402.03300) section 4.1.2.
+
+    With ``none`` there is no division: Dr. GRPO (arXiv 2503.20783) equation 3. Standard deviations are
+    the unbiased ones, as in the released trainer. Untrainable and degenerate groups are exactly zero,
+    which arithmetic alone would not give: in float32 eight rewards of 0.7 come out as 6e-4 each.
+    """
+    values = torch.where(trainable[:, None], rewards.double(), 0.0)
+    centred = values - values.mean(dim=1, keepdim=True)
+    if scale is AdvantageScale.group_std:
+        centred = centred / (_std(values) + eps)
+    elif scale is AdvantageScale.batch_std:
+        centred = centred / (_std(values[trainable].reshape(1, -1)) + eps)
+    counts = trainable & ~degenerate(values)
+    return torch.where(counts[:, None], centred, 0.0).float()
+
+
+def _std(values: torch.Tensor) -> torch.Tensor:
+    """Of each row, [R, K] -> [R, 1]; zero where a single value has no spread."""
+    if values.shape[1] < 2:
+        return values.new_zeros(values.shape[0], 1)
+    return values.std(dim=1, keepdim=True)

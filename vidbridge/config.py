@@ -1,0 +1,303 @@
+"""What a run may be told: typed dataclasses, checked when Hydra composes and again across fields.
+
+Three nets: as Hydra's schema (launch.py registers them) they refuse an unknown key, a wrong type or an
+unknown member; ``__post_init__`` refuses values that make no sense together; the builder refuses
+``_target_`` names outside the allowed prefixes. Below the builder only these dataclasses are seen.
+
+Nodes typed ``Any`` carry a ``_target_``: their keys are the arguments of the class they name, checked
+by the builder against its signature. Enum members are spelt as in the yaml because OmegaConf reads names.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Dict, Iterable, List, Optional
+
+from omegaconf import MISSING
+
+from vidbridge.algo.advantages import AdvantageScale
+from vidbridge.algo.loss import LossNorm
+
+REWARD_PARTS = ("name", "gates", "terms")  # every other key of a reward node is a task with its weights
+
+
+class ConfigError(ValueError):
+    """The configuration asks for something that cannot be; the message is for the user."""
+
+
+class Dtype(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Attention(str, Enum):
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+    eager = "eager"
+
+
+class Schedule(str, Enum):
+    linear = "linear"  # to zero at the last step
+    constant = "constant"
+
+
+class Split(str, Enum):
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+class WandbMode(str, Enum):
+    auto = "auto"  # online when a key is configured, offline otherwise
+    offline = "offline"
+    off = "off"
+
+
+@dataclass
+class PathsConfig:
+    cache: str = MISSING  # generated data and other things that can be made again
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    path: str = MISSING  # a Hugging Face id or a folder in the same format
+    dtype: Dtype = Dtype.float32
+    attn_implementation: Attention = Attention.sdpa
+    frozen: List[str] = field(default_factory=list)  # prefixes of module names that are not trained
+    gradient_checkpointing: bool = False
+    device: str = "auto"
+    max_prompt_tokens: int = 8192  # a longer prompt is refused, never cut
+
+
+@dataclass
+class FramesConfig:
+    """Read into media.frames.FrameBudget (frozen, which OmegaConf cannot merge into); checked there."""
+
+    fps: Optional[float] = None
+    max_frames: int = MISSING
+    min_pixels: int = MISSING
+    max_pixels: int = MISSING
+
+
+@dataclass
+class TaskMixConfig:
+    name: str = MISSING
+    shares: Dict[str, float] = field(default_factory=dict)  # relative; only their ratios count
+    total: Optional[int] = None  # rows in one pass over the deck; null: the rows that there are
+
+    def __post_init__(self) -> None:
+        _require(any(self.shares.values()), "task_mix.shares must give at least one task a share above 0")
+        for task, share in self.shares.items():
+            _require(share >= 0, f"task_mix.shares.{task} must not be negative, got {share}")
+        _require(self.total is None or self.total > 0, f"task_mix.total must be positive or null, got {self.total}")
+
+
+@dataclass
+class RolloutConfig:
+    _target_: str = MISSING
+    temperature: float = 1.0
+    max_completion_tokens: int = MISSING
+    max_rows: int = MISSING  # sequences decoded together
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, f"rollout.temperature must be positive, got {self.temperature}")
+        _require_positive("rollout", self, "max_completion_tokens", "max_rows")
+
+
+@dataclass
+class AlgoConfig:
+    """What the learner optimises: GrpoConfig or SftConfig, chosen by the yaml's defaults list."""
+
+
+@dataclass
+class GrpoConfig(AlgoConfig):
+    group_size: int = 8
+    ppo_epochs: int = 1  # updates on one rollout; 1 is strictly on-policy
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_beta: float = 0.0  # above 0 a frozen reference copy of the model is kept
+    loss_norm: LossNorm = LossNorm.sequence
+    advantage_scale: AdvantageScale = AdvantageScale.group_std
+
+    def __post_init__(self) -> None:
+        _require(self.group_size >= 2, f"algo.group_size must be at least 2 to compare siblings, got {self.group_size}")
+        _require_positive("algo", self, "ppo_epochs", "clip_high")
+        _require(0 < self.clip_low < 1, f"algo.clip_low must lie between 0 and 1, got {self.clip_low}")
+        _require(self.kl_beta >= 0, f"algo.kl_beta must not be negative, got {self.kl_beta}")
+
+
+@dataclass
+class SftStage:
+    steps: int = MISSING
+    shares: Dict[str, float] = field(default_factory=dict)  # task mix of this stage
+    spoil: Dict[str, float] = field(default_factory=dict)  # rates of data.spoil.Spoiler; empty: gold answers
+
+
+@dataclass
+class SftConfig(AlgoConfig):
+    stages: List[SftStage] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.stages), "algo.stages needs at least one stage")
+        for number, stage in enumerate(self.stages):
+            _require(stage.steps > 0, f"algo.stages[{number}].steps must be positive, got {stage.steps}")
+            _require(bool(stage.shares), f"algo.stages[{number}].shares must name at least one task")
+
+    @property
+    def num_steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+
+@dataclass
+class OptimConfig:
+    lr: float = MISSING
+    betas: List[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.0
+    schedule: Schedule = Schedule.linear
+    warmup_frac: float = 0.0  # of all steps
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive("optim", self, "lr", "max_grad_norm")
+        _require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"optim.betas must be two numbers in [0, 1), got {self.betas}",
+        )
+        _require(0 <= self.warmup_frac < 1, f"optim.warmup_frac must lie in [0, 1), got {self.warmup_frac}")
+
+
+@dataclass
+class EngineConfig:
+    _target_: str = MISSING
+    micro_batch_groups: int = 1  # groups in one forward and backward pass; a matter of memory only
+
+    def __post_init__(self) -> None:
+        _require_positive("engine", self, "micro_batch_groups")
+
+
+@dataclass
+class TrackConfig:
+    wandb: WandbMode = WandbMode.auto
+    project: str = "vidbridge"
+    group: Optional[str] = None  # null: the task mix and the reward, so that seeds line up; a sweep sets its own
+    tags: List[str] = field(default_factory=list)
+    completions_every: int = 10  # steps between two tables of completions; 0: never
+    completions_groups: int = 4  # groups shown in one table
+
+    def __post_init__(self) -> None:
+        _require(self.completions_every >= 0, "track.completions_every must be 0 (never) or positive")
+
+
+@dataclass
+class EvalConfig:
+    every: int = 0  # steps between two looks at the val split while training; 0: never
+    every_items: int = 16  # items of each task in such a look
+    split: Split = Split.test
+    num_items: int = 64  # items of each task before and after training
+    num_samples: int = 4  # completions of each item at temperature 1
+    reward: Dict[str, Any] = field(default_factory=dict)  # always the same, so that ablations can be compared
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, f"eval.every must be 0 (never) or positive, got {self.every}")
+        _require_positive("eval", self, "every_items", "num_items", "num_samples")
+        check_reward("eval.reward", self.reward)
+
+
+@dataclass
+class Config:
+    seed: int = 0
+    steps: int = MISSING  # optimiser steps; one batch of prompts each
+    prompts_per_step: int = MISSING
+    profile_steps: int = 0  # steps recorded by torch.profiler into trace.json
+    allowed_targets: List[str] = field(default_factory=list)  # prefixes beside "vidbridge." for `_target_`
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    data: Any = MISSING
+    tasks: Dict[str, Any] = field(default_factory=dict)
+    task_mix: TaskMixConfig = MISSING
+    reward: Dict[str, Any] = field(default_factory=dict)
+    judge: Any = MISSING
+    rollout: RolloutConfig = MISSING
+    algo: AlgoConfig = MISSING
+    optim: OptimConfig = MISSING
+    engine: EngineConfig = MISSING
+    track: TrackConfig = MISSING
+    eval: EvalConfig = MISSING
+
+    def __post_init__(self) -> None:
+        _require_positive("", self, "steps", "prompts_per_step")
+        _require(self.profile_steps >= 0, f"profile_steps must not be negative, got {self.profile_steps}")
+        check_reward("reward", self.reward)
+        known = list(self.tasks)
+        for task in self.task_mix.shares:
+            require_known("task", task, known, "task_mix.shares")
+        if isinstance(self.algo, SftConfig):
+            _require(
+                self.steps <= self.algo.num_steps,
+                f"steps={self.steps}, but the stages of algo.stages end after {self.algo.num_steps}",
+            )
+            for number, stage in enumerate(self.algo.stages):
+                for task in stage.shares:
+                    require_known("task", task, known, f"algo.stages[{number}].shares")
+        trained = [task for task, share in self.task_mix.shares.items() if share > 0]
+        self._check_covered("reward", self.reward, trained)
+        self._check_covered("eval.reward", self.eval.reward, known)
+
+    def _check_covered(self, where: str, reward: Dict[str, Any], tasks: Iterable[str]) -> None:
+        """Every task named in a reward exists, and every task that will be scored is named."""
+        for task in reward_weights(reward):
+            require_known("task", task, self.tasks, where)
+        for task in tasks:
+            _require(task in reward, f"{where} has no weights for the task '{task}'; add {where}.{task}.<term>")
+
+
+def reward_weights(reward: Dict[str, Any]) -> Dict[str, Dict[str, float]]:
+    """The blocks of a reward node that are weights by task.
+
+    >>> reward_weights({"name": "x", "gates": {}, "terms": {"choice": {}}, "qa": {"choice": 1.0}})
+    {'qa': {'choice': 1.0}}
+    """
+    return {key: value for key, value in reward.items() if key not in REWARD_PARTS}
+
+
+def check_reward(where: str, reward: Dict[str, Any]) -> None:
+    """Refuse a reward node that is not gates, terms, and numbers by task; tasks are checked by Config."""
+    for part in ("gates", "terms"):
+        _require(isinstance(reward.get(part), dict), f"{where}.{part} must name its rewards, each with a _target_")
+    for task, weights in reward_weights(reward).items():
+        _require(isinstance(weights, dict), f"{where}.{task} must be weights by term, got {weights!r}")
+        for term, weight in weights.items():
+            is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            _require(is_number, f"{where}.{task}.{term} must be a number, got {weight!r}")
+
+
+def require_known(kind: str, name: str, known: Iterable[str], where: str) -> None:
+    """ConfigError unless `name` is one of `known`, with the nearest spelling and the whole list."""
+    known = list(known)
+    if name not in known:
+        raise ConfigError(f"{where}: there is no {kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """
+    >>> did_you_mean("captoin", ["qa", "caption"])
+    " Did you mean 'caption'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_positive(where: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        key = f"{where}.{name}" if where else name
+        _require(value > 0, f"{key} must be positive, got {value}")

@@ -1,0 +1,27 @@
+"""Prepare the next step's data while this one trains."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Callable, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Prefetch(Generic[T]):
+    """``load(step)`` computed one step ahead in a thread; asking out of order still gives the right answer.
+
+    An error raised while loading is raised by the call that asks for that step.
+    """
+
+    def __init__(self, load: Callable[[int], T]) -> None:
+        self._load = load
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._ahead: tuple[int, Future[T]] | None = None
+
+    def __call__(self, step: int) -> T:
+        ahead, self._ahead = self._ahead, None
+        current = ahead[1] if ahead and ahead[0] == step else self._pool.submit(self._load, step)
+        value = current.result()
+        self._ahead = (step + 1, self._pool.submit(self._load, step + 1))
+        return value

@@ -1,0 +1,81 @@
+"""Task files on disk: the released JSONL schema plus typed extras, one row a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Sequence
+
+from vidbridge.tasks.base import Row
+
+PROBLEM_TYPES = ("MCQA", "caption", "DarkEventInfer", "MixVidQA")
+_TEXTS = ("problem", "solution", "video", "problem_type")
+_MAX_SHOWN = 20
+
+
+class DataError(ValueError):
+    """Rows or videos that cannot be used; the message lists where and why, one problem a line."""
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """One JSON object a line; video paths relative to the file's folder. Appears whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for row in rows:
+            line: dict[str, Any] = {name: getattr(row, name) for name in _TEXTS}
+            line["video"] = str(Path(row.video).relative_to(path.parent))
+            line |= {"uid": row.uid, "options": list(row.options), "rationale": row.rationale, **row.meta}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a file, or a DataError that lists every bad line with its field and what to do."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    rows: list[Row] = []
+    problems: list[str] = []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(_row(line, path, number))
+            except ValueError as error:
+                problems.append(f"{path}:{number}: {error}")
+    if problems:
+        more = [f"... and {len(problems) - _MAX_SHOWN} more"] if len(problems) > _MAX_SHOWN else []
+        raise DataError("\n".join(problems[:_MAX_SHOWN] + more))
+    if not rows:
+        raise DataError(f"{path}: holds no row")
+    return rows
+
+
+def _row(line: str, path: Path, number: int) -> Row:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected a JSON object, found {type(fields).__name__}")
+    for name in _TEXTS:
+        if name not in fields:
+            raise ValueError(f"field '{name}' is missing")
+        if not isinstance(fields[name], str) or not fields[name].strip():
+            raise ValueError(f"field '{name}' must be a text that is not empty, found {fields[name]!r}")
+    solution = fields["solution"]
+    if not (solution.startswith("<answer>") and solution.endswith("</answer>")):
+        raise ValueError(f"field 'solution' must be <answer>..</answer>, found {solution!r}")
+    if fields["problem_type"] not in PROBLEM_TYPES:
+        known_types = ", ".join(PROBLEM_TYPES)
+        raise ValueError(f"field 'problem_type' must be one of {known_types}, found {fields['problem_type']!r}")
+    options = fields.pop("options", [])
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise ValueError(f"field 'options' must be a list of texts, found {options!r}")
+    uid, rationale = fields.pop("uid", f"{path.stem}/{number}"), fields.pop("rationale", "")
+    for name, value in (("uid", uid), ("rationale", rationale)):
+        if not isinstance(value, str):
+            raise ValueError(f"field '{name}' must be a text, found {value!r}")
+    known = {name: fields.pop(name) for name in _TEXTS}
+    known["video"] = str(path.parent / known["video"])
+    return Row(uid=uid, options=tuple(options), rationale=rationale, meta=fields, **known)

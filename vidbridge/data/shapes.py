@@ -1,0 +1,110 @@
+"""``data=shapes``: rows of any task made from the embedded world, as real mp4 files, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Mapping, Sequence
+
+import numpy as np
+from rich.progress import track
+
+from vidbridge.data import world
+from vidbridge.data.rows import DataError, read_rows, write_rows
+from vidbridge.media import edit, write
+from vidbridge.tasks.base import Draft, Row, Source, Task, video_path
+from vidbridge.text import shapes_language
+
+SPLITS = ("train", "val", "test")
+_MAKERS: tuple[ModuleType, ...] = (world, edit, write, shapes_language)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Rows on first use: drawn from ``seed``, rendered, encoded, and kept under ``root``.
+
+    A scene belongs to one split for good (by a hash of what happens in it), so that no clip of a held-out
+    split, nor a re-rendering of it, can be met in training.
+    """
+
+    root: str
+    seed: int
+    num_rows: Mapping[str, int]  # of each task, by split
+    workers: int = 2  # clips encoded at once
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.num_rows) - set(SPLITS))
+        if unknown:
+            raise ValueError(f"data.num_rows: unknown split {', '.join(unknown)}; there are {', '.join(SPLITS)}")
+
+    def rows(self, task: Task, split: str) -> Sequence[Row]:
+        """All rows of a task's split, generated when they are not on disk yet."""
+        if split not in self.num_rows:
+            raise DataError(f"data.num_rows.{split} is not set, so there are no {split} rows of {task.name}")
+        folder = Path(self.root) / f"{task.name}-{split}-{self._fingerprint(task, split)}"
+        if not (folder / "rows.jsonl").is_file():
+            self._generate(task, split, folder)
+        return read_rows(folder / "rows.jsonl")
+
+    def _fingerprint(self, task: Task, split: str) -> str:
+        """Of everything the rows depend on: settings, and the code that draws, renders and edits."""
+        settings = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in ("rows", "frames")}
+        digest = hashlib.sha256(json.dumps([self.seed, split, self.num_rows[split], settings]).encode())
+        for module in (*_MAKERS, inspect.getmodule(type(task))):
+            assert module is not None
+            digest.update(inspect.getsource(module).encode())
+        return digest.hexdigest()[:12]
+
+    def _generate(self, task: Task, split: str, folder: Path) -> None:
+        (folder / "videos").mkdir(parents=True, exist_ok=True)
+        number = self.num_rows[split]
+        with ThreadPoolExecutor(self.workers) as pool:
+            made = pool.map(lambda index: self._make_row(task, split, index, folder), range(number))
+            rows = list(track(made, total=number, description=f"shapes: {task.name} {split}"))
+        write_rows(rows, folder / "rows.jsonl")  # last, so that a broken generation starts again
+
+    def _make_row(self, task: Task, split: str, index: int, folder: Path) -> Row:
+        # a task is its name's bytes in the seed: adding a task changes no other's rows
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), index, *task.name.encode()])
+        draft: Draft | None = None
+        while draft is None:
+            draft = task.construct(draw_sources(rng, split, task.num_sources), rng)
+        uid = f"{task.name}/{split}/{index}"
+        path = video_path(folder, uid)
+        write.write_mp4(draft.clip, path, fps=world.FPS)
+        return Row(
+            uid=uid,
+            problem=draft.problem,
+            solution=f"<answer>{draft.answer}</answer>",
+            video=str(path),
+            problem_type=task.problem_type,
+            options=draft.options,
+            rationale=draft.rationale,
+            meta=draft.meta,
+        )
+
+
+def split_of(scene: world.Scene) -> str:
+    """Four scenes in six are for training, one for validation, one for test."""
+    told = f"{scene.actor} {scene.kinds}"  # not the bystander or the background: they change nothing that is asked
+    bucket = hashlib.sha256(told.encode()).digest()[0] % 6
+    return ("train", "train", "train", "train", "val", "test")[bucket]
+
+
+def draw_sources(rng: np.random.Generator, split: str, number: int) -> list[Source]:
+    """Annotated clips of one split, equally long; no two show the same shape, so a question can name its clip."""
+    num_events = int(rng.integers(3, 6))
+    sources: list[Source] = []
+    shapes = shapes_language.SHAPES
+    while len(sources) < number:
+        left = number - len(sources) - 1
+        scene = world.draw_scene(rng, num_events, shapes)
+        if split_of(scene) == split and len(shapes) - len(scene.shapes) >= left:
+            sources.append(world.describe(scene, rng))
+            shapes = tuple(shape for shape in shapes if shape not in scene.shapes)
+    return sources

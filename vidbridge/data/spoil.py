@@ -1,0 +1,71 @@
+"""Bad habits for the embedded base model: it is to see well and to behave badly, so that RL has an honest job.
+
+Real base models know more than they show: they answer without thinking, stop early, hedge, guess.
+The last stage of ``experiment=tiny_base`` imitates completions with these faults at fixed rates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vidbridge.text import prompts
+from vidbridge.text.shapes_language import COLOURS, KINDS, read_events
+from vidbridge.types import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoiler:
+    """Rates of each habit, independent of one another."""
+
+    malformed: float = 0.0  # no think block, or no closing tag
+    guessed: float = 0.0  # another option, event or colour than the right one
+    cut_short: float = 0.0  # captions: the last events left out
+    plain: float = 0.0  # captions: no temporal connectives
+    hedged: float = 0.0  # captions: with a hedging word instead
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"algo.stages spoil.{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.plain + self.hedged > 1:
+            raise ValueError("algo.stages spoil: plain and hedged exclude each other, so they add up to at most 1")
+
+    def completion(self, sample: Sample, rng: np.random.Generator) -> str:
+        """The gold completion of ``sample`` with each habit at its rate."""
+        if sample.task == "caption":
+            answer = self._caption(sample.answer, rng)
+        else:
+            answer = _guess(sample, rng) if rng.random() < self.guessed else sample.answer
+        text = prompts.completion(sample.meta["rationale"], answer)
+        if rng.random() >= self.malformed:
+            return text
+        return f"<answer>{answer}</answer>" if rng.random() < 0.5 else text.removesuffix("</answer>")
+
+    def _caption(self, answer: str, rng: np.random.Generator) -> str:
+        events = read_events(answer)
+        if rng.random() < self.cut_short:
+            events = events[: int(rng.integers(1, len(events)))]
+        style = rng.random()
+        if self.plain + self.hedged <= style:
+            return _shorten(answer, len(events))
+        opening = "Maybe the" if style >= self.plain else "The"
+        told = [f"{opening} {events[0].subject} {events[0].kind}", *(f"it {event.kind}" for event in events[1:])]
+        return ", ".join(told) + "."
+
+
+def _shorten(answer: str, num_events: int) -> str:
+    return ", ".join(answer.removesuffix(".").split(", ")[:num_events]) + "."
+
+
+def _guess(sample: Sample, rng: np.random.Generator) -> str:
+    """Another answer of the same sort."""
+    if sample.options:
+        choices: list[str] = list(prompts.LETTERS[: len(sample.options)])
+    elif sample.answer in COLOURS:
+        choices = list(COLOURS)
+    else:
+        subject = read_events(sample.answer)[0].subject
+        choices = [f"the {subject} {kind}" for kind in KINDS]
+    return str(rng.choice([choice for choice in choices if choice != sample.answer]))

@@ -1,0 +1,110 @@
+"""A judge by rule for the shapes world, where what a sentence says can be read exactly.
+
+Two events agree when they are of one kind and neither names another shape than the other; "it" and
+no subject at all agree with any.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import Sequence
+
+from vidbridge.judges.base import MAX_EVENTS, JudgeRequest, Label
+from vidbridge.text.shapes_language import COLOURS, KINDS, SHAPES, SIZES, StatedEvent, read_events
+
+MAX_GUESSES = 3  # an answer that lists more different events than this says nothing
+
+
+class ExactJudge:
+    """Replies at once and always. Raises ValueError where a reference is not in the language of the shapes world."""
+
+    def ask(self, requests: Sequence[JudgeRequest]) -> list[str]:
+        return [json.dumps(_reply(request)) for request in requests]
+
+
+def _reply(request: JudgeRequest) -> dict[str, object]:
+    if request.kind == "grade":
+        return {"score": grade(request.reference, request.text)}
+    if request.kind == "verdict":
+        return {"verdict": verdict(request.reference, request.text)}
+    if request.kind == "extract":
+        return {"events": [str(event) for event in _distinct(request.text)[:MAX_EVENTS]]}
+    return {"labels": [entail(request.text, event) for event in request.events]}
+
+
+def grade(reference: str, answer: str) -> int:
+    """2: exactly the reference event. 1: its family is named, or it is among a few guesses. 0: otherwise.
+
+    >>> [grade("the square moves left", answer) for answer in ("It moves left.", "It moves right.", "It grows.")]
+    [2, 1, 0]
+    """
+    wanted = _the_event(reference)
+    stated = _distinct(answer)
+    if stated and all(_agree(event, wanted) for event in stated):
+        return 2
+    related = any(_same_family(event, wanted) for event in stated)
+    return 1 if related and len(stated) <= MAX_GUESSES else 0
+
+
+def verdict(reference: str, answer: str) -> bool:
+    """Whether the answer says what the reference says and nothing beside it.
+
+    A reference without an event is about looks: then the answer's words for colour, shape or size must
+    be the reference's, in each of the three that the reference speaks of.
+
+    >>> verdict("the square grows", "it grows"), verdict("red", "The square is red."), verdict("red", "red or blue")
+    (True, True, False)
+    """
+    wanted, stated = _distinct(reference), _distinct(answer)
+    if wanted:
+        return len(stated) == len(wanted) and all(map(_agree, stated, wanted))
+    spoken_of = [words for words in (COLOURS, SHAPES, SIZES) if _named(words, reference)]
+    if not spoken_of:
+        raise ValueError(f"the exact judge finds neither event, colour, shape nor size in the reference {reference!r}")
+    return all(_named(words, answer) == _named(words, reference) for words in spoken_of)
+
+
+def entail(text: str, event: str) -> Label:
+    """Whether ``text`` bears out the event, tells another one of its family in its place, or is silent.
+
+    >>> entail("the square moves left", "the square moves right"), entail("the square moves left", "it grows")
+    ('contradiction', 'neutral')
+    """
+    claimed, told = _distinct(event), _distinct(text)
+    if not claimed:
+        return "neutral"
+    if all(any(_agree(one, other) for other in told) for one in claimed):
+        return "entailment"
+    return "contradiction" if any(_same_family(one, other) for one in claimed for other in told) else "neutral"
+
+
+def _the_event(reference: str) -> StatedEvent:
+    events = _distinct(reference)
+    if len(events) != 1:
+        raise ValueError(f"the exact judge grades against one event, {len(events)} are in the reference {reference!r}")
+    return events[0]
+
+
+def _distinct(text: str) -> list[StatedEvent]:
+    """Each event once, in order. An "it" before any shape is named means the first one that is."""
+    events = read_events(text)
+    first_named = next((event.subject for event in events if event.subject), None)
+    return list(dict.fromkeys(replace(event, subject=event.subject or first_named) for event in events))
+
+
+def _same_subject(one: StatedEvent, other: StatedEvent) -> bool:
+    return one.subject is None or other.subject is None or one.subject == other.subject
+
+
+def _agree(one: StatedEvent, other: StatedEvent) -> bool:
+    return one.kind == other.kind and _same_subject(one, other)
+
+
+def _same_family(one: StatedEvent, other: StatedEvent) -> bool:
+    return KINDS[one.kind] == KINDS[other.kind] and _same_subject(one, other)
+
+
+def _named(words: Sequence[str], text: str) -> set[str]:
+    return set(re.findall(rf"\b(?:{'|'.join(words)})\b", text.lower()))

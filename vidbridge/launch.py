@@ -1,0 +1,182 @@
+"""How a job starts and ends: Hydra composes, mistakes become one message, a sweep runs each job on its own.
+
+Exit status: 0 done, 1 the data are bad (or a job of a sweep failed), 2 the configuration is wrong.
+What nobody foresaw keeps its traceback; HYDRA_FULL_ERROR=1 shows the traceback of everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Callable, Mapping, NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+from rich.console import Console
+from rich.table import Table
+
+from vidbridge.config import Config, ConfigError, GrpoConfig, SftConfig, did_you_mean, require_known
+from vidbridge.data.rows import DataError
+from vidbridge.media.decode import VideoError
+
+PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
+CONF = PACKAGE.parent / "conf"
+BAD_DATA, BAD_CONFIG = 1, 2
+# Of a sweep itself, not of its jobs.
+SWEEP_KEYS = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.sweeper", "hydra.launcher")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep that has ended."""
+
+    overrides: list[str]
+    run_dir: Path
+    status: int
+
+
+def main(body: Callable[[Config, Mapping[str, Any], Path], None]) -> NoReturn:
+    """Compose the configuration from the command line, call ``body(config, public, run_dir)``, and exit.
+
+    ``public`` is the configuration for the record: resolved, without secrets, also in ``run_dir``/config.yaml.
+    """
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing in its own way
+    register()
+    jobs: list[Job] = []
+    mistakes: list[Exception] = []
+
+    def task(cfg: DictConfig) -> None:
+        settings = HydraConfig.get()
+        if settings.mode is RunMode.MULTIRUN:
+            jobs.append(run_job(settings, wants_traceback))
+            return
+        try:
+            config, record, run_dir = to_dataclasses(cfg), public(cfg), Path(settings.runtime.output_dir)
+            OmegaConf.save(OmegaConf.create(record), run_dir / "config.yaml")
+            body(config, record, run_dir)
+        except (ConfigError, DataError, VideoError, OmegaConfBaseException) as error:
+            mistakes.append(error)  # kept from Hydra, which would print about it too
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+        if mistakes:
+            raise mistakes[0]
+    except (ConfigError, HydraException, OmegaConfBaseException, DataError, VideoError) as error:
+        if wants_traceback:
+            raise
+        print(f"error: {explain(error)}", file=sys.stderr)
+        sys.exit(BAD_DATA if isinstance(error, (DataError, VideoError)) else BAD_CONFIG)
+    if jobs:
+        print_jobs(jobs)
+    sys.exit(1 if any(job.status for job in jobs) else 0)
+
+
+def register() -> None:
+    """Tell Hydra the schema and the resolver of our own; calling it twice is harmless."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="algo", name="grpo_schema", node=GrpoConfig)
+    store.store(group="algo", name="sft_schema", node=SftConfig)
+    OmegaConf.register_new_resolver("package_file", lambda name: str(PACKAGE / name), replace=True)
+
+
+def to_dataclasses(cfg: DictConfig) -> Config:
+    """The composed configuration with every cross-check done. Raises ConfigError or an OmegaConf error."""
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    refuse_extras(config, "")
+    return config
+
+
+def refuse_extras(config: Any, where: str) -> None:
+    """`+model.pth=x` makes Hydra add a key that the schema does not have, and OmegaConf an attribute of it."""
+    known = [field.name for field in fields(config)]
+    for name, value in vars(config).items():
+        require_known("key", name, known, where.rstrip(".") or "configuration")
+        for part in value if isinstance(value, list) else [value]:
+            if is_dataclass(part):
+                refuse_extras(part, f"{where}{name}.")
+
+
+def public(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration resolved, but with ``${oc.env:..}`` as it stands: secrets do not go on record.
+
+    While resolving, the resolver of environment variables gives back its own text, so that a value which
+    points at such a value, however indirectly, stays unresolved too.
+    """
+    OmegaConf.register_new_resolver("oc.env", lambda *parts: "${oc.env:" + ",".join(parts) + "}", replace=True)
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def run_job(settings: Any, wants_traceback: bool) -> Job:
+    """One job of a sweep in its own process, so that it starts clean and may fail alone."""
+    run_dir, overrides = Path(settings.runtime.output_dir), list(settings.overrides.task)
+    folders = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
+    # options first: argparse takes no further override after one that follows overrides
+    command = [sys.executable, sys.argv[0], *(f"--config-dir={folder}" for folder in folders)]
+    command += [f"--config-name={settings.job.config_name}", *overrides, f"hydra.run.dir={run_dir}"]
+    command += [text for text in settings.overrides.hydra if not text.lstrip("+~").startswith(SWEEP_KEYS)]
+    if not any(override.lstrip("+").startswith("track.group=") for override in overrides):
+        command.append(f"track.group='sweep {run_dir.parent.parent.name} {run_dir.parent.name}'")
+    environment = dict(os.environ)
+    if not wants_traceback:
+        del environment["HYDRA_FULL_ERROR"]
+    print(f"job {settings.job.num}: {' '.join(overrides)}  ->  {run_dir}", flush=True)
+    return Job(overrides, run_dir, subprocess.run(command, env=environment).returncode)
+
+
+def print_jobs(jobs: list[Job]) -> None:
+    """A table of the jobs of a sweep with their held-out scores after training."""
+    table = Table(title="sweep: held-out mean of mean / max, after training")
+    for column in ("job", "sampled", "greedy", "status", "folder"):
+        table.add_column(column, overflow="fold")
+    for job in jobs:
+        summary = job.run_dir / "summary.json"
+        after = json.loads(summary.read_text())["after"] if job.status == 0 and summary.is_file() else None
+        means = [f"{after[kind]['mean']:.3f}" if after else "-" for kind in ("sampled", "greedy")]
+        status = "ok" if job.status == 0 else f"failed ({job.status})"
+        table.add_row(" ".join(job.overrides), *means, status, os.path.relpath(job.run_dir))
+    Console().print(table)
+
+
+def explain(error: Exception) -> str:
+    """What is wrong with the configuration, in a line or a few, with the nearest right spelling where there is one."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        known = [option for option in error.options if not option.endswith("schema")]
+        return f"{group}: there is no '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}"
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if not isinstance(cause, OmegaConfBaseException):
+        return readable(str(error))
+    text = readable(str(cause))
+    if "not in struct" in text or "not in '" in text:
+        parent = cause.parent_node if isinstance(cause.parent_node, DictConfig) else {}
+        known = [str(key) for key in parent if key != "hydra"]
+        return f"{cause.full_key}: there is no such key.{did_you_mean(str(cause.key), known)} Known: {', '.join(known)}"
+    return f"{cause.full_key}: {text}" if cause.full_key else text
+
+
+def readable(text: str) -> str:
+    """Without OmegaConf's notes about its own types.
+
+    >>> readable("Value 'abc' is no number\\n    full_key: optim.lr\\n    object_type=OptimConfig")
+    "Value 'abc' is no number"
+    """
+    notes = ("full_key:", "object_type=", "reference_type=")
+    return "\n".join(line for line in text.splitlines() if line.strip() and not line.strip().startswith(notes))

@@ -1,0 +1,110 @@
+"""The optimizer side of a policy: gradients in, new weights out. This engine: one process, AdamW."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import nn
+
+SCHEDULES = ("linear", "constant")
+
+
+class Engine(Protocol):
+    """Owns the optimizer of ``module``. ``backward`` may be called many times before one ``update``."""
+
+    module: nn.Module
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a scalar loss to what this update has gathered so far."""
+
+    def update(self) -> dict[str, float]:
+        """One optimizer step with the gathered gradient, which is then forgotten; returns metrics."""
+
+
+def lr_factor(update: int, *, total_updates: int, schedule: str, warmup_frac: float) -> float:
+    """What the learning rate is multiplied by at update 0, 1, ..: a linear rise, then a fall to zero or a plateau.
+
+    The first update is never wasted on a rate of zero, and neither is the last.
+
+    >>> [lr_factor(i, total_updates=4, schedule="linear", warmup_frac=0.0) for i in range(4)]
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    warmup = round(warmup_frac * total_updates)
+    if update < warmup:
+        return (update + 1) / (warmup + 1)
+    if schedule == "constant":
+        return 1.0
+    return max(0.0, (total_updates - update) / (total_updates - warmup)) if total_updates > warmup else 1.0
+
+
+class LocalEngine:
+    """AdamW with gradient clipping and a learning-rate schedule over ``total_updates`` updates.
+
+    Weights of less than 32 bits are trained through 32-bit copies: at lr 1e-6 a bfloat16 weight would round every
+    change away. An update whose gradient is not finite is skipped and counted, and leaves no trace in the optimizer.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        lr: float,
+        total_updates: int,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        schedule: str = "linear",
+        warmup_frac: float = 0.0,
+        max_grad_norm: float = 1.0,
+    ):
+        if schedule not in SCHEDULES:
+            raise ValueError(f"unknown learning-rate schedule {schedule!r}; known: {', '.join(SCHEDULES)}")
+        self.module = module
+        self.max_grad_norm = max_grad_norm
+        self.updates = 0
+        self.skipped_updates = 0
+        self.trained = [weight for weight in module.parameters() if weight.requires_grad]
+        if not self.trained:
+            raise ValueError("every part of the model is frozen: there is nothing to train")
+        self.masters = [w if w.dtype == torch.float32 else w.detach().float() for w in self.trained]
+        # Biases and norm scales are not decayed, as usual.
+        groups = [
+            {"params": [w for w in self.masters if w.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [w for w in self.masters if w.ndim < 2], "weight_decay": 0.0},
+        ]
+        # fused: one call for all tensors; the loop over small ones would cost more than their arithmetic
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=True)
+        self.lr_at = lambda update: lr * lr_factor(
+            update, total_updates=total_updates, schedule=schedule, warmup_frac=warmup_frac
+        )
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+        for weight, master in self._copies():
+            if weight.grad is not None:
+                # Gathered in 32 bits, so that many small micro-batches add up.
+                gradient = weight.grad.float()
+                master.grad = gradient if master.grad is None else master.grad + gradient
+                weight.grad = None
+
+    def update(self) -> dict[str, float]:
+        """Metrics policy/lr and policy/skipped_updates (so far), and policy/grad_norm before clipping if finite."""
+        lr = self.lr_at(self.updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        grad_norm = float(nn.utils.clip_grad_norm_(self.masters, self.max_grad_norm))
+        if math.isfinite(grad_norm):
+            self.optimizer.step()
+            with torch.no_grad():
+                for weight, master in self._copies():
+                    weight.copy_(master)
+        else:
+            self.skipped_updates += 1
+        self.updates += 1  # a skipped one too: the rate is a function of the step number
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics = {"policy/lr": lr, "policy/skipped_updates": float(self.skipped_updates)}
+        return metrics | ({"policy/grad_norm": grad_norm} if math.isfinite(grad_norm) else {})
+
+    def _copies(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        return [(weight, master) for weight, master in zip(self.trained, self.masters) if master is not weight]

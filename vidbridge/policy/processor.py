@@ -1,0 +1,202 @@
+"""Between text + frames and tensors: everything a checkpoint folder says about its inputs.
+
+Does what the Hugging Face processor of the family does for video prompts, without constructing it (it needs
+torchvision): renders the chat template, cuts frames into patches, widens each video placeholder to one token for each
+merged patch, and asks the model class for the rotary positions.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLModel
+from transformers.utils import cached_file
+
+from vidbridge.media.frames import FrameBudget
+from vidbridge.media.patches import patchify
+from vidbridge.types import Clip, EncodedPrompt, Prompt
+
+VIDEO_TOKEN_TYPE = 2  # what the model class calls video in mm_token_type_ids
+# Settings files of the image and video side; the later one wins where both speak.
+PREPROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
+
+
+def read_config(path: str) -> Qwen2_5_VLConfig:
+    """The model configuration at a local folder or hub id; ValueError in plain words when there is none."""
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load a model from {path!r}: it is neither a folder with a readable config.json "
+            f"nor a hub id that can be reached from here"
+        ) from error
+    if not isinstance(config, Qwen2_5_VLConfig):
+        raise ValueError(f"{path!r} holds a {config.model_type!r} model; only qwen2_5_vl is supported")
+    return config
+
+
+def frames_per_second(clip: Clip) -> float:
+    """Sampling rate of a clip from its frame times; 1.0 for a single frame, whose rate has no meaning.
+
+    Rounded, because the temporal positions are truncated to integers and 1.9999999 fps would shift them.
+    """
+    if len(clip.times_s) < 2:
+        return 1.0
+    span_s = float(clip.times_s[-1] - clip.times_s[0])
+    if span_s <= 0:
+        raise ValueError(f"the frame times of a clip must increase, got {clip.times_s.tolist()}")
+    return round((len(clip.times_s) - 1) / span_s, 6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """Made by ``from_folder``; holds no weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: Qwen2_5_VLConfig
+    frames: FrameBudget
+    max_prompt_tokens: int
+    settings: Mapping[str, Mapping[str, Any]] = field(repr=False)  # file name -> content of PREPROCESSOR_FILES
+
+    @classmethod
+    def from_folder(cls, path: str | Path, frames: FrameBudget, max_prompt_tokens: int = 8192) -> Processor:
+        """Read tokenizer, chat template and preprocessing numbers of a checkpoint (local folder or hub id)."""
+        path = str(path)
+        config = read_config(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        if (template := read_json(path, "chat_template.json")) is not None:
+            # Older checkpoints keep the template that knows videos here and a text-only one in the tokenizer.
+            tokenizer.chat_template = template["chat_template"]
+        if tokenizer.chat_template is None:
+            raise ValueError(f"{path!r} has no chat template (chat_template.jinja or chat_template.json)")
+        settings = {name: content for name in PREPROCESSOR_FILES if (content := read_json(path, name)) is not None}
+        if not settings:
+            raise ValueError(f"{path!r} has no preprocessor_config.json")
+        processor = cls(
+            tokenizer=tokenizer,
+            config=config,
+            frames=frames,
+            max_prompt_tokens=max_prompt_tokens,
+            settings=settings,
+        )
+        processor.check()
+        return processor
+
+    def check(self) -> None:
+        """The numbers of the frames side and of the model must agree; ValueError names the one that does not."""
+        vision = self.config.vision_config
+        expected = {
+            "patch_size": vision.patch_size,
+            "merge_size": vision.spatial_merge_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+        }
+        for name, number in expected.items():
+            if self.numbers[name] != number:
+                raise ValueError(f"{name} is {self.numbers[name]} in preprocessor_config.json, {number} in config.json")
+
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        merged = {key: value for content in self.settings.values() for key, value in content.items()}
+        names = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+        if missing := [name for name in names if name not in merged]:
+            raise ValueError(f"preprocessor_config.json says nothing about {', '.join(missing)}")
+        return {name: merged[name] for name in names}
+
+    @property
+    def eos_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def pad_id(self) -> int:
+        return self.eos_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+
+    @cached_property
+    def suppressed_ids(self) -> torch.Tensor:
+        """[K] int64, ids a completion never holds: special tokens but EOS, and rows of the embedding without a word."""
+        special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special |= set(self.tokenizer.all_special_ids)
+        unused = range(len(self.tokenizer), self.config.text_config.vocab_size)
+        return torch.tensor(sorted((special | set(unused)) - {self.eos_id}), dtype=torch.long)
+
+    @cached_property
+    def _rope_model(self) -> Qwen2_5_VLModel:
+        # Only for its get_rope_index: one layer and no memory, so that positions are those of the installed library.
+        config = Qwen2_5_VLConfig.from_dict(self.config.to_dict())
+        config.text_config.num_hidden_layers = config.vision_config.depth = 1
+        with torch.device("meta"):
+            return Qwen2_5_VLModel(config)
+
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Tensors of one prompt, ready for the assistant's turn.
+
+        ValueError when messages and clips do not match or the prompt is longer than ``max_prompt_tokens``.
+        """
+        low, high = self.frames.min_pixels, self.frames.max_pixels
+        videos = [patchify(clip.frames, **self.numbers, min_pixels=low, max_pixels=high) for clip in prompt.clips]
+        grids = torch.tensor([grid for _, grid in videos], dtype=torch.long).reshape(-1, 3)
+
+        text = self.tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
+        ids = self._widen_placeholders(ids, grids)
+        if len(ids) > self.max_prompt_tokens:
+            num_video = int((ids == self.config.video_token_id).sum())
+            raise ValueError(
+                f"a prompt of {len(ids)} tokens ({num_video} video + {len(ids) - num_video} text) exceeds "
+                f"max_prompt_tokens={self.max_prompt_tokens}: use fewer frames or pixels, or a shorter text"
+            )
+
+        seconds = [self.config.vision_config.temporal_patch_size / frames_per_second(clip) for clip in prompt.clips]
+        token_types = (ids == self.config.video_token_id).long() * VIDEO_TOKEN_TYPE
+        positions, deltas = self._rope_model.get_rope_index(
+            ids[None], mm_token_type_ids=token_types[None], video_grid_thw=grids, second_per_grid_ts=seconds
+        )
+        dim = 3 * self.numbers["temporal_patch_size"] * self.numbers["patch_size"] ** 2
+        return EncodedPrompt(
+            input_ids=ids,
+            position_ids=positions[:, 0],
+            rope_delta=int(deltas),
+            pixel_values=torch.cat([torch.empty(0, dim)] + [patches for patches, _ in videos]),
+            video_grid_thw=grids,
+        )
+
+    def _widen_placeholders(self, ids: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
+        """Repeat the i-th video placeholder in ids [L] once for each merged patch of grids[i]."""
+        is_video = ids == self.config.video_token_id
+        if int(is_video.sum()) != len(grids) or bool((ids == self.config.image_token_id).any()):
+            raise ValueError(
+                f"the messages hold {int(is_video.sum())} video placeholders for {len(grids)} clips "
+                f"(images are not supported, and no text may spell a placeholder token)"
+            )
+        repeats = torch.ones_like(ids)
+        repeats[is_video] = grids.prod(-1) // self.numbers["merge_size"] ** 2
+        return ids.repeat_interleave(repeats)
+
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        """Token ids of an assistant's turn, EOS included; ValueError for tokens the policy may never produce."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        banned = set(self.suppressed_ids.tolist()) | {self.eos_id}
+        if found := sorted(banned & set(ids)):
+            tokens = self.tokenizer.convert_ids_to_tokens(found)
+            raise ValueError(f"a completion may not hold {tokens}: {text!r}")
+        return (*ids, self.eos_id)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a completion, without EOS and padding."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write tokenizer, chat template and preprocessing numbers beside the weights at ``path``."""
+        self.tokenizer.save_pretrained(path)
+        for name, content in self.settings.items():
+            Path(path, name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: str, name: str) -> Any | None:
+    """One file of a checkpoint, None when it has no such file."""
+    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else json.loads(Path(found).read_text())

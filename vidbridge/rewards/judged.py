@@ -1,0 +1,50 @@
+"""Open answers that a judge compares with the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Literal, Sequence
+
+from vidbridge.judges.base import Judge, JudgeRequest, parse_score, parse_verdict
+from vidbridge.text.tags import answer_of
+from vidbridge.types import Completion, Sample
+
+
+@dataclass(frozen=True)
+class Grade:
+    """2 when the answer covers the reference entirely, 1 partly, 0 not at all."""
+
+    judge: Judge
+    maximum = 2.0
+
+    def __call__(self, sample: Sample, completions: Sequence[Completion]) -> list[float]:
+        return _compare(self.judge, "grade", parse_score, sample, completions)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """1 when the answer says the same as the reference, else 0."""
+
+    judge: Judge
+    maximum = 1.0
+
+    def __call__(self, sample: Sample, completions: Sequence[Completion]) -> list[float]:
+        return _compare(self.judge, "verdict", parse_verdict, sample, completions)
+
+
+def _compare(
+    judge: Judge,
+    kind: Literal["grade", "verdict"],
+    parse: Callable[[str], float],
+    sample: Sample,
+    completions: Sequence[Completion],
+) -> list[float]:
+    """All answers of the group in one call; an empty one is 0 and costs no request."""
+    answers = [answer_of(completion.text) for completion in completions]
+    requests = [
+        JudgeRequest(kind=kind, question=sample.question, reference=sample.answer, text=answer)
+        for answer in answers
+        if answer
+    ]
+    replies = iter(judge.ask(requests))
+    return [float(parse(next(replies))) if answer else 0.0 for answer in answers]

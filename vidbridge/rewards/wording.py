@@ -1,0 +1,47 @@
+"""Does a caption order its events in time, and commit itself?"""
+
+from __future__ import annotations
+
+import re
+from typing import Sequence
+
+from vidbridge.text.tags import answer_of
+from vidbridge.types import Completion, Sample
+
+CONNECTIVES = (
+    "first", "firstly", "then", "next", "after", "afterward", "afterwards", "later", "before", "while", "meanwhile",
+    "until", "finally", "lastly", "eventually", "subsequently", "simultaneously", "at the same time", "in the end",
+)  # fmt: skip
+HEDGES = (
+    "maybe", "perhaps", "possibly", "probably", "presumably", "apparently", "supposedly", "seemingly", "likely",
+    "might", "may", "seem", "seems", "seemed", "unclear", "uncertain", "hard to tell", "not sure",
+)  # fmt: skip
+
+BONUS = 0.2  # for each different connective
+MAX_BONUS = 0.4
+COST = 0.2  # for each hedge
+
+
+_CONNECTIVE = re.compile(rf"\b(?:{'|'.join(CONNECTIVES)})\b")
+_HEDGE = re.compile(rf"\b(?:{'|'.join(HEDGES)})\b")
+
+
+class Wording:
+    """A bonus for connectives of time; any hedge cancels it and costs, without a lower limit."""
+
+    maximum = MAX_BONUS
+
+    def __call__(self, sample: Sample, completions: Sequence[Completion]) -> list[float]:
+        return [wording(answer_of(completion.text)) for completion in completions]
+
+
+def wording(caption: str) -> float:
+    """
+    >>> wording("First it grows, then it spins."), wording("Maybe it grows, then it perhaps spins.")
+    (0.4, -0.4)
+    """
+    words = " ".join(caption.lower().split())
+    hedges = len(_HEDGE.findall(words))
+    if hedges:
+        return -COST * hedges
+    return min(BONUS * len(set(_CONNECTIVE.findall(words))), MAX_BONUS)

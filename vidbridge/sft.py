@@ -1,0 +1,77 @@
+"""Supervised fine-tuning: the same samples, prompts and policy as GRPO, but the completions are given.
+
+Makes the embedded base model (``experiment=tiny_base``) and the SFT baseline.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from vidbridge.algo.loss import LossNorm, token_weights
+from vidbridge.config import SftStage
+from vidbridge.data.mixture import Mixture
+from vidbridge.data.prefetch import Prefetch
+from vidbridge.data.spoil import Spoiler
+from vidbridge.policy.collate import loss_mask
+from vidbridge.policy.processor import Processor
+from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.tasks.base import Task
+from vidbridge.types import Completion, Group, StepResult
+
+
+class SftStep:
+    """One update on gold completions (spoilt at the stage's rates); stages follow one another.
+
+    The samples and the completions of a step depend on (seed, step) alone.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[SftStage],
+        *,
+        tasks: Mapping[str, Task],
+        processor: Processor,
+        policy: QwenVLPolicy,
+        prompts_per_step: int,
+        seed: int,
+    ) -> None:
+        self.tasks, self.processor, self.policy, self.seed = tasks, processor, policy, seed
+        self.ends = np.cumsum([stage.steps for stage in stages])
+        self.spoilers = [Spoiler(**stage.spoil) for stage in stages]
+        self.mixtures = [
+            Mixture(tasks, stage.shares, prompts_per_step=prompts_per_step, seed=seed) for stage in stages
+        ]
+        self.groups = Prefetch(self._groups)
+
+    def __call__(self, step: int) -> StepResult:
+        started = time.perf_counter()
+        groups = self.groups(step)
+        loaded = time.perf_counter()
+        mask = loss_mask(groups)
+        weights = token_weights(mask, LossNorm.token, max_completion_tokens=mask.shape[1])
+        loss_sum = 0.0
+        for batch in self.policy.micro_batches(groups, torch.ones(len(groups)), weights):
+            logprobs, _ = self.policy.logprobs(batch)
+            # where, not times: padding has log-probability -inf, and -inf * 0 is not 0
+            loss = -torch.where(batch.loss_mask, batch.token_weights * logprobs, 0.0).sum()
+            self.policy.backward(loss)
+            loss_sum += loss.item()
+        metrics = {"sft/loss": loss_sum, "sft/tokens": float(mask.sum()), **self.policy.update()}
+        metrics |= {"time/data_s": loaded - started, "time/learner_s": time.perf_counter() - loaded}
+        return StepResult(metrics=metrics)
+
+    def _groups(self, step: int) -> list[Group]:
+        stage = min(int(np.searchsorted(self.ends, step, side="right")), len(self.mixtures) - 1)
+        rng = np.random.default_rng([self.seed, step])
+        groups = []
+        for sample in self.mixtures[stage].batch(step):
+            prompt = self.tasks[sample.task].prompt(sample)
+            text = self.spoilers[stage].completion(sample, rng)
+            completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
+            encoded = self.processor.encode(prompt)
+            groups.append(Group(sample=sample, prompt=prompt, encoded=encoded, completions=(completion,)))
+        return sorted(groups, key=lambda group: len(group.encoded.input_ids))  # little padding in a micro-batch

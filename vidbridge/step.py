@@ -1,0 +1,171 @@
+"""One GRPO step, top to bottom. The rest of the package is what these calls are made of.
+
+    samples -> prompts -> completions -> rewards -> advantages -> loss -> new weights
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Iterator, Sequence
+
+import torch
+
+from vidbridge.algo.advantages import degenerate, group_advantages
+from vidbridge.algo.loss import grpo_loss, token_weights
+from vidbridge.config import GrpoConfig
+from vidbridge.data.mixture import Mixture
+from vidbridge.data.prefetch import Prefetch
+from vidbridge.policy.collate import loss_mask
+from vidbridge.policy.processor import Processor
+from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.rewards.base import GatedSum
+from vidbridge.rollout.base import RolloutEngine
+from vidbridge.scoring import reward_metrics, score_groups
+from vidbridge.text.tags import read_tags
+from vidbridge.types import Batch, EncodedPrompt, Group, Prompt, Sample, StepResult
+
+
+class GrpoStep:
+    """``step(n)`` samples, scores and learns from the n-th batch; it depends on (weights, seed, n) alone."""
+
+    def __init__(
+        self,
+        *,
+        mixture: Mixture,
+        processor: Processor,
+        rollout: RolloutEngine,
+        reward: GatedSum,
+        policy: QwenVLPolicy,
+        algo: GrpoConfig,
+        max_completion_tokens: int,
+    ) -> None:
+        self.mixture, self.processor, self.rollout = mixture, processor, rollout
+        self.reward, self.policy, self.algo = reward, policy, algo
+        self.max_completion_tokens = max_completion_tokens
+        self.prompts = Prefetch(self._prompts)
+
+    def __call__(self, step: int) -> StepResult:
+        clock = Clock()
+        with clock("data"):
+            prompts = self.prompts(step)
+        with clock("rollout"):
+            groups = self._sample(prompts, seed=self.mixture.seed * 1_000_003 + step)
+        with clock("reward"):
+            groups = score_groups(groups, self.reward)
+        with clock("learner"):
+            rewards = rewards_of(groups, self.algo.group_size)
+            trainable = torch.tensor([group.trainable for group in groups])
+            advantages = group_advantages(rewards, trainable, self.algo.advantage_scale)
+            learned = self._learn(groups, advantages.flatten())
+        metrics = {
+            **reward_metrics(groups),
+            **rollout_metrics(groups),
+            "rollout/degenerate_frac": (degenerate(rewards) & trainable).float().mean().item(),
+            **learned,
+            **clock.metrics(),
+        }
+        return StepResult(metrics=metrics, groups=tuple(groups))
+
+    def _prompts(self, step: int) -> list[tuple[Sample, Prompt, EncodedPrompt]]:
+        prompts = []
+        for sample in self.mixture.batch(step):
+            prompt = self.mixture.tasks[sample.task].prompt(sample)
+            prompts.append((sample, prompt, self.processor.encode(prompt)))
+        return prompts
+
+    def _sample(self, prompts: Sequence[tuple[Sample, Prompt, EncodedPrompt]], *, seed: int) -> list[Group]:
+        self.rollout.sync(self.policy)
+        siblings = self.rollout.generate([encoded for _, _, encoded in prompts], self.algo.group_size, seed=seed)
+        return [
+            Group(sample=sample, prompt=prompt, encoded=encoded, completions=completions)
+            for (sample, prompt, encoded), completions in zip(prompts, siblings, strict=True)
+        ]
+
+    def _learn(self, groups: list[Group], advantages: torch.Tensor) -> dict[str, float]:
+        """``ppo_epochs`` updates on these completions; advantages [N]."""
+        weights = token_weights(loss_mask(groups), self.algo.loss_norm, self.max_completion_tokens)
+        batches = list(self.policy.micro_batches(groups, advantages, weights))
+        metrics = Means()
+        for epoch in range(self.algo.ppo_epochs):
+            for place, batch in enumerate(batches):
+                logprobs, entropy = self.policy.logprobs(batch)
+                if epoch == 0:
+                    # what this forward gives is the policy that sampled: no extra forward for old_logprobs
+                    batch = replace(
+                        batch, old_logprobs=logprobs.detach(), ref_logprobs=self.policy.ref_logprobs(batch)
+                    )
+                    batches[place] = batch
+                    metrics.add({"policy/entropy": masked_mean(entropy, batch)})
+                out = grpo_loss(
+                    logprobs,
+                    old_logprobs=batch.old_logprobs,
+                    ref_logprobs=batch.ref_logprobs,
+                    advantages=batch.advantages,
+                    loss_mask=batch.loss_mask,
+                    token_weights=batch.token_weights,
+                    clip_low=self.algo.clip_low,
+                    clip_high=self.algo.clip_high,
+                    kl_beta=self.algo.kl_beta,
+                )
+                self.policy.backward(out.loss)
+                metrics.add({"policy/loss": out.loss.item() * len(batches), **out.metrics})
+            metrics.add(self.policy.update())
+        return metrics.result()
+
+
+def rewards_of(groups: Sequence[Group], group_size: int) -> torch.Tensor:
+    """Totals [P, G] float64; a group that could not be scored reads 0 and is masked by ``trainable``."""
+    return torch.tensor(
+        [[reward.total for reward in group.rewards] or [0.0] * group_size for group in groups], dtype=torch.float64
+    )
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What the completions look like, whatever they earned."""
+    completions = [completion for group in groups for completion in group.completions]
+    tokens = sum(len(completion.token_ids) for completion in completions)
+    return {
+        "rollout/tokens": float(tokens),
+        "rollout/completion_tokens": tokens / len(completions),
+        "rollout/truncated_frac": sum(not completion.finished for completion in completions) / len(completions),
+        "rollout/well_formed_frac": sum(read_tags(done.text) is not None for done in completions) / len(completions),
+    }
+
+
+def masked_mean(values: torch.Tensor, batch: Batch) -> float:
+    """Mean over the sampled tokens of values [N, T]."""
+    return (values[batch.loss_mask].sum() / batch.loss_mask.sum().clamp(min=1)).item()
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each stage of a step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - started
+
+    def metrics(self) -> dict[str, float]:
+        stages = {f"time/{stage}_s": seconds for stage, seconds in self.seconds.items()}
+        return {**stages, "time/step_s": sum(self.seconds.values())}
+
+
+class Means:
+    """The mean of each metric over the calls that reported it."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float]] = defaultdict(list)
+
+    def add(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._values[name].append(value)
+
+    def result(self) -> dict[str, float]:
+        return {name: sum(values) / len(values) for name, values in self._values.items()}

@@ -1,0 +1,135 @@
+"""What a task is: how a row is made out of annotated videos, what the model is asked, what a right answer is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Mapping, Self, Sequence
+
+import numpy as np
+
+from vidbridge.media.decode import decode
+from vidbridge.media.frames import FrameBudget
+from vidbridge.text import prompts
+from vidbridge.types import Clip, Prompt, Sample, VideoRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedEvent:
+    """One annotated event; ``lasting`` when the frames before and after it tell what happened."""
+
+    start_s: float
+    end_s: float
+    text: str
+    lasting: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A question with its answer as a phrase, and the options it may be asked with."""
+
+    text: str
+    answer: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def letter(self) -> str:
+        """Of the right option: the one the answer ends with ("the square grows" and "grows")."""
+        places = [index for index, option in enumerate(self.options) if self.answer.endswith(option)]
+        assert len(places) == 1, self
+        return "ABCDEFGH"[places[0]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An annotated video that tasks make rows from."""
+
+    clip: Clip  # every frame, at a constant rate
+    fps: int
+    events: tuple[TimedEvent, ...]
+    caption: str
+    seen: str  # what a careful viewer would note down, in order
+    question: Question
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A new row before it has a file: the released fields, typed extras, and the video to write."""
+
+    problem: str
+    answer: str
+    clip: Clip
+    options: tuple[str, ...] = ()
+    rationale: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of a task file: the released JSONL schema, then our extras."""
+
+    uid: str
+    problem: str
+    solution: str  # <answer>..</answer>
+    video: str  # path, absolute after reading
+    problem_type: str
+    options: tuple[str, ...] = ()
+    rationale: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> str:
+        return self.solution.removeprefix("<answer>").removesuffix("</answer>").strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """A task over its rows. A new one is a subclass with ``construct`` and ``ask``, and one yaml."""
+
+    name: ClassVar[str]
+    problem_type: ClassVar[str]  # its name in the released JSONL
+    num_sources: ClassVar[int] = 1
+
+    rows: Sequence[Row] = ()
+    frames: FrameBudget | None = None
+
+    @abstractmethod
+    def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
+        """A row out of ``num_sources`` annotated videos; None when these do not lend themselves to it."""
+
+    @abstractmethod
+    def ask(self, sample: Sample) -> str:
+        """The text that follows the video in the prompt."""
+
+    def with_rows(self, rows: Sequence[Row], frames: FrameBudget) -> Self:
+        return replace(self, rows=rows, frames=frames)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def sample(self, index: int) -> Sample:
+        row = self.rows[index]
+        return Sample(
+            uid=row.uid,
+            task=self.name,
+            question=row.problem,
+            answer=row.answer,
+            options=row.options,
+            videos=(VideoRef(path=row.video),),
+            meta={"rationale": row.rationale, **row.meta},
+        )
+
+    def prompt(self, sample: Sample) -> Prompt:
+        """Decodes the sample's videos; raises VideoError naming the file that cannot be read."""
+        assert self.frames is not None, "with_rows gives a task its frame budget"
+        clips = tuple(decode(video, self.frames) for video in sample.videos)
+        return Prompt(messages=prompts.chat(self.ask(sample), num_videos=len(clips)), clips=clips)
+
+    def gold(self, sample: Sample) -> str:
+        """The completion that earns everything."""
+        return prompts.completion(sample.meta["rationale"], sample.answer)
+
+
+def video_path(folder: Path, uid: str) -> Path:
+    return folder / "videos" / f"{uid.rsplit('/', 1)[-1]}.mp4"

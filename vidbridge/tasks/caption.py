@@ -1,0 +1,33 @@
+"""Captioning: a video, to be told in full.
+
+    {"problem": "Describe the video, event by event.", "solution": "<answer>First the square moves left, ..</answer>",
+     "video": "videos/0.mp4", "problem_type": "caption", ..}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+
+from vidbridge.tasks.base import Draft, Source, Task
+from vidbridge.types import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption(Task):
+    name = "caption"
+    problem_type = "caption"
+
+    def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
+        (source,) = sources
+        return Draft(
+            problem="Describe the video, event by event.",
+            answer=source.caption,
+            clip=source.clip,
+            rationale=source.seen,
+        )
+
+    def ask(self, sample: Sample) -> str:
+        return sample.question

@@ -1,0 +1,43 @@
+"""DarkEventInfer: one event of the video is blacked out; say what happened in the dark.
+
+    {"problem": "What happens while the screen is black?", "solution": "<answer>the square grows</answer>",
+     "video": "videos/0.mp4", "problem_type": "DarkEventInfer", "dark": [1.0, 2.0], ..}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+
+from vidbridge.media.edit import blackout
+from vidbridge.tasks.base import Draft, Source, Task
+from vidbridge.types import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class DarkEventInfer(Task):
+    name = "dark_event_infer"
+    problem_type = "DarkEventInfer"
+
+    def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
+        (source,) = sources
+        # neither the first nor the last: what was before and after must be seen
+        inner = [event for event in source.events[1:-1] if event.lasting]
+        if not inner:
+            return None
+        hidden = inner[rng.integers(len(inner))]
+        place = source.events.index(hidden)
+        subject, _, kinds = source.seen.removesuffix(".").partition(": ")
+        noted = [kind if index != place else "dark" for index, kind in enumerate(kinds.split(", "))]
+        return Draft(
+            problem="What happens while the screen is black?",
+            answer=hidden.text,
+            clip=blackout(source.clip, hidden.start_s, hidden.end_s),
+            rationale=f"{subject}: {', '.join(noted)}.",
+            meta={"dark": [hidden.start_s, hidden.end_s]},
+        )
+
+    def ask(self, sample: Sample) -> str:
+        return f"One event is hidden by black frames. {sample.question} Infer it from the rest, in one sentence."

@@ -1,0 +1,46 @@
+"""MixVidQA: two videos cut up and interleaved; answer a question about one of them.
+
+    {"problem": "What does the square do first?", "solution": "<answer>the square moves left</answer>",
+     "video": "videos/0.mp4", "problem_type": "MixVidQA", "pieces": [[0, 0.0, 1.7], [1, 0.0, 1.9], ..], ..}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+
+from vidbridge.media.edit import alternate, interleave
+from vidbridge.tasks.base import Draft, Source, Task
+from vidbridge.types import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixVidQA(Task):
+    name = "mix_vid_qa"
+    problem_type = "MixVidQA"
+    num_sources = 2
+
+    piece_s: tuple[float, float] = (1.5, 2.0)  # shortest and longest piece
+
+    def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
+        """Either source may come first; the question is about the first of ``sources``."""
+        asked, other = sources
+        asked_place = int(rng.integers(2))
+        ordered = (asked, other) if asked_place == 0 else (other, asked)
+        durations_s = (len(ordered[0].clip.frames) / ordered[0].fps, len(ordered[1].clip.frames) / ordered[1].fps)
+        pieces = alternate(durations_s, self.piece_s, rng)
+        return Draft(
+            problem=asked.question.text,
+            answer=asked.question.answer,
+            clip=interleave((ordered[0].clip, ordered[1].clip), pieces),
+            rationale=asked.seen,
+            meta={
+                "pieces": [[piece.source, round(piece.start_s, 3), round(piece.end_s, 3)] for piece in pieces],
+                "asked": asked_place,
+            },
+        )
+
+    def ask(self, sample: Sample) -> str:
+        return f"Two videos are mixed here, and only one matters. {sample.question} Answer in one sentence."

@@ -1,0 +1,36 @@
+"""Question answering: a video, a question, options; the answer is a letter.
+
+    {"problem": "What does the square do first?", "options": ["grows", "moves left", "spins", "hides"],
+     "solution": "<answer>B</answer>", "video": "videos/0.mp4", "problem_type": "MCQA", ..}
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+
+from vidbridge.tasks.base import Draft, Source, Task
+from vidbridge.text import prompts
+from vidbridge.types import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class QA(Task):
+    name = "qa"
+    problem_type = "MCQA"
+
+    def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
+        (source,) = sources
+        question = source.question
+        return Draft(
+            problem=question.text,
+            answer=question.letter,
+            options=question.options,
+            clip=source.clip,
+            rationale=f"{source.seen} So {question.options[prompts.LETTERS.index(question.letter)]}.",
+        )
+
+    def ask(self, sample: Sample) -> str:
+        return f"{sample.question}\n{prompts.option_lines(sample.options)}\nAnswer with one letter."

@@ -1,0 +1,121 @@
+"""Which option an answer states: a letter in whatever dress, or the text of the option itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Sequence
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+Span = tuple[int, int]
+
+_OPEN = r"[(\[{*\"'“‘`$]"
+_CLOSE = r"[)\]}*\"'”’`$]"
+
+# "A man walks" starts with an article, "I think" with a pronoun: before another word these two
+# letters are options only when that word goes on about an option.
+_ARTICLE_OR_PRONOUN = "AI"
+_GOES_ON = (
+    r"(?:is|was|are|were|and|or|nor|but|because|since|as|not|has|does|can|cannot|could|would|must|should|may|might"
+    r"|\w+n['’]t|fits|matches|seems|looks|describes|says|states|then|instead|rather|wrong|incorrect)\b"
+)
+
+# A small letter is an option only where its neighbours say so: something that announces an option
+# before it ("choose b", "(b", or the start of a clause), and the end of a phrase after it.
+_ANNOUNCES = re.compile(
+    rf"(?:^|[.,;:!?=)/\n]|{_OPEN}|\b(?:answers?|options?|choices?|letters?|is|be|choose|chose|pick|select|say|not"
+    r"|and|or|nor|neither|either|than|of|it['’]s))\s*$",
+    re.IGNORECASE,
+)
+_ENDS = re.compile(rf"\s*(?:$|[.,;:!?/\n]|{_CLOSE}|{_GOES_ON})", re.IGNORECASE)
+
+# Words that turn down what follows ("do not pick (A)", "rather than A") or what precedes ("A is wrong").
+_NO = (
+    r"\b(?:not|never|cannot|\w+n['’]t|neither|nor|rather than|instead of|except|unlike"
+    r"|rul(?:e|es|ed|ing) out|eliminat\w+|exclud\w+)"
+)
+_AFTER_NO = (
+    r"(?: (?:the|be|it|is|options?|answer|choice|letter|simply|just|likely|either|choose|pick|select)\b)*[ :]{0,2}"
+)
+_AUXILIARY = r"(?:(?:is|are|was|were|do|does|did|can|could|will|would|must|should|seems?|looks?|be|both) )"
+_WRONG = r"(?:wrong|incorrect|false|ruled out|out|eliminated|excluded|impossible|unlikely)\b"
+
+
+def read_option(answer: str, options: Sequence[str]) -> str | None:
+    """The last option letter that ``answer`` states without rejecting it; failing that, the last option text.
+
+    ``options`` are distinct texts without letters. Only whole words count, and an option text is not
+    searched for letters ("vitamin B" is no B). None when no option is stated.
+
+    >>> options = ("moves left", "grows", "spins", "hides")
+    >>> read_option("Not A. The answer is (b)", options), read_option("It grows.", options), read_option("E", options)
+    ('B', 'B', None)
+    """
+    assert len(options) <= len(LETTERS), f"{len(options)} options are more than there are letters"
+    known = LETTERS[: len(options)]
+    texts = {_plain(text): letter for text, letter in zip(options, known) if not re.fullmatch(r"[a-z]?", _plain(text))}
+    answer = re.sub(r"[^\S\n]+", " ", answer)  # single blanks, which also keeps the patterns below fast
+    if _plain(answer) in texts:
+        return texts[_plain(answer)]
+    phrases = _phrases(answer, texts)
+    letters = [(place, letter) for place, letter in _letters(answer, known) if not _within(place, phrases)]
+    rejected = _rejections(answer, known)
+    stated = [letter for place, letter in letters if not _within(place, rejected)]
+    if stated:
+        return stated[-1]
+    refused = {letter for _, letter in letters}
+    named = [letter for span, letter in phrases.items() if letter not in refused and not _denied(answer, span)]
+    return named[-1] if named else None
+
+
+def _plain(text: str) -> str:
+    """Lower case, single blanks, no punctuation around: "**Moves  left**." -> "moves left"."""
+    return " ".join(text.split()).strip(" .,;:!?()[]{}*\"'`$").lower()
+
+
+def _phrases(answer: str, texts: dict[str, str]) -> dict[Span, str]:
+    """Where option texts stand as whole words, in order; of two that start together the longer."""
+    if not texts:
+        return {}
+    longest_first = sorted(texts, key=len, reverse=True)
+    pattern = "|".join(r"\s".join(map(re.escape, text.split())) for text in longest_first)
+    matches = re.finditer(rf"(?<!\w)(?:{pattern})(?!\w)", answer, re.IGNORECASE)
+    return {match.span(): texts[_plain(match[0])] for match in matches if _plain(match[0]) in texts}
+
+
+def _letters(answer: str, known: str) -> list[tuple[int, str]]:
+    """Place and letter of everything that reads as an option letter, rejected ones included."""
+    if not known:
+        return []
+    found = []
+    before = r"(?<![^\W_])(?<![^\W_]['’-])(?<!\b[^\W\d_]\.)"  # a word of its own: not the d of "I'd", the e of "i.e."
+    after = r"(?![^\W_])(?!['’-][^\W_])(?!\.[^\W\d_]\.)"  # nor the i of "i.e."
+    for match in re.finditer(f"{before}[{known}{known.lower()}]{after}", answer):
+        letter, left, right = match[0], answer[max(0, match.start() - 20) : match.start()], answer[match.end() :]
+        if letter.upper() in _ARTICLE_OR_PRONOUN and re.match(rf" (?!{_GOES_ON})\w", right, re.IGNORECASE):
+            continue
+        if letter.islower() and not (_ANNOUNCES.search(left) and _ENDS.match(right)):
+            continue
+        found.append((match.start(), letter.upper()))
+    return found
+
+
+def _rejections(answer: str, known: str) -> list[Span]:
+    """Spans that name letters only to turn them down: "neither A, B nor C", "A and B are wrong"."""
+    if not known:
+        return []
+    one = rf"(?:(?:option|choice|answer) )?{_OPEN}{{0,4}}(?<![^\W_])[{known}{known.lower()}](?![^\W_]){_CLOSE}{{0,4}}"
+    some = rf"{one}(?:(?: ?, ?{one}){{0,25}} ?,? ?(?:\b(?:or|nor|and)\b|/|&) ?{one})?"
+    negated = rf"{_NO}{_AFTER_NO}{some}"
+    refuted = rf"{some} (?:{_AUXILIARY}*(?:{_WRONG}|cannot\b|\w+n['’]t\b)|{_AUXILIARY}+(?:not|never)\b)"
+    return [match.span() for pattern in (negated, refuted) for match in re.finditer(pattern, answer, re.IGNORECASE)]
+
+
+def _denied(answer: str, span: Span) -> bool:
+    """Whether an option text follows a "not" with at most three words between, all in one clause."""
+    left = answer[max(0, span[0] - 60) : span[0]]
+    return bool(re.search(rf"{_NO}(?: (?!but\b)\w+){{0,3}} ?{_OPEN}{{0,4}}$", left, re.IGNORECASE))
+
+
+def _within(place: int, spans: list[Span] | dict[Span, str]) -> bool:
+    return any(start <= place < end for start, end in spans)

@@ -1,0 +1,33 @@
+"""What the policy wrote, one row a completion: the question, the text, and why it earned what it did."""
+
+from __future__ import annotations
+
+from typing import Any, Iterable
+
+from vidbridge.types import Group
+
+COLUMNS = ("step", "uid", "task", "question", "reference", "video", "completion", "finished", "total", "gates", "terms")
+
+
+def completion_rows(step: int, groups: Iterable[Group]) -> list[dict[str, Any]]:
+    """Rows with the keys of COLUMNS. A group that could not be scored has total None and no parts."""
+    rows = []
+    for group in groups:
+        for place, completion in enumerate(group.completions):
+            reward = group.rewards[place] if group.rewards else None
+            rows.append(
+                {
+                    "step": step,
+                    "uid": group.sample.uid,
+                    "task": group.sample.task,
+                    "question": group.sample.question,
+                    "reference": group.sample.answer,
+                    "video": group.sample.videos[0].path,
+                    "completion": completion.text,
+                    "finished": completion.finished,
+                    "total": reward.total if reward else None,
+                    "gates": dict(reward.gates) if reward else {},
+                    "terms": dict(reward.terms) if reward else {},
+                }
+            )
+    return rows

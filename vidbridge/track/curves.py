@@ -1,0 +1,47 @@
+"""curves.png: what a run did, on one page, drawn from metrics.jsonl alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from vidbridge.track.metrics_file import series
+
+# title, what the keys of a panel start and end with; "*" in between is the label
+PANELS = (
+    ("training reward by task", "reward/", "/total"),
+    ("held-out score / maximum", "held_out/", "/mean"),
+    ("score / maximum on val", "val/sampled/", ""),
+    ("completion length, tokens", "rollout/completion_tokens", ""),
+    ("entropy, nats a token", "policy/entropy", ""),
+    ("loss", "", "/loss"),
+)
+
+
+def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """One panel for each of PANELS that has something to show; no display is needed."""
+    keys = sorted({key for line in lines for key in line})
+    shown = [(title, matching(keys, start, end)) for title, start, end in PANELS]
+    shown = [(title, labels) for title, labels in shown if labels]
+    figure = Figure(figsize=(12, 3.2 * ((len(shown) + 2) // 3)), layout="constrained")
+    for place, (title, labels) in enumerate(shown, start=1):
+        axes = figure.add_subplot((len(shown) + 2) // 3, 3, place, title=title, xlabel="step")
+        for key, label in labels.items():
+            steps, values = series(lines, key)
+            axes.plot(steps, values, label=label, marker="o" if len(steps) < 12 else None, markersize=3)
+        if len(labels) > 1:
+            axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def matching(keys: list[str], start: str, end: str) -> dict[str, str]:
+    """Keys of a panel with their labels.
+
+    >>> matching(["reward/qa/total", "reward/qa/choice", "policy/lr"], "reward/", "/total")
+    {'reward/qa/total': 'qa'}
+    """
+    fitting = [key for key in keys if key.startswith(start) and key.endswith(end)]
+    return {key: key.removeprefix(start).removesuffix(end) for key in fitting}

@@ -1,0 +1,114 @@
+"""The record of a run: files that are the truth, W&B that shows them, and the console."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Callable, Mapping, Self, Sequence
+
+import numpy as np
+
+from vidbridge.track.completions import completion_rows
+from vidbridge.track.console import Console
+from vidbridge.track.curves import draw_curves
+from vidbridge.track.metrics_file import append_line, read_lines
+from vidbridge.track.wandb_sink import WandbSink
+from vidbridge.types import Group, StepResult
+
+METRICS, COMPLETIONS, SUMMARY, CURVES = "metrics.jsonl", "completions.jsonl", "summary.json", "curves.png"
+
+
+class Tracker:
+    """Use as a context: the bar and the W&B run are closed however the run ends."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        console: Console,
+        wandb: WandbSink | None = None,
+        *,
+        completions_every: int,
+        completions_groups: int,
+    ) -> None:
+        self.run_dir = run_dir
+        self.console = console
+        self.wandb = wandb
+        self.completions_every = completions_every
+        self.completions_groups = completions_groups
+        self._last_step_at = 0.0
+
+    def __enter__(self) -> Self:
+        self.console.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.console.stop()
+        if self.wandb is not None:
+            self.wandb.close(failed=error is not None)
+
+    def start_evaluation(self, when: str, num_completions: int) -> Callable[[int], None]:
+        return self.console.start_stage(f"evaluating {when}", num_completions)
+
+    def start_steps(self, steps: int) -> None:
+        self.console.start_stage("training", steps)
+        self._last_step_at = time.monotonic()
+
+    def step(self, step: int, result: StepResult) -> None:
+        """Record step ``step`` (from 1: the number of steps done)."""
+        now = time.monotonic()
+        step_s, self._last_step_at = now - self._last_step_at, now
+        metrics = {**result.metrics, **pace(result.groups, step_s)}
+        self.log(step, metrics)
+        self.console.step(step, headline(metrics, result.groups))
+        if self.completions_every and (step == 1 or step % self.completions_every == 0):
+            self.completions(step, result.groups[: self.completions_groups])
+
+    def scores(self, step: int, name: str, scores: Mapping[str, Any]) -> None:
+        """Record evaluate.Scores as ``name``/mean and ``name``/<task>, every task as a part of its maximum."""
+        parts = {task: score["mean"] / score["max"] for task, score in scores["tasks"].items()}
+        self.log(step, {f"{name}/{key}": value for key, value in {"mean": scores["mean"], **parts}.items()})
+
+    def completions(self, step: int, groups: Sequence[Group]) -> None:
+        rows = completion_rows(step, groups)
+        for row in rows:
+            append_line(self.run_dir / COMPLETIONS, row)
+        if rows and self.wandb is not None:
+            self.wandb.completions(step, rows)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        append_line(self.run_dir / METRICS, {"step": step, **metrics})
+        if self.wandb is not None:
+            self.wandb.log(step, metrics)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary and the picture, show the table, and say where everything is."""
+        (self.run_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        draw_curves(read_lines(self.run_dir / METRICS), self.run_dir / CURVES)
+        self.console.stop()
+        self.console.scores({when: summary[when] for when in ("before", "after", "scores") if when in summary})
+        names = sorted(path.name for path in self.run_dir.iterdir() if not path.name.startswith("."))
+        self.console.say(f"written to {self.run_dir}: {', '.join(names)}")
+        if self.wandb is not None:
+            self.wandb.finish(summary, self.run_dir / CURVES)
+            self.console.say(f"W&B: {self.wandb.where}")
+
+
+def pace(groups: Sequence[Group], step_s: float) -> dict[str, float]:
+    """Sampled tokens a second over the whole step; nothing when nothing was sampled."""
+    num_tokens = sum(len(completion.token_ids) for group in groups for completion in group.completions)
+    return {"rollout/tokens_per_s": num_tokens / step_s} if num_tokens else {}
+
+
+def headline(metrics: Mapping[str, float], groups: Sequence[Group]) -> str:
+    """What the bar says: the mean reward and the pace, or the loss where there is no reward."""
+    totals = [reward.total for group in groups for reward in group.rewards]
+    parts = [f"reward {np.mean(totals):.2f}"] if totals else []
+    if "sft/loss" in metrics:
+        parts.append(f"loss {metrics['sft/loss']:.3f}")
+    if "rollout/tokens_per_s" in metrics:
+        parts.append(f"{metrics['rollout/tokens_per_s']:.0f} tokens/s")
+    return "  ".join(parts)

@@ -1,0 +1,80 @@
+"""The same record in Weights & Biases: online when a key is configured, else a folder for `wandb sync`."""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+from pathlib import Path
+from typing import Any, Literal, Mapping, Sequence
+from urllib.parse import urlparse
+
+import wandb
+
+from vidbridge.track.completions import COLUMNS
+
+
+class WandbSink:
+    """One W&B run. ``config`` is logged as it is: hand in a version without secrets."""
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        mode: Literal["online", "offline"],
+        project: str,
+        group: str,
+        job_type: str,
+        tags: Sequence[str],
+        config: Mapping[str, Any],
+    ) -> None:
+        # tables with clips are kept as artifacts: beside the run, so that the folder is all that `wandb sync` needs
+        os.environ.setdefault("WANDB_DATA_DIR", str(run_dir / "wandb"))
+        self._run = wandb.init(
+            dir=run_dir,
+            mode=mode,
+            project=project,
+            group=group,
+            job_type=job_type,
+            tags=list(tags),
+            config=dict(config),
+            # our console is the only one: nothing printed, nothing captured
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        folder = Path(self._run.dir).parent
+        self.where = str(self._run.url) if mode == "online" else f"{folder} (offline; `wandb sync` uploads it)"
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table with the playable clip beside each completion; one upload for each distinct clip."""
+        clips = {row["video"]: wandb.Video(row["video"], format="mp4") for row in rows}
+        table = wandb.Table(columns=["clip", *COLUMNS])
+        for row in rows:
+            cells = {**row, "gates": json.dumps(row["gates"]), "terms": json.dumps(row["terms"])}
+            table.add_data(clips[row["video"]], *(cells[column] for column in COLUMNS))
+        self._run.log({"completions": table}, step=step)
+
+    def finish(self, summary: Mapping[str, Any], curves: Path) -> None:
+        self._run.log({"curves": wandb.Image(str(curves))})
+        self._run.summary.update(dict(summary))
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=1 if failed else 0)
+
+
+def mode_by_key() -> Literal["online", "offline"]:
+    """Online when W&B would find a key (WANDB_API_KEY or netrc), unless WANDB_MODE says otherwise."""
+    if wished := os.environ.get("WANDB_MODE"):
+        return "online" if wished == "online" else "offline"
+    return "online" if os.environ.get("WANDB_API_KEY") or _netrc_has_key() else "offline"
+
+
+def _netrc_has_key() -> bool:
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    host = urlparse(wandb.Settings().base_url).hostname
+    try:
+        return host is not None and host in netrc.netrc(path).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False

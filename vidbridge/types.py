@@ -1,0 +1,161 @@
+"""Every value that travels through a step, in travel order.
+
+    Sample -> Prompt -> EncodedPrompt -> Group (of Completions, then RewardBreakdowns) -> Batch
+
+All are frozen: a stage never edits what it was given, it returns something new.
+Letters in shapes: P prompts, G siblings (completions of one prompt), N = P*G rows,
+T completion tokens (padded), L prompt tokens (padded), V videos, S video patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Mapping
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoRef:
+    """Where a video is, and which part of it counts.
+
+    >>> VideoRef(path="clips/a.mp4", start_s=2.0, end_s=None).start_s
+    2.0
+    """
+
+    path: str
+    start_s: float = 0.0
+    end_s: float | None = None  # None: to the end of the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """Decoded frames with their presentation times.
+
+    Eight frames of a 48 x 48 video, two a second:
+    ``frames.shape == (8, 48, 48, 3)``, ``times_s == [0.25, 0.75, ..]``.
+    """
+
+    frames: np.ndarray  # [T, H, W, 3] uint8, RGB, upright
+    times_s: np.ndarray  # [T] float64, seconds from the start of the clip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One row of one task, before any pixel is read.
+
+    ``Sample(uid="qa/train/17", task="qa", question="What does the square do first?",
+    answer="B", options=("grows", "moves left", ..), videos=(VideoRef(..),))``
+    """
+
+    uid: str
+    task: str
+    question: str
+    answer: str  # the reference: an option letter, a sentence, or a caption
+    videos: tuple[VideoRef, ...]
+    options: tuple[str, ...] = ()  # QA only, without their letters
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the model is shown: chat messages with one video entry for each clip.
+
+    ``messages == ({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": ".."}]},)``
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    clips: tuple[Clip, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPrompt:
+    """A prompt as tensors, made once and used by rollout and learner alike.
+
+    A 5 s clip at 2 fps and 48 x 48 pixels, patch 8, merge 2, temporal patch 2:
+    ``video_grid_thw == [[5, 6, 6]]``, ``pixel_values.shape == (180, 384)``, 45 video tokens.
+    """
+
+    input_ids: torch.Tensor  # [L] int64, video placeholders expanded
+    position_ids: torch.Tensor  # [3, L] int64: temporal, height, width (mRoPE)
+    rope_delta: int  # position of the first completion token = L + rope_delta
+    pixel_values: torch.Tensor  # [S, channels * temporal_patch * patch * patch] float32
+    video_grid_thw: torch.Tensor  # [V, 3] int64, in patches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One sampled answer. ``token_ids`` ends with EOS when ``finished``."""
+
+    text: str  # decoded, without EOS and padding
+    token_ids: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...] | None = None  # one for each token id
+    finished: bool = True  # False: cut at max_completion_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardBreakdown:
+    """Why a completion earned what it did.
+
+    ``RewardBreakdown(total=1.4, terms={"event_recall": 1.0, "event_precision": 0.8}, gates={"format": 1.0})``
+    with weights 1 and 0.5. ``terms`` are before weighting and gating.
+    """
+
+    total: float
+    terms: Mapping[str, float]
+    gates: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A prompt and its G sibling completions; rewards are added by scoring.
+
+    ``trainable`` is False when the group could not be scored: it is masked, never dropped.
+    """
+
+    sample: Sample
+    prompt: Prompt
+    encoded: EncodedPrompt
+    completions: tuple[Completion, ...]
+    rewards: tuple[RewardBreakdown, ...] = ()
+    trainable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One micro-batch for the learner: P prompts once, N completion rows that point at them.
+
+    Two groups of 8: ``prompt_ids.shape == (2, L)``, ``completion_ids.shape == (16, T)``,
+    ``row_prompt == [0] * 8 + [1] * 8``.
+    """
+
+    prompt_ids: torch.Tensor  # [P, L] int64, left-padded
+    prompt_mask: torch.Tensor  # [P, L] bool, False on padding
+    prompt_positions: torch.Tensor  # [3, P, L] int64
+    rope_deltas: torch.Tensor  # [P] int64: first completion position - prompt length
+    pixel_values: torch.Tensor  # [S, D] float32, all prompts' videos in order
+    video_grid_thw: torch.Tensor  # [V, 3] int64
+    row_prompt: torch.Tensor  # [N] int64, the prompt of each row
+    completion_ids: torch.Tensor  # [N, T] int64, right-padded
+    loss_mask: torch.Tensor  # [N, T] bool, True on the tokens that were sampled
+    advantages: torch.Tensor  # [N] float32
+    token_weights: torch.Tensor  # [N, T] float32, the loss is the sum of weight * token loss
+    old_logprobs: torch.Tensor | None = None  # [N, T] or None: on-policy, ratio 1
+    ref_logprobs: torch.Tensor | None = None  # [N, T] or None: kl_beta 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput:
+    """The scalar to differentiate and what to log about it."""
+
+    loss: torch.Tensor  # scalar
+    metrics: Mapping[str, float]  # policy/clip_low_frac, policy/clip_high_frac, policy/kl, ..
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one training step leaves behind for logging."""
+
+    metrics: Mapping[str, float]
+    groups: tuple[Group, ...] = ()
