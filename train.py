@@ -1,4 +1,4 @@
-"""Train: ``python train.py task_mix=proxy reward=combined``; a sweep: ``python train.py -m task_mix=qa,proxy seed=0,1``.
+"""Train: ``python train.py task_mix=proxy reward=combined``; sweep: ``python train.py -m task_mix=qa,proxy seed=0,1``.
 
 What can be chosen: conf/config.yaml. What happens in a step: vidbridge/step.py. What travels: vidbridge/types.py.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
@@ -21,7 +22,7 @@ from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import Judge
 from vidbridge.media.decode import VideoError
 from vidbridge.media.frames import FrameBudget
-from vidbridge.policy.loading import load_model
+from vidbridge.policy.loading import DTYPES, load_model
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
@@ -31,8 +32,9 @@ from vidbridge.sft import SftStep
 from vidbridge.step import GrpoStep
 from vidbridge.targets import check_arguments, check_targets
 from vidbridge.tasks.base import Task
+from vidbridge.tiny import create_folder, texts_of
 from vidbridge.track.console import Console
-from vidbridge.track.tracker import Tracker
+from vidbridge.track.tracker import METRICS, Tracker
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
@@ -43,6 +45,9 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     seed_everything(config.seed)
     splits = {"train", config.eval.split.value} | ({"val"} if config.eval.every else set())
     tasks = build_tasks(config, splits)
+    if config.model.random_weights:
+        create_folder(run_dir / "untrained", texts_of(tasks["train"]), seed=config.seed)
+        config = replace(config, model=replace(config.model, path=str(run_dir / "untrained")))
     processor = build_processor(config)
     reward, eval_reward = build_reward(config, "reward"), build_reward(config, "eval.reward")
     trained = trained_tasks(config, tasks["train"])
@@ -126,7 +131,8 @@ def build_reward(config: Config, where: str) -> GatedSum:
     judge = build_judge(config)
 
     def build_all(part: str) -> dict[str, Any]:
-        return {name: make(config, f"{where}.{part}.{name}", spec, judge=judge) for name, spec in node[part].items()}
+        present = {name: spec for name, spec in node[part].items() if spec is not None}  # null takes one out
+        return {name: make(config, f"{where}.{part}.{name}", spec, judge=judge) for name, spec in present.items()}
 
     return GatedSum(gates=build_all("gates"), terms=build_all("terms"), weights=reward_weights(node))
 
@@ -152,6 +158,7 @@ def build_policy(config: Config, processor: Processor) -> QwenVLPolicy:
         temperature=config.rollout.temperature,
         micro_batch_groups=config.engine.micro_batch_groups,
         reference=frozen_copy(module) if isinstance(algo, GrpoConfig) and algo.kl_beta > 0 else None,
+        saved_dtype=DTYPES[spec.saved_dtype.value] if spec.saved_dtype else None,
     )
 
 
@@ -203,6 +210,8 @@ def build_evaluator(
 
 
 def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, job_type: str) -> Tracker:
+    if (run_dir / METRICS).exists():
+        raise ConfigError(f"{run_dir} already holds a run: choose another hydra.run.dir")
     track, names = config.track, labels(config)
     sink = None
     if track.wandb is not WandbMode.off:
@@ -248,10 +257,12 @@ def make(config: Config, where: str, node: Mapping[str, Any], **injected: Any) -
 
 @contextmanager
 def as_config_errors() -> Iterator[None]:
-    """While a run is put together, a ValueError speaks about the configuration, unless it is about the data."""
+    """While a run is put together, a ValueError is about the configuration; errors about the data stay that."""
     try:
         yield
     except (ConfigError, DataError, VideoError):
         raise
+    except OSError as error:  # a folder that cannot be written, a file that cannot be read
+        raise DataError(str(error)) from error
     except ValueError as error:
         raise ConfigError(str(error)) from error

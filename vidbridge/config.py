@@ -70,6 +70,8 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     device: str = "auto"
     max_prompt_tokens: int = 8192  # a longer prompt is refused, never cut
+    random_weights: bool = False  # ignore path: start from an untrained embedded model (experiment=tiny_base)
+    saved_dtype: Optional[Dtype] = None  # of the final model on disk; null: as trained
 
 
 @dataclass

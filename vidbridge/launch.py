@@ -142,14 +142,16 @@ def run_job(settings: Any, wants_traceback: bool) -> Job:
 
 
 def print_jobs(jobs: list[Job]) -> None:
-    """A table of the jobs of a sweep with their held-out scores after training."""
-    table = Table(title="sweep: held-out mean of mean / max, after training")
+    """A table of the jobs of a sweep with their held-out scores."""
+    table = Table(title="sweep: held-out scores, mean of mean / max")
     for column in ("job", "sampled", "greedy", "status", "folder"):
         table.add_column(column, overflow="fold")
     for job in jobs:
-        summary = job.run_dir / "summary.json"
-        after = json.loads(summary.read_text())["after"] if job.status == 0 and summary.is_file() else None
-        means = [f"{after[kind]['mean']:.3f}" if after else "-" for kind in ("sampled", "greedy")]
+        means = ["-", "-"]
+        if job.status == 0:
+            summary = json.loads((job.run_dir / "summary.json").read_text())
+            scores = summary["after"] if "after" in summary else summary["scores"]  # of train.py, of evaluate.py
+            means = [f"{scores[kind]['mean']:.3f}" for kind in ("sampled", "greedy")]
         status = "ok" if job.status == 0 else f"failed ({job.status})"
         table.add_row(" ".join(job.overrides), *means, status, os.path.relpath(job.run_dir))
     Console().print(table)

@@ -41,7 +41,7 @@ class SftStep:
     ) -> None:
         self.tasks, self.processor, self.policy, self.seed = tasks, processor, policy, seed
         self.ends = np.cumsum([stage.steps for stage in stages])
-        self.spoilers = [Spoiler(**stage.spoil) for stage in stages]
+        self.spoilers = [Spoiler.from_rates(stage.spoil) for stage in stages]
         self.mixtures = [
             Mixture(tasks, stage.shares, prompts_per_step=prompts_per_step, seed=seed) for stage in stages
         ]

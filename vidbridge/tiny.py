@@ -8,11 +8,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Iterable
+from typing import Iterable, Mapping
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from vidbridge.data.spoil import Spoiler
+from vidbridge.rewards.wording import CONNECTIVES, HEDGES
+from vidbridge.tasks.base import Task
+from vidbridge.text import prompts
+from vidbridge.text.shapes_language import COLOURS, KINDS, SHAPES, SIZES
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -126,3 +133,18 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
     )
+
+
+def texts_of(tasks: Mapping[str, Task], *, num_samples: int = 400) -> list[str]:
+    """Everything the embedded model must be able to read and write: prompts, gold and spoilt answers, fixed words.
+
+    The fixed words let a researcher reward what the base never says (any connective or hedge of the wording reward).
+    """
+    spoilers = (Spoiler(plain=1.0), Spoiler(hedged=1.0), Spoiler(guessed=1.0))
+    rng = np.random.default_rng(0)
+    texts = [prompts.SYSTEM, "system", "user", "assistant", *prompts.LETTERS, *CONNECTIVES, *HEDGES]
+    texts += [*SHAPES, *COLOURS, *SIZES, *KINDS]
+    for task in tasks.values():
+        for sample in map(task.sample, range(min(num_samples, len(task)))):
+            texts += [task.ask(sample), task.gold(sample), *(each.completion(sample, rng) for each in spoilers)]
+    return texts

@@ -7,6 +7,7 @@ The last stage of ``experiment=tiny_base`` imitates completions with these fault
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Mapping
 
 import numpy as np
 
@@ -24,6 +25,15 @@ class Spoiler:
     cut_short: float = 0.0  # captions: the last events left out
     plain: float = 0.0  # captions: no temporal connectives
     hedged: float = 0.0  # captions: with a hedging word instead
+
+    @classmethod
+    def from_rates(cls, rates: Mapping[str, float]) -> Spoiler:
+        """From a yaml's ``spoil``; ValueError names a habit that there is not."""
+        unknown = sorted(set(rates) - set(cls.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise ValueError(f"algo.stages spoil.{unknown[0]}: there is no such habit; there are {known}")
+        return cls(**rates)
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:

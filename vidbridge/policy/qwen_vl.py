@@ -75,6 +75,7 @@ class QwenVLPolicy:
         temperature: float = 1.0,
         micro_batch_groups: int = 1,
         reference: PreTrainedModel | None = None,
+        saved_dtype: torch.dtype | None = None,
     ):
         if temperature <= 0 or micro_batch_groups < 1:
             raise ValueError(
@@ -86,6 +87,7 @@ class QwenVLPolicy:
         self.temperature = temperature
         self.micro_batch_groups = micro_batch_groups
         self.reference = reference
+        self.saved_dtype = saved_dtype
         self.suppressed_ids = processor.suppressed_ids.to(module.device)
 
     def collate(self, groups: Sequence[Group], advantages: torch.Tensor, token_weights: torch.Tensor) -> Batch:
@@ -136,8 +138,9 @@ class QwenVLPolicy:
         return self.engine.update()
 
     def save(self, path: str | Path) -> None:
-        """Write a Hugging Face folder: weights, configuration, tokenizer, preprocessing numbers, model card."""
-        self.module.save_pretrained(path)
+        """Write a Hugging Face folder: weights (as ``saved_dtype``), tokenizer, preprocessing numbers, model card."""
+        module = self.module if self.saved_dtype is None else copy.deepcopy(self.module).to(self.saved_dtype)
+        module.save_pretrained(path)
         self.processor.save(path)
         Path(path, "README.md").write_text(model_card(self.module))
 

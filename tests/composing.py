@@ -1,0 +1,32 @@
+"""Compose a configuration in a test the way launch.main does, without a command line."""
+
+from __future__ import annotations
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from vidbridge import launch
+from vidbridge.config import Config
+
+
+def composed(*overrides: str) -> DictConfig:
+    launch.register()
+    with initialize_config_dir(str(launch.CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def config_of(*overrides: str) -> Config:
+    return launch.to_dataclasses(composed(*overrides))
+
+
+def small_run(model_folder: object, cache: object) -> list[str]:
+    """Overrides for a run of seconds on a random model: two rows of each task and split, 16 x 16 pixels."""
+    return [
+        "debug=smoke",
+        f"model.path='{model_folder}'",
+        f"paths.cache='{cache}'",
+        "data.num_rows={train: 2, val: 2, test: 2}",
+        "frames={fps: 1.0, max_frames: 8, min_pixels: 256, max_pixels: 256}",
+        "rollout.max_completion_tokens=6",
+        "algo.group_size=2",
+    ]

@@ -1,0 +1,95 @@
+"""Each task on real rows: what the model is asked, and that the gold answer is worth everything."""
+
+import numpy as np
+import pytest
+
+from vidbridge.data.shapes import Shapes
+from vidbridge.data.world import Scene, Thing, describe
+from vidbridge.judges.exact import ExactJudge
+from vidbridge.media.frames import FrameBudget
+from vidbridge.rewards.base import GatedSum
+from vidbridge.rewards.choice import Choice
+from vidbridge.rewards.events import EventPrecision, EventRecall
+from vidbridge.rewards.format import Format
+from vidbridge.rewards.judged import Grade, Verdict
+from vidbridge.rewards.wording import Wording
+from vidbridge.tasks.caption import Caption
+from vidbridge.tasks.dark_event_infer import DarkEventInfer
+from vidbridge.tasks.mix_vid_qa import MixVidQA
+from vidbridge.tasks.qa import QA
+from vidbridge.types import Completion
+
+FRAMES = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304)
+SCENE = Scene(Thing("square", "red", "small", (1, 1)), ("moves left", "grows", "hides"), None, background=230)
+OTHER = Scene(Thing("cross", "blue", "big", (1, 1)), ("spins", "turns red", "shrinks"), None, background=230)
+
+
+def combined():
+    judge = ExactJudge()
+    return GatedSum(
+        gates={"format": Format()},
+        terms={
+            "choice": Choice(),
+            "grade": Grade(judge),
+            "verdict": Verdict(judge),
+            "event_recall": EventRecall(judge),
+            "event_precision": EventPrecision(judge),
+            "wording": Wording(),
+        },
+        weights={
+            "qa": {"choice": 1.0},
+            "dark_event_infer": {"grade": 1.0},
+            "mix_vid_qa": {"verdict": 1.0},
+            "caption": {"event_recall": 1.0, "event_precision": 0.5, "wording": 1.0},
+        },
+    )
+
+
+def source(scene):
+    return describe(scene, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("task", "best"), [(QA(), 1.0), (Caption(), 1.9), (DarkEventInfer(), 2.0), (MixVidQA(), 1.0)])
+def test_every_gold_answer_earns_the_maximum_and_an_empty_one_nothing(task, best, tmp_path):
+    data = Shapes(root=str(tmp_path), seed=2, num_rows={"train": 30})
+    task = task.with_rows(data.rows(task, "train"), FRAMES)
+    assert len(task) == 30
+    reward = combined()
+    for sample in map(task.sample, range(30)):
+        gold, empty = (Completion(text=text, token_ids=()) for text in (task.gold(sample), ""))
+        totals = [breakdown.total for breakdown in reward.score(sample, (gold, empty))]
+        assert totals == pytest.approx([best, 0.0]), (sample, task.gold(sample))
+    prompt = task.prompt(task.sample(0))
+    assert prompt.messages[-1]["content"][0] == {"type": "video"} and len(prompt.clips) == 1
+
+
+def test_dark_event_infer_hides_an_inner_event_that_leaves_a_trace():
+    draft = DarkEventInfer().construct([source(SCENE)], np.random.default_rng(0))
+    assert draft.answer == "the square grows" and draft.meta == {"dark": [1.0, 2.0]}
+    assert draft.rationale == "red square: moves left, dark, hides."
+    assert (draft.clip.frames[8:16] == 0).all() and draft.clip.frames[7].any() and draft.clip.frames[16].any()
+    # "hides" in the middle could not be told from before and after
+    nothing = Scene(SCENE.actor, ("moves left", "hides", "grows"), None, background=230)
+    assert DarkEventInfer().construct([source(nothing)], np.random.default_rng(0)) is None
+
+
+def test_mix_vid_qa_asks_about_its_first_source_wherever_that_is_shown():
+    places = set()
+    for seed in range(20):
+        draft = MixVidQA().construct([source(SCENE), source(OTHER)], np.random.default_rng(seed))
+        assert "square" in draft.problem and draft.rationale.startswith("red square")
+        assert [piece[0] for piece in draft.meta["pieces"]] == [0, 1, 0, 1]
+        assert len(draft.clip.frames) == 48
+        places.add(draft.meta["asked"])
+        # the first piece shows the source that it says: red or blue pixels in the first frame
+        red, blue = (draft.clip.frames[0][..., channel].astype(int) for channel in (0, 2))
+        shows_square = bool((red - blue > 100).any())
+        assert shows_square == (draft.meta["asked"] == 0)
+    assert places == {0, 1}
+
+
+def test_qa_prompt_lists_the_options():
+    draft = QA().construct([source(SCENE)], np.random.default_rng(0))
+    letter = draft.answer
+    assert draft.options["ABCDE".index(letter)] in (*SCENE.kinds, "red")
+    assert draft.rationale.endswith(f"So {draft.options['ABCDE'.index(letter)]}.")

@@ -1,0 +1,136 @@
+"""Every yaml composes, and every kind of mistake is refused with a message that helps."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.composing import composed, config_of
+from vidbridge import launch
+from vidbridge.algo.advantages import AdvantageScale
+from vidbridge.algo.loss import LossNorm
+from vidbridge.config import GrpoConfig, SftConfig, WandbMode, did_you_mean
+from vidbridge.targets import check_targets
+
+CHOICES = sorted(
+    (path.parent.relative_to(launch.CONF).as_posix(), path.stem)
+    for path in launch.CONF.rglob("*.yaml")
+    if path.parent != launch.CONF and path.parent.name not in ("task", "local")
+)
+TASKS = ["qa", "caption", "dark_event_infer", "mix_vid_qa"]
+
+
+@pytest.mark.parametrize("group, name", CHOICES)
+def test_every_yaml_makes_a_valid_configuration_of_allowed_targets(group, name):
+    config = config_of(f"{group}={name}")
+    nodes = [config.data, config.judge, *config.tasks.values(), vars(config.rollout), vars(config.engine)]
+    for reward in (config.reward, config.eval.reward):
+        nodes += [node for part in ("gates", "terms") for node in reward[part].values() if node is not None]
+    for node in nodes:
+        assert check_targets("node", node, ("vidbridge.",))
+
+
+def test_the_default_is_the_method():
+    config = config_of()
+    shares = config.task_mix.shares
+    assert list(config.tasks) == TASKS
+    # 2003 + 4624 + 1841 + 2332 = 10800 rows: 18.5 %, 42.8 %, 17.0 %, 21.6 %
+    assert [round(shares[task] / sum(shares.values()), 3) for task in TASKS] == [0.185, 0.428, 0.17, 0.216]
+    assert config.reward == config.eval.reward
+    assert config.algo == GrpoConfig()  # the paper's settings are the defaults of the dataclass too
+
+
+def test_an_ablation_of_the_reward_is_evaluated_by_the_whole_reward_on_all_tasks():
+    config = config_of("reward=no_gate", "task_mix=qa")
+    assert config.reward["gates"] == {"format": None}
+    assert config.eval.reward == config_of().eval.reward
+    assert list(config.tasks) == TASKS
+
+
+def test_the_other_algorithms_change_what_they_are_named_for():
+    dr_grpo, dapo = config_of("algo=dr_grpo").algo, config_of("algo=dapo").algo
+    assert dr_grpo == GrpoConfig(loss_norm=LossNorm.constant, advantage_scale=AdvantageScale.none)
+    assert dapo == GrpoConfig(loss_norm=LossNorm.token, clip_high=0.28)
+    assert isinstance(config_of("algo=sft").algo, SftConfig)
+
+
+def test_naive_matched_deals_as_many_rows_as_the_method_has():
+    assert config_of("task_mix=naive_matched").task_mix.total == sum(config_of().task_mix.shares.values())
+
+
+def test_a_value_can_be_overridden_deep_inside():
+    config = config_of("reward.caption.event_precision=0.25", "track=none", "frames.fps=null")
+    assert config.reward["caption"]["event_precision"] == 0.25
+    assert config.eval.reward["caption"]["event_precision"] == 0.5
+    assert config.track.wandb is WandbMode.off
+    assert config.frames.fps is None
+
+
+MISTAKES = {
+    "reward.captoin.wording=1": ["reward.captoin", "Did you mean 'caption'?"],
+    "+reward.captoin.wording=1": ["no task 'captoin'", "Did you mean 'caption'?"],
+    "reward.qa.choice=often": ["reward.qa.choice must be a number", "often"],
+    "model.pth=x": ["model.pth", "Did you mean 'path'?"],
+    "+model.pth=x": ["no key 'pth'", "Did you mean 'path'?"],
+    "+nonsense=1": ["no key 'nonsense'"],
+    "optim.lr=abc": ["optim.lr", "abc", "Float"],
+    "optim.lr=0": ["optim.lr must be positive"],
+    "optim.betas=[0.9]": ["optim.betas"],
+    "algo.loss_norm=foo": ["algo.loss_norm", "token, sequence, constant"],
+    "algo.group_size=1": ["algo.group_size must be at least 2"],
+    "algo=gpro": ["no 'gpro'", "Did you mean 'grpo'?"],
+    "task_mix=nope": ["no 'nope'", "naive_matched"],
+    "task_mix.shares.qa=-1": ["task_mix.shares.qa must not be negative"],
+    "+task_mix.shares.poetry=1": ["no task 'poetry'"],
+    "task_mix=qa task_mix.shares.qa=0": ["at least one task a share above 0"],
+    "task=[qa,caption] task_mix=qa": ["reward: there is no task 'dark_event_infer'"],
+    "algo=sft steps=100000": ["steps=100000", "end after 1000"],
+    "model.path=${oc.env:VIDBRIDGE_NOT_SET}": ["model.path", "VIDBRIDGE_NOT_SET"],
+    "seed=[": ["'['"],
+}
+
+
+@pytest.fixture
+def launched(monkeypatch, tmp_path, capsys):
+    """Run launch.main with these arguments and a body; returns exit status and stderr."""
+
+    def launch_with(body, *arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"hydra.run.dir={tmp_path}/run"])
+        with pytest.raises(SystemExit) as end:
+            launch.main(body)
+        del os.environ["HYDRA_FULL_ERROR"]  # set by launch.main for the rest of its process
+        return end.value.code, capsys.readouterr().err
+
+    return launch_with
+
+
+def must_not_run(config, public, run_dir):
+    raise AssertionError("this configuration should have been refused")
+
+
+@pytest.mark.parametrize("overrides", MISTAKES)
+def test_a_mistake_in_the_configuration_is_one_message_and_status_2(overrides, launched):
+    status, stderr = launched(must_not_run, *overrides.split())
+    assert status == 2
+    assert stderr.startswith("error: ") and stderr.count("error:") == 1 and "Traceback" not in stderr
+    assert len(stderr.splitlines()) <= 3
+    for part in MISTAKES[overrides]:
+        assert part in stderr
+
+
+def test_a_secret_from_the_environment_stays_out_of_the_record(monkeypatch):
+    monkeypatch.setenv("VIDBRIDGE_CANARY", "canary-5d1e")
+    cfg = composed("model.name=${oc.env:VIDBRIDGE_CANARY}", "track.group=by-${model.name}", "seed=7")
+    config, record = launch.to_dataclasses(cfg), launch.public(cfg)
+    assert config.track.group == "by-canary-5d1e"
+    assert record["model"]["name"] == "${oc.env:VIDBRIDGE_CANARY}"
+    assert record["track"]["group"] == "by-${oc.env:VIDBRIDGE_CANARY}"
+    assert record["seed"] == 7 and "canary-5d1e" not in str(record)
+    assert Path(record["data"]["root"]).name == "shapes"  # other interpolations are resolved
+    assert launch.to_dataclasses(cfg).track.group == "by-canary-5d1e"  # the resolver is back in place
+
+
+@pytest.mark.parametrize("wrong, near", [("captoin", "caption"), ("chioce", "choice"), ("xyz", None)])
+def test_the_nearest_spelling_is_offered_only_when_it_is_near(wrong, near):
+    assert did_you_mean(wrong, ["caption", "choice"]) == (f" Did you mean '{near}'?" if near else "")

@@ -1,0 +1,44 @@
+"""The numbers of summary.json, by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidbridge.evaluate import TaskScore, bootstrap_interval, normalised_mean, task_score
+
+
+def score(mean, maximum):
+    return TaskScore(mean=mean, max=maximum, n=1, low=mean, high=mean, format_frac=1.0)
+
+
+def test_the_normalised_mean_averages_over_tasks_what_was_earned_of_the_maximum():
+    # (0.5 / 1 + 1.0 / 2 + 1.9 / 1.9) / 3 = (0.5 + 0.5 + 1) / 3
+    assert normalised_mean([score(0.5, 1.0), score(1.0, 2.0), score(1.9, 1.9)]) == pytest.approx(2 / 3)
+
+
+def test_below_zero_counts_as_zero():
+    # hedging: -0.4 of 1.9 is cut to 0, so (0 + 1) / 2
+    assert normalised_mean([score(-0.4, 1.9), score(1.0, 1.0)]) == 0.5
+
+
+def test_the_mean_is_over_items_of_the_mean_over_samples():
+    # items earn (0 + 1) / 2 and (2 + 2) / 2: mean 1.25
+    result = task_score(np.array([[0.0, 1.0], [2.0, 2.0]]), 2.0, format_frac=0.5)
+    assert (result.mean, result.max, result.n, result.format_frac) == (1.25, 2.0, 2, 0.5)
+    # a resample of two items has mean 0.5, 1.25 or 2.0, with chances 1/4, 1/2, 1/4
+    assert (result.low, result.high) == (0.5, 2.0)
+
+
+def test_the_interval_is_that_of_the_normal_approximation_for_many_items():
+    # 400 items, half 0 and half 1: standard error 0.5 / 20 = 0.025, interval 0.5 +- 1.96 * 0.025 = 0.049
+    low, high = bootstrap_interval(np.repeat([0.0, 1.0], 200))
+    assert (low, high) == (pytest.approx(0.451, abs=0.006), pytest.approx(0.549, abs=0.006))
+
+
+@given(st.lists(st.floats(-1, 2), min_size=1, max_size=20))
+def test_the_interval_is_repeatable_and_inside_the_range(values):
+    items = np.array(values)
+    low, high = bootstrap_interval(items)
+    assert (low, high) == bootstrap_interval(items)
+    assert items.min() - 1e-9 <= low <= high <= items.max() + 1e-9

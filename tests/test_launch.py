@@ -1,0 +1,88 @@
+"""Exit statuses, and sweeps in which one job fails."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from vidbridge import launch
+
+ROOT = Path(__file__).parents[1]
+# A door whose job does nothing but leave a summary, or fail, by seed.
+DOOR = """
+import json
+from vidbridge import launch
+from vidbridge.data.rows import DataError
+
+def body(config, public, run_dir):
+    if config.seed == 1:
+        raise DataError("rows.jsonl:3: field 'video' is missing")
+    if config.seed == 2:
+        raise RuntimeError("a bug")
+    after = {"sampled": {"mean": 0.25}, "greedy": {"mean": 0.5}}
+    (run_dir / "summary.json").write_text(json.dumps({"after": after}))
+
+launch.main(body)
+"""
+
+
+def run_door(tmp_path, *arguments):
+    (tmp_path / "door.py").write_text(DOOR)
+    return run(tmp_path / "door.py", tmp_path, *arguments)
+
+
+def run(door, cwd, *arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    return subprocess.run(
+        [sys.executable, str(door), *arguments],
+        cwd=cwd,
+        env={**environment, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_bad_data_are_one_message_and_status_1(tmp_path):
+    done = run_door(tmp_path, "seed=1", "hydra.run.dir=run")
+    assert (done.returncode, done.stderr) == (1, "error: rows.jsonl:3: field 'video' is missing\n")
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(tmp_path):
+    done = run_door(tmp_path, "seed=2", "hydra.run.dir=run")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "RuntimeError: a bug" in done.stderr
+
+
+def test_a_failing_job_of_a_sweep_stops_no_other_and_shows_in_the_status(tmp_path):
+    done = run_door(tmp_path, "-m", "seed=1,0", "task_mix=qa", "hydra.sweep.dir=sweeps/today")
+    assert done.returncode == 1
+    assert "failed (1)" in done.stdout and "0.250" in done.stdout and "0.500" in done.stdout
+    jobs = [tmp_path / "sweeps" / "today" / name for name in ("0", "1")]
+    assert not (jobs[0] / "summary.json").exists()
+    assert json.loads((jobs[1] / "summary.json").read_text())["after"]["greedy"]["mean"] == 0.5
+    record = yaml.safe_load((jobs[1] / "config.yaml").read_text())
+    assert (record["seed"], record["task_mix"]["name"]) == (0, "qa")
+    assert record["track"]["group"] == "sweep sweeps today"
+
+
+def test_a_sweep_with_a_mistake_starts_no_job(tmp_path):
+    done = run_door(tmp_path, "-m", "task_mix=qa,nope", "hydra.sweep.dir=sweep")
+    assert done.returncode == 2 and "no 'nope'" in done.stderr
+    assert not (tmp_path / "sweep" / "0").exists()
+
+
+def test_the_doors_are_short():
+    for door in ("train.py", "evaluate.py"):
+        assert len((ROOT / door).read_text().splitlines()) <= 40
+
+
+def test_train_refuses_a_misspelt_key_with_status_2(tmp_path):
+    done = run(ROOT / "train.py", tmp_path, "modle=tiny", "hydra.run.dir=run")
+    assert done.returncode == 2 and "Did you mean 'model'?" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_explain_leaves_other_messages_as_they_are():
+    assert launch.explain(ValueError("plain words")) == "plain words"

@@ -1,0 +1,88 @@
+"""The embedded model from nothing: its folder is a Qwen2.5-VL folder, and a few steps teach it something."""
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from vidbridge.config import SftStage
+from vidbridge.data.shapes import Shapes
+from vidbridge.media.frames import FrameBudget
+from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.policy.loading import load_model
+from vidbridge.policy.processor import Processor
+from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.sft import SftStep
+from vidbridge.tasks.caption import Caption
+from vidbridge.tasks.qa import QA
+from vidbridge.tiny import TAGS, create_folder, texts_of
+
+FRAMES = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    data = Shapes(root=str(tmp_path_factory.mktemp("data")), seed=1, num_rows={"train": 12})
+    return {task.name: task.with_rows(data.rows(task, "train"), FRAMES) for task in (Caption(), QA())}
+
+
+@pytest.fixture(scope="module")
+def folder(tasks, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    create_folder(path, texts_of(tasks), seed=0)
+    return path
+
+
+def test_the_untrained_folder_is_loaded_as_any_other(folder, tasks):
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    assert 1e6 < sum(weight.numel() for weight in model.parameters()) < 3e6
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for task in tasks.values():
+        for sample in map(task.sample, range(len(task))):
+            for text in (task.ask(sample), task.gold(sample)):
+                ids = tokenizer(text).input_ids
+                assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text
+    assert all(len(tokenizer(tag).input_ids) == 1 for tag in TAGS)
+    assert tokenizer.decode(tokenizer("<think>").input_ids, skip_special_tokens=True) == "<think>", "tags are text"
+
+
+def test_the_same_seed_makes_the_same_weights(folder, tasks, tmp_path):
+    create_folder(tmp_path, texts_of(tasks), seed=0)
+    assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    create_folder(tmp_path, texts_of(tasks), seed=1)
+    assert (tmp_path / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
+
+
+def make_step(tasks, folder, stages, micro_batch_groups=4):
+    module = load_model(str(folder), device="cpu")
+    processor = Processor.from_folder(folder, FRAMES)
+    policy = QwenVLPolicy(
+        module, processor, LocalEngine(module, lr=2e-3, total_updates=100), micro_batch_groups=micro_batch_groups
+    )
+    return SftStep(stages, tasks=tasks, processor=processor, policy=policy, prompts_per_step=8, seed=0)
+
+
+def test_the_loss_falls_and_starts_at_the_size_of_the_vocabulary(tasks, folder):
+    step = make_step(tasks, folder, [SftStage(steps=30, shares={"caption": 1})])
+    losses = [step(number).metrics["sft/loss"] for number in range(12)]
+    vocabulary = len(step.processor.tokenizer)
+    # an untrained model is no better than guessing: at least ln(200), about 5.3 nats a token
+    assert losses[0] > 0.9 * torch.tensor(float(vocabulary)).log()
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_micro_batches_give_the_same_loss(tasks, folder):
+    stages = [SftStage(steps=2, shares={"caption": 1, "qa": 1})]
+    losses = [make_step(tasks, folder, stages, size)(0).metrics["sft/loss"] for size in (1, 3, 8)]
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+
+
+def test_stages_follow_one_another(tasks, folder):
+    stages = [
+        SftStage(steps=2, shares={"caption": 1}),
+        SftStage(steps=2, shares={"qa": 1}, spoil={"guessed": 1.0}),
+    ]
+    step = make_step(tasks, folder, stages)
+    kinds = [{group.sample.task for group in step.groups(number)} for number in range(5)]
+    assert kinds == [{"caption"}, {"caption"}, {"qa"}, {"qa"}, {"qa"}], "the last stage goes on"
+    for group in step.groups(3):
+        assert f"<answer>{group.sample.answer}</answer>" not in group.completions[0].text

@@ -1,0 +1,166 @@
+"""A whole GRPO step on real parts: clips from mp4 files, a random small model, a reward that tells completions apart."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from vidbridge.algo.advantages import AdvantageScale
+from vidbridge.algo.loss import LossNorm
+from vidbridge.config import GrpoConfig
+from vidbridge.data.mixture import Mixture
+from vidbridge.data.shapes import Shapes
+from vidbridge.judges.base import JudgeUnavailable
+from vidbridge.media.frames import FrameBudget
+from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.policy.loading import load_model
+from vidbridge.policy.processor import Processor
+from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
+from vidbridge.rewards.base import GatedSum
+from vidbridge.rollout.batched import BatchedRollout
+from vidbridge.step import GrpoStep, rewards_of
+from vidbridge.tasks.caption import Caption
+from vidbridge.tasks.mix_vid_qa import MixVidQA
+from vidbridge.tiny import create_folder, texts_of
+
+FRAMES = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304)
+MAX_TOKENS = 6
+
+
+class SumOfIds:
+    """Any number that differs between siblings."""
+
+    maximum = 1.0
+
+    def __call__(self, sample, completions):
+        return [sum(completion.token_ids) % 7 / 7 for completion in completions]
+
+
+class Same:
+    maximum = 1.0
+
+    def __call__(self, sample, completions):
+        return [0.7] * len(completions)
+
+
+class Unreachable:
+    maximum = 1.0
+
+    def __call__(self, sample, completions):
+        raise JudgeUnavailable("nobody answers")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    data = Shapes(root=str(tmp_path_factory.mktemp("data")), seed=1, num_rows={"train": 6})
+    return {task.name: task.with_rows(data.rows(task, "train"), FRAMES) for task in (Caption(), MixVidQA())}
+
+
+@pytest.fixture(scope="module")
+def folder(tasks, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    create_folder(path, texts_of(tasks), seed=0)
+    return path
+
+
+def make_step(tasks, folder, *, reward=SumOfIds, prompts_per_step=3, micro_batch_groups=2, **algo):
+    module = load_model(str(folder), device="cpu")
+    processor = Processor.from_folder(folder, FRAMES, max_prompt_tokens=1024)
+    config = GrpoConfig(**{"group_size": 4, **algo})
+    policy = QwenVLPolicy(
+        module,
+        processor,
+        LocalEngine(module, lr=1e-3, total_updates=10, schedule="constant", max_grad_norm=1e9),
+        micro_batch_groups=micro_batch_groups,
+        reference=frozen_copy(module) if config.kl_beta > 0 else None,
+    )
+    return GrpoStep(
+        mixture=Mixture(tasks, {"caption": 1, "mix_vid_qa": 1}, prompts_per_step=prompts_per_step, seed=0),
+        processor=processor,
+        rollout=BatchedRollout(policy, max_completion_tokens=MAX_TOKENS),
+        reward=GatedSum(gates={}, terms={"it": reward()}, weights={name: {"it": 1.0} for name in tasks}),
+        policy=policy,
+        algo=config,
+        max_completion_tokens=MAX_TOKENS,
+    )
+
+
+def weights_of(step):
+    return copy.deepcopy(step.policy.module.state_dict())
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+def timeless(metrics):
+    return {name: value for name, value in metrics.items() if not name.startswith("time/")}
+
+
+def test_a_step_depends_on_weights_seed_and_number_alone(tasks, folder):
+    one, two = make_step(tasks, folder), make_step(tasks, folder)
+    first = one(0)
+    again = two(0)
+    assert timeless(first.metrics) == timeless(again.metrics)
+    assert same(weights_of(one), weights_of(two))
+    assert [g.sample.uid for g in one(1).groups] == [g.sample.uid for g in two(1).groups]
+    assert not same(weights_of(one), make_step(tasks, folder).policy.module.state_dict())
+
+
+def test_on_policy_loss_by_hand(tasks, folder):
+    """With ratio 1 the loss is minus the sum of weight * advantage: advantages of a group sum to 0, and with
+    ``sequence`` every row weighs 1 / N, so the loss is 0; with ``token`` long rows weigh more."""
+    result = make_step(tasks, folder)(0)
+    assert result.metrics["policy/ratio_max"] == 1.0 and result.metrics["policy/clip_high_frac"] == 0.0
+    assert result.metrics["policy/loss"] == pytest.approx(0.0, abs=1e-5)
+
+    result = make_step(tasks, folder, loss_norm=LossNorm.token, advantage_scale=AdvantageScale.none)(0)
+    totals = rewards_of(result.groups, 4)
+    advantages = (totals - totals.mean(dim=1, keepdim=True)).flatten()
+    lengths = torch.tensor([len(done.token_ids) for group in result.groups for done in group.completions])
+    expected = -(advantages * lengths).sum() / lengths.sum()
+    # the metric is a mean over two micro-batches of parts that add up, scaled back to the sum
+    assert result.metrics["policy/loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("norm", LossNorm)
+def test_cutting_into_micro_batches_changes_nothing(tasks, folder, norm):
+    whole = make_step(tasks, folder, micro_batch_groups=3, loss_norm=norm)
+    parts = make_step(tasks, folder, micro_batch_groups=1, loss_norm=norm)
+    norms = whole(0).metrics["policy/grad_norm"], parts(0).metrics["policy/grad_norm"]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4) and norms[0] > 0
+
+
+@pytest.mark.parametrize("reward", [Same, Unreachable])
+def test_nothing_is_learnt_where_nothing_can_be(tasks, folder, reward):
+    step = make_step(tasks, folder, reward=reward)
+    before = weights_of(step)
+    result = step(0)
+    assert same(before, weights_of(step))
+    assert result.metrics["rollout/degenerate_frac"] == (1.0 if reward is Same else 0.0)
+    assert result.metrics["rollout/judge_failed"] == (0.0 if reward is Same else 3.0)
+
+
+def test_a_second_epoch_moves_off_policy_and_makes_a_second_update(tasks, folder):
+    step = make_step(tasks, folder, ppo_epochs=2)
+    result = step(0)
+    assert result.metrics["policy/ratio_max"] > 1.0  # the mean over both epochs; the first is exactly 1
+    assert step.policy.engine.updates == 2
+
+
+def test_the_reference_stays_where_it_was(tasks, folder):
+    step = make_step(tasks, folder, kl_beta=0.1)
+    assert step(0).metrics["policy/kl"] == pytest.approx(0.0, abs=1e-6)
+    # 3e-4 is what one update of 1e-3 moves at least
+    assert step(1).metrics["policy/kl"] > 1e-5
+    assert "policy/kl" not in make_step(tasks, folder)(0).metrics
+
+
+def test_metrics_name_what_was_seen(tasks, folder):
+    metrics = make_step(tasks, folder)(0).metrics
+    for name in ("reward/caption/total", "rollout/tokens", "rollout/truncated_frac", "policy/entropy", "time/step_s"):
+        assert name in metrics
+    assert metrics["rollout/well_formed_frac"] == 0.0
+    assert metrics["rollout/tokens"] <= 3 * 4 * MAX_TOKENS

@@ -1,0 +1,70 @@
+"""What a configuration may name, and with which arguments."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from vidbridge.config import ConfigError
+from vidbridge.targets import check_arguments, check_targets
+
+OURS = ("vidbridge.",)
+
+
+@dataclass(kw_only=True)
+class Thing:
+    size: int
+    rate: float = 1.0
+    parts: tuple = ()
+
+
+def free(**anything):
+    """Takes whatever it is given."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["os.system", "subprocess.run", "builtins.eval", "vidbridgeevil.Thing", "vidbridge", "", None, 3]
+    # real names of ours that lead elsewhere
+    + ["vidbridge.launch.subprocess.run", "vidbridge.build.instantiate", "vidbridge.launch.os.system"]
+    # nothing there, and nothing to call
+    + ["vidbridge.tasks.qa.Nope", "vidbridge.nope.Nope", "vidbridge.text.prompts.LETTERS", "vidbridge..x"],
+)
+def test_what_is_not_a_class_or_function_of_ours_is_refused(path):
+    with pytest.raises(ConfigError, match="judge._target_"):
+        check_targets("judge", {"_target_": path}, OURS)
+
+
+def test_a_forbidden_target_deep_inside_is_found():
+    inner = {"list": [{"deep": {"_target_": "os.system"}}]}
+    with pytest.raises(ConfigError, match="os.system"):
+        check_targets("data", {"_target_": "vidbridge.tasks.qa.QA", "rows": inner}, OURS)
+
+
+def test_a_prefix_of_the_user_is_allowed():
+    assert check_targets("data", {"_target_": f"{__name__}.Thing"}, (*OURS, "tests.")) is Thing
+
+
+def test_a_node_without_target_is_refused():
+    with pytest.raises(ConfigError, match="needs a _target_"):
+        check_targets("data", {"size": 3}, OURS)
+
+
+@pytest.mark.parametrize(
+    "node, message",
+    [
+        ({"size": 1, "raet": 2}, "Did you mean 'rate'?"),
+        ({}, "thing.size is missing"),
+        ({"size": "1"}, "thing.size must be of type int"),
+        ({"size": True}, "thing.size must be of type int"),
+        ({"size": 1, "rate": "fast"}, "thing.rate must be of type float"),
+    ],
+)
+def test_arguments_are_checked_against_the_signature(node, message):
+    with pytest.raises(ConfigError) as error:
+        check_arguments("thing", Thing, node, {})
+    assert message in str(error.value)
+
+
+def test_what_fits_passes():
+    check_arguments("thing", Thing, {"_target_": "x", "rate": 2, "parts": [1]}, {"size": 3})
+    check_arguments("free", free, {"whatever": 1}, {})

@@ -1,0 +1,42 @@
+"""metrics.jsonl, the picture drawn from it, and the rows of completions."""
+
+import json
+
+import pytest
+
+from tests.track.builders import group
+from vidbridge.track.completions import COLUMNS, completion_rows
+from vidbridge.track.curves import draw_curves
+from vidbridge.track.metrics_file import append_line, read_lines, series
+
+
+def test_lines_come_back_as_written_and_what_is_not_finite_is_a_gap(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, {"step": 1, "a": 0.5, "b": float("nan"), "c": float("inf")})
+    append_line(path, {"step": 2, "a": 1.0})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == read_lines(path)
+    assert read_lines(path)[0] == {"step": 1, "a": 0.5, "b": None, "c": None}
+    assert series(read_lines(path), "a") == ([1, 2], [0.5, 1.0])
+    assert series(read_lines(path), "b") == ([], [])
+
+
+@pytest.mark.filterwarnings("error")
+def test_curves_are_drawn_from_whatever_there_is(tmp_path):
+    grpo = [{"step": step, "reward/qa/total": 0.1 * step, "policy/entropy": 2.0} for step in range(3)]
+    held_out = [{"step": 0, "held_out/sampled/mean": 0.2}, {"step": 2, "held_out/sampled/mean": 0.4}]
+    for name, lines in {"grpo": grpo + held_out, "sft": [{"step": 1, "sft/loss": 3.0}]}.items():
+        draw_curves(lines, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_completion_row_says_what_was_asked_written_and_earned():
+    (first, second) = completion_rows(3, [group(totals=(1.0, 0.0))])
+    assert tuple(first) == COLUMNS
+    assert (first["step"], first["task"], first["completion"]) == (3, "qa", "answer 0")
+    assert (first["total"], first["gates"], first["terms"]) == (1.0, {"format": 1.0}, {"choice": 1.0})
+    assert second["total"] == 0.0
+
+
+def test_an_unscored_group_has_rows_without_reward():
+    (row,) = completion_rows(1, [group(totals=())])
+    assert row["total"] is None and row["terms"] == {}

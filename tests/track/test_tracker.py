@@ -1,0 +1,117 @@
+"""A whole record: files, plain lines, and W&B offline without a key and without a network."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console as RichConsole
+
+from tests.track.builders import group
+from vidbridge.media.write import write_mp4
+from vidbridge.track import wandb_sink
+from vidbridge.track.console import Console
+from vidbridge.track.metrics_file import read_lines
+from vidbridge.track.tracker import Tracker, headline
+from vidbridge.track.wandb_sink import WandbSink, mode_by_key
+from vidbridge.types import Clip, StepResult
+
+SCORES = {"mean": 0.25, "tasks": {"qa": {"mean": 0.5, "max": 2.0, "n": 2, "low": 0.4, "high": 0.6, "format_frac": 1.0}}}
+BOTH = {"sampled": SCORES, "greedy": SCORES}
+
+
+def record(tmp_path, wandb=None, *, terminal=False, video="clip.mp4"):
+    """Two steps between two evaluations; returns what was printed."""
+    out = io.StringIO()
+    console = Console(RichConsole(file=out, force_terminal=terminal, width=100))
+    with Tracker(tmp_path, console, wandb, completions_every=2, completions_groups=1) as tracker:
+        tracker.start_evaluation("before", 4)(4)
+        tracker.scores(0, "held_out/sampled", SCORES)
+        tracker.start_steps(2)
+        for step in (1, 2):
+            groups = (group(totals=(1.0, 0.0), video=video), group(totals=()))
+            tracker.step(step, StepResult(metrics={"policy/lr": 0.1 * step}, groups=groups))
+        tracker.finish({"before": BOTH, "after": BOTH, "train_s": 1.0})
+    return out.getvalue()
+
+
+def test_without_a_terminal_there_are_plain_lines_and_a_table(tmp_path):
+    printed = record(tmp_path)
+    assert "\x1b" not in printed
+    (first, second) = [line for line in printed.splitlines() if line.startswith("step ")]
+    assert first.startswith("step 1/2  reward 0.50  ") and "tokens/s" in first and first.endswith(" left")
+    assert second.startswith("step 2/2") and second.endswith("0:00 left")
+    assert "0.50 ±0.10" in printed and "2.00" in printed and "0.250" in printed
+    assert f"written to {tmp_path}" in printed and "summary.json" in printed
+
+
+def test_on_a_terminal_there_is_one_bar_and_no_plain_lines(tmp_path):
+    printed = record(tmp_path, terminal=True)
+    assert "training" in printed and "\x1b" in printed
+    assert not any(line.startswith("step ") for line in printed.splitlines())
+
+
+def test_the_files_hold_the_run(tmp_path):
+    record(tmp_path)
+    before, first, second = read_lines(tmp_path / "metrics.jsonl")
+    # 0.5 of at most 2.0
+    assert before == {"step": 0, "held_out/sampled/mean": 0.25, "held_out/sampled/qa": 0.25}
+    assert (first["step"], first["policy/lr"], second["step"]) == (1, 0.1, 2)
+    assert first["rollout/tokens_per_s"] > 0
+    rows = read_lines(tmp_path / "completions.jsonl")
+    assert [row["step"] for row in rows] == [1, 1, 2, 2]  # the first step and every second, one group of two each
+    assert json.loads((tmp_path / "summary.json").read_text())["after"] == BOTH
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_wandb_works_offline_without_a_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))
+    clip = Clip(frames=np.zeros((4, 16, 16, 3), np.uint8), times_s=np.arange(4) / 8)
+    write_mp4(clip, tmp_path / "clip.mp4", fps=8)
+    sink = WandbSink(
+        run_dir=tmp_path,
+        mode="offline",
+        project="test",
+        group="g",
+        job_type="train",
+        tags=["proxy"],
+        config={"seed": 0},
+    )
+    printed = record(tmp_path, sink, video=str(tmp_path / "clip.mp4"))
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert folder.name in printed.replace("\n", "")
+    tables = list(folder.glob("files/media/table/completions*.json"))
+    assert json.loads(tables[0].read_text())["columns"][0] == "clip"
+    clips = [path for path in (tmp_path / "wandb" / "artifacts").rglob("*") if path.is_file()]
+    assert any(path.read_bytes() == (tmp_path / "clip.mp4").read_bytes() for path in clips)
+
+
+@pytest.mark.parametrize(
+    "environment, mode",
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "k"}, "online"),
+        ({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "online"}, "online"),
+    ],
+)
+def test_wandb_is_online_only_with_a_key(environment, mode, monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert mode_by_key() == mode
+
+
+def test_a_key_in_netrc_counts(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    host = wandb_sink.urlparse(wandb_sink.wandb.Settings().base_url).hostname
+    (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password k\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert mode_by_key() == "online"
+
+
+def test_the_headline_of_supervised_fine_tuning_is_its_loss():
+    assert headline({"sft/loss": 2.5}, ()) == "loss 2.500"
