@@ -1,4 +1,4 @@
-"""A whole GRPO step on real parts: clips from mp4 files, a random small model, a reward that tells completions apart."""
+"""A whole GRPO step on real parts: clips from mp4 files, a small random model, a reward that tells siblings apart."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def write(tmp_path, *lines):
 
 
 def test_the_released_schema_is_enough(tmp_path):
-    (row,) = read_rows(write(tmp_path, GOOD))
+    (row,) = read_rows(write(tmp_path, GOOD), "MCQA")
     assert (row.problem, row.answer, row.problem_type) == ("What?", "B", "MCQA")
     assert row.video == str(tmp_path / "videos/0.mp4") and row.options == () and row.uid == "rows/1"
 
@@ -33,7 +33,7 @@ def test_written_rows_come_back_equal(tmp_path):
         )
     ]
     write_rows(rows, tmp_path / "rows.jsonl")
-    assert read_rows(tmp_path / "rows.jsonl") == rows
+    assert read_rows(tmp_path / "rows.jsonl", "DarkEventInfer") == rows
     assert not (tmp_path / "rows.partial").exists()
 
 
@@ -46,7 +46,7 @@ def test_written_rows_come_back_equal(tmp_path):
         ({**GOOD, "video": 7}, "field 'video'"),
         ({key: GOOD[key] for key in GOOD if key != "solution"}, "field 'solution' is missing"),
         ({**GOOD, "solution": "B"}, "must be <answer>..</answer>"),
-        ({**GOOD, "problem_type": "QA"}, "one of MCQA, caption, DarkEventInfer, MixVidQA"),
+        ({**GOOD, "problem_type": "QA"}, "field 'problem_type' must be 'MCQA' here, found 'QA'"),
         ({**GOOD, "options": "A"}, "field 'options'"),
         ({**GOOD, "uid": 3}, "field 'uid'"),
     ],
@@ -54,20 +54,20 @@ def test_written_rows_come_back_equal(tmp_path):
 def test_each_fault_is_named_with_its_line(tmp_path, line, message):
     path = write(tmp_path, GOOD, line, GOOD)
     with pytest.raises(DataError, match="rows.jsonl:2: ") as error:
-        read_rows(path)
+        read_rows(path, "MCQA")
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_all_faults_are_listed_in_one_pass(tmp_path):
     path = write(tmp_path, *["{"] * 30)
     with pytest.raises(DataError) as error:
-        read_rows(path)
+        read_rows(path, "MCQA")
     lines = str(error.value).splitlines()
     assert len(lines) == 21 and lines[0].startswith(f"{path}:1:") and lines[-1] == "... and 10 more"
 
 
 def test_missing_and_empty_files(tmp_path):
     with pytest.raises(DataError, match="no such file"):
-        read_rows(tmp_path / "none.jsonl")
+        read_rows(tmp_path / "none.jsonl", "MCQA")
     with pytest.raises(DataError, match="holds no row"):
-        read_rows(write(tmp_path, ""))
+        read_rows(write(tmp_path, ""), "MCQA")

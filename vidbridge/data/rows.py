@@ -8,7 +8,6 @@ from typing import Any, Sequence
 
 from vidbridge.tasks.base import Row
 
-PROBLEM_TYPES = ("MCQA", "caption", "DarkEventInfer", "MixVidQA")
 _TEXTS = ("problem", "solution", "video", "problem_type")
 _MAX_SHOWN = 20
 
@@ -29,8 +28,8 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
     partial.replace(path)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All rows of a file, or a DataError that lists every bad line with its field and what to do."""
+def read_rows(path: Path, problem_type: str) -> list[Row]:
+    """All rows of a task's file, or a DataError that lists every bad line with its field and what is wrong."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     rows: list[Row] = []
@@ -40,7 +39,7 @@ def read_rows(path: Path) -> list[Row]:
             if not line.strip():
                 continue
             try:
-                rows.append(_row(line, path, number))
+                rows.append(_row(line, path, number, problem_type))
             except ValueError as error:
                 problems.append(f"{path}:{number}: {error}")
     if problems:
@@ -51,7 +50,7 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _row(line: str, path: Path, number: int) -> Row:
+def _row(line: str, path: Path, number: int, problem_type: str) -> Row:
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
@@ -66,9 +65,8 @@ def _row(line: str, path: Path, number: int) -> Row:
     solution = fields["solution"]
     if not (solution.startswith("<answer>") and solution.endswith("</answer>")):
         raise ValueError(f"field 'solution' must be <answer>..</answer>, found {solution!r}")
-    if fields["problem_type"] not in PROBLEM_TYPES:
-        known_types = ", ".join(PROBLEM_TYPES)
-        raise ValueError(f"field 'problem_type' must be one of {known_types}, found {fields['problem_type']!r}")
+    if fields["problem_type"] != problem_type:
+        raise ValueError(f"field 'problem_type' must be '{problem_type}' here, found {fields['problem_type']!r}")
     options = fields.pop("options", [])
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise ValueError(f"field 'options' must be a list of texts, found {options!r}")

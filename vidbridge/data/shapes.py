@@ -49,7 +49,7 @@ class Shapes:
         folder = Path(self.root) / f"{task.name}-{split}-{self._fingerprint(task, split)}"
         if not (folder / "rows.jsonl").is_file():
             self._generate(task, split, folder)
-        return read_rows(folder / "rows.jsonl")
+        return read_rows(folder / "rows.jsonl", task.problem_type)
 
     def _fingerprint(self, task: Task, split: str) -> str:
         """Of everything the rows depend on: settings, and the code that draws, renders and edits."""
@@ -100,7 +100,7 @@ def draw_sources(rng: np.random.Generator, split: str, number: int) -> list[Sour
     """Annotated clips of one split, equally long; no two show the same shape, so a question can name its clip."""
     num_events = int(rng.integers(3, 6))
     sources: list[Source] = []
-    shapes = shapes_language.SHAPES
+    shapes: tuple[str, ...] = shapes_language.SHAPES
     while len(sources) < number:
         left = number - len(sources) - 1
         scene = world.draw_scene(rng, num_events, shapes)

@@ -65,6 +65,6 @@ def _frames_at(
             break
     if shown is None:
         raise VideoError(f"{path}: not one frame could be decoded")
-    last = shown.to_ndarray(format="rgb24") if len(kept) < len(times_s) else None
-    kept.extend(last for _ in range(len(times_s) - len(kept)))
+    if missing := len(times_s) - len(kept):  # the last frame stays on show until the end
+        kept += [shown.to_ndarray(format="rgb24")] * missing
     return np.stack(kept)
