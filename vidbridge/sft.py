@@ -51,8 +51,7 @@ class SftStep:
         started = time.perf_counter()
         groups = self.groups(step)
         loaded = time.perf_counter()
-        mask = loss_mask(groups)
-        weights = token_weights(mask, LossNorm.token, max_completion_tokens=mask.shape[1])
+        weights = self._token_weights(groups)
         loss_sum = 0.0
         for batch in self.policy.micro_batches(groups, torch.ones(len(groups)), weights):
             logprobs, _ = self.policy.logprobs(batch)
@@ -60,9 +59,25 @@ class SftStep:
             loss = -torch.where(batch.loss_mask, batch.token_weights * logprobs, 0.0).sum()
             self.policy.backward(loss)
             loss_sum += loss.item()
-        metrics = {"sft/loss": loss_sum, "sft/tokens": float(mask.sum()), **self.policy.update()}
+        metrics = {"sft/loss": loss_sum, "sft/tokens": float((weights > 0).sum()), **self.policy.update()}
         metrics |= {"time/data_s": loaded - started, "time/learner_s": time.perf_counter() - loaded}
         return StepResult(metrics=metrics)
+
+    def _token_weights(self, groups: Sequence[Group]) -> torch.Tensor:
+        """[N, T], adding up to at most 1: half of a completion's share goes to its reasoning, half to its answer.
+
+        Counted by tokens alone, an answer of one letter would be lost among thirty tokens of reasoning.
+        """
+        mask = loss_mask(groups)
+        texts = [group.completions[0].text.split("<answer>")[0] for group in groups]
+        # without the EOS that encode_completion adds
+        answer_starts = torch.tensor([len(self.processor.encode_completion(text)) - 1 for text in texts])
+        in_answer = torch.arange(mask.shape[1]) >= answer_starts[:, None]
+        parts = [
+            token_weights(mask & part, LossNorm.sequence, max_completion_tokens=mask.shape[1])
+            for part in (in_answer, ~in_answer)
+        ]
+        return (parts[0] + parts[1]) / 2
 
     def _groups(self, step: int) -> list[Group]:
         stage = min(int(np.searchsorted(self.ends, step, side="right")), len(self.mixtures) - 1)
