@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from vidbridge.media.frames import FrameBudget
 from vidbridge.types import Clip, VideoRef
@@ -29,6 +30,7 @@ def decode(ref: VideoRef, frames: FrameBudget) -> Clip:
             if not container.streams.video:
                 raise VideoError(f"{ref.path}: holds no video stream")
             stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # clips are short, and other decodes run beside this one
             duration_s = _duration_s(container, stream)
             end_s = duration_s if ref.end_s is None else min(ref.end_s, duration_s)
             if end_s <= ref.start_s:
@@ -51,6 +53,7 @@ def _frames_at(
     container: av.container.InputContainer, stream: av.video.stream.VideoStream, times_s: np.ndarray, path: str
 ) -> np.ndarray:
     """[T, H, W, 3] uint8: for each time the frame on show then (the first one for earlier times)."""
+    to_rgb = VideoReformatter()  # one for all frames: setting up the conversion costs more than a small frame
     kept: list[np.ndarray] = []
     shown: av.VideoFrame | None = None
     first_s: float | None = None
@@ -59,12 +62,12 @@ def _frames_at(
         first_s = time_s if first_s is None else first_s
         # 1 ms of slack: container time bases round, and a frame due at 0.25 may say 0.250001
         while shown is not None and len(kept) < len(times_s) and times_s[len(kept)] < time_s - first_s - 1e-3:
-            kept.append(shown.to_ndarray(format="rgb24"))
+            kept.append(to_rgb.reformat(shown, format="rgb24").to_ndarray())
         shown = frame
         if len(kept) == len(times_s):
             break
     if shown is None:
         raise VideoError(f"{path}: not one frame could be decoded")
     if missing := len(times_s) - len(kept):  # the last frame stays on show until the end
-        kept += [shown.to_ndarray(format="rgb24")] * missing
+        kept += [to_rgb.reformat(shown, format="rgb24").to_ndarray()] * missing
     return np.stack(kept)
