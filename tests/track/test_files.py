@@ -8,6 +8,7 @@ from tests.track.builders import group
 from vidbridge.track.completions import COLUMNS, completion_rows
 from vidbridge.track.curves import draw_curves
 from vidbridge.track.metrics_file import append_line, read_lines, series
+from vidbridge.track.page import MAX_EMBEDDED_BYTES, write_page
 
 
 def test_lines_come_back_as_written_and_what_is_not_finite_is_a_gap(tmp_path):
@@ -40,3 +41,18 @@ def test_a_completion_row_says_what_was_asked_written_and_earned():
 def test_an_unscored_group_has_rows_without_reward():
     (row,) = completion_rows(1, [group(totals=())])
     assert row["total"] is None and row["terms"] == {}
+
+
+def test_the_page_embeds_small_clips_links_large_ones_and_escapes_what_the_policy_wrote(tmp_path):
+    (tmp_path / "small.mp4").write_bytes(b"tiny clip")
+    (tmp_path / "large.mp4").write_bytes(b"x" * (MAX_EMBEDDED_BYTES + 1))
+    rows = completion_rows(1, [group(totals=(1.0, 0.25), video=str(tmp_path / "small.mp4"))])
+    rows += completion_rows(2, [group(totals=(), video=str(tmp_path / "large.mp4"))])
+    rows[0]["completion"] = "<script>alert(1)</script>"
+    write_page(rows, tmp_path / "completions.html")
+    page = (tmp_path / "completions.html").read_text()
+    assert page.count("<section>") == 2 and page.count("<video") == 2
+    # base64 of b"tiny clip"
+    assert "data:video/mp4;base64,dGlueSBjbGlw" in page and "src='large.mp4'" in page
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert "0.25" in page and "unscored" in page and "format 1.00, choice 1.00" in page

@@ -14,10 +14,12 @@ from vidbridge.track.completions import completion_rows
 from vidbridge.track.console import Console
 from vidbridge.track.curves import draw_curves
 from vidbridge.track.metrics_file import append_line, read_lines
+from vidbridge.track.page import write_page
 from vidbridge.track.wandb_sink import WandbSink
 from vidbridge.types import Group, StepResult
 
-METRICS, COMPLETIONS, SUMMARY, CURVES = "metrics.jsonl", "completions.jsonl", "summary.json", "curves.png"
+METRICS, COMPLETIONS, SUMMARY = "metrics.jsonl", "completions.jsonl", "summary.json"
+CURVES, PAGE = "curves.png", "completions.html"
 
 
 class Tracker:
@@ -88,6 +90,8 @@ class Tracker:
         """Write the summary and the picture, show the table, and say where everything is."""
         (self.run_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         draw_curves(read_lines(self.run_dir / METRICS), self.run_dir / CURVES)
+        if (self.run_dir / COMPLETIONS).is_file():
+            write_page(read_lines(self.run_dir / COMPLETIONS), self.run_dir / PAGE)
         self.console.stop()
         self.console.scores({when: summary[when] for when in ("before", "after", "scores") if when in summary})
         names = sorted(path.name for path in self.run_dir.iterdir() if not path.name.startswith("."))
