@@ -135,6 +135,7 @@ class GrpoConfig(AlgoConfig):
 class SftStage:
     steps: int = MISSING
     shares: Dict[str, float] = field(default_factory=dict)  # task mix of this stage
+    blind: bool = False  # without the videos: learn to answer from the notes in the gold reasoning
     spoil: Dict[str, float] = field(default_factory=dict)  # rates of data.spoil.Spoiler; empty: gold answers
 
 

@@ -20,7 +20,8 @@ from vidbridge.policy.collate import loss_mask
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.tasks.base import Task
-from vidbridge.types import Completion, Group, StepResult
+from vidbridge.text.prompts import chat
+from vidbridge.types import Completion, Group, Prompt, StepResult
 
 
 class SftStep:
@@ -41,6 +42,7 @@ class SftStep:
     ) -> None:
         self.tasks, self.processor, self.policy, self.seed = tasks, processor, policy, seed
         self.ends = np.cumsum([stage.steps for stage in stages])
+        self.stages = stages
         self.spoilers = [Spoiler.from_rates(stage.spoil) for stage in stages]
         self.mixtures = [
             Mixture(tasks, stage.shares, prompts_per_step=prompts_per_step, seed=seed) for stage in stages
@@ -51,7 +53,7 @@ class SftStep:
         started = time.perf_counter()
         groups = self.groups(step)
         loaded = time.perf_counter()
-        weights = self._token_weights(groups)
+        weights = self._token_weights(groups, blind=self.stages[self._stage(step)].blind)
         loss_sum = 0.0
         for batch in self.policy.micro_batches(groups, torch.ones(len(groups)), weights):
             logprobs, _ = self.policy.logprobs(batch)
@@ -63,10 +65,15 @@ class SftStep:
         metrics |= {"time/data_s": loaded - started, "time/learner_s": time.perf_counter() - loaded}
         return StepResult(metrics=metrics)
 
-    def _token_weights(self, groups: Sequence[Group]) -> torch.Tensor:
+    def _stage(self, step: int) -> int:
+        """The stage that a step belongs to; the last one goes on."""
+        return min(int(np.searchsorted(self.ends, step, side="right")), len(self.stages) - 1)
+
+    def _token_weights(self, groups: Sequence[Group], *, blind: bool) -> torch.Tensor:
         """[N, T], adding up to at most 1: half of a completion's share goes to its reasoning, half to its answer.
 
         Counted by tokens alone, an answer of one letter would be lost among thirty tokens of reasoning.
+        Blind, the reasoning cannot be known: it is given, and the answer is all there is to learn.
         """
         mask = loss_mask(groups)
         texts = [group.completions[0].text.split("<answer>")[0] for group in groups]
@@ -77,14 +84,16 @@ class SftStep:
             token_weights(mask & part, LossNorm.sequence, max_completion_tokens=mask.shape[1])
             for part in (in_answer, ~in_answer)
         ]
-        return (parts[0] + parts[1]) / 2
+        return parts[0] if blind else (parts[0] + parts[1]) / 2
 
     def _groups(self, step: int) -> list[Group]:
-        stage = min(int(np.searchsorted(self.ends, step, side="right")), len(self.mixtures) - 1)
+        stage = self._stage(step)
+        blind = self.stages[stage].blind
         rng = np.random.default_rng([self.seed, step])
         groups = []
         for sample in self.mixtures[stage].batch(step):
-            prompt = self.tasks[sample.task].prompt(sample)
+            task = self.tasks[sample.task]
+            prompt = Prompt(messages=chat(task.ask(sample), 0), clips=()) if blind else task.prompt(sample)
             text = self.spoilers[stage].completion(sample, rng)
             completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
             encoded = self.processor.encode(prompt)

@@ -19,6 +19,7 @@ from vidbridge.data.spoil import Spoiler
 from vidbridge.rewards.wording import CONNECTIVES, HEDGES
 from vidbridge.tasks.base import Task
 from vidbridge.text import prompts
+from vidbridge.text.options import LETTERS
 from vidbridge.text.shapes_language import COLOURS, KINDS, SHAPES, SIZES
 
 SPECIAL_TOKENS = (
@@ -142,7 +143,7 @@ def texts_of(tasks: Mapping[str, Task], *, num_samples: int = 400) -> list[str]:
     """
     spoilers = (Spoiler(plain=1.0), Spoiler(hedged=1.0), Spoiler(guessed=1.0))
     rng = np.random.default_rng(0)
-    texts = [prompts.SYSTEM, "system", "user", "assistant", *prompts.LETTERS, *CONNECTIVES, *HEDGES]
+    texts = [prompts.SYSTEM, "system", "user", "assistant", *LETTERS[:8], *CONNECTIVES, *HEDGES]
     texts += [*SHAPES, *COLOURS, *SIZES, *KINDS]
     for task in tasks.values():
         for sample in map(task.sample, range(min(num_samples, len(task)))):

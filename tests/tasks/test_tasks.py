@@ -66,7 +66,10 @@ def test_every_gold_answer_earns_the_maximum_and_an_empty_one_nothing(task, best
 def test_dark_event_infer_hides_an_inner_event_that_leaves_a_trace():
     draft = DarkEventInfer().construct([source(SCENE)], np.random.default_rng(0))
     assert draft.answer == "the square grows" and draft.meta == {"dark": [1.0, 2.0]}
-    assert draft.rationale == "red square: moves left, dark, hides."
+    assert draft.rationale == (
+        "red square: first moves left, second dark, last hides. "
+        "Before small red, left centre; after medium red, left centre."
+    )
     assert (draft.clip.frames[8:16] == 0).all() and draft.clip.frames[7].any() and draft.clip.frames[16].any()
     # "hides" in the middle could not be told from before and after
     nothing = Scene(SCENE.actor, ("moves left", "hides", "grows"), None, background=230)

@@ -12,6 +12,7 @@ from typing import Mapping
 import numpy as np
 
 from vidbridge.text import prompts
+from vidbridge.text.options import LETTERS
 from vidbridge.text.shapes_language import COLOURS, KINDS, read_events
 from vidbridge.types import Sample
 
@@ -72,7 +73,7 @@ def _shorten(answer: str, num_events: int) -> str:
 def _guess(sample: Sample, rng: np.random.Generator) -> str:
     """Another answer of the same sort."""
     if sample.options:
-        choices: list[str] = list(prompts.LETTERS[: len(sample.options)])
+        choices: list[str] = list(LETTERS[: len(sample.options)])
     elif sample.answer in COLOURS:
         choices = list(COLOURS)
     else:

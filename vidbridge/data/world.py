@@ -19,9 +19,10 @@ FPS = 8
 SIDE = 48  # pixels; a 3 x 3 grid of 16-pixel cells
 EVENT_S = 1.0
 _RGB = {"red": (215, 40, 40), "green": (40, 165, 60), "blue": (45, 80, 220), "yellow": (235, 200, 30)}
-_RADIUS = {"small": 3.5, "medium": 5.5, "big": 8.0}  # pixels
+_RADIUS = {"small": 3.0, "medium": 5.0, "big": 8.0}  # pixels
 _STEP = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
-_ORDINALS = ("first", "second", "third", "fourth")
+_ORDINALS = ("first", "second", "third", "fourth")  # and "last", whichever that is
+_PLACES = (("left", "middle", "right"), ("top", "centre", "bottom"))  # columns, rows
 _SAMPLES = 2  # supersampling a side, so that edges are smooth
 
 
@@ -114,16 +115,24 @@ def render(scene: Scene) -> Clip:
     for frame, time_s in zip(frames, times_s):
         index = int(time_s / EVENT_S)
         progress = time_s / EVENT_S - index
-        eased = progress * progress * (3 - 2 * progress)  # starts and ends at rest
+        eased = _ease(progress)
         before, then, kind = things[index], things[index + 1], scene.kinds[index]
+        # slower at both ends: after a quarter of the time not a quarter turn, which a square would not show
+        angle = 2 * np.pi * progress * progress * (3 - 2 * progress) if kind == "spins" else 0.0
         frame[:] = still
         if kind == "hides" and 0.15 < progress < 0.85:
             continue
         radius = (1 - eased) * _RADIUS[before.size] + eased * _RADIUS[then.size]
         colour = (1 - eased) * np.array(_RGB[before.colour]) + eased * np.array(_RGB[then.colour])
         centre = (1 - eased) * _centre(before) + eased * _centre(then)
-        _paint(frame, scene.actor.shape, colour, radius, centre, 2 * np.pi * eased if kind == "spins" else 0.0)
+        _paint(frame, scene.actor.shape, colour, radius, centre, angle)
     return Clip(frames=np.round(frames).astype(np.uint8), times_s=times_s)
+
+
+def _ease(progress: float) -> float:
+    """Changes happen in the middle of an event, with rest before and after: a frame either side shows both states."""
+    hurried = min(max((progress - 0.2) / 0.6, 0.0), 1.0)
+    return hurried * hurried * (3 - 2 * hurried)
 
 
 def _centre(thing: Thing) -> np.ndarray:
@@ -156,24 +165,37 @@ _INSIDE = {
 
 def describe(scene: Scene, rng: np.random.Generator) -> Source:
     """The scene as an annotated clip, with one question drawn for it."""
-    subject = f"the {scene.actor.shape}"
+    things = states(scene.actor, scene.kinds)
+    assert things is not None, scene
     events = tuple(
         TimedEvent(
             start_s=index * EVENT_S,
             end_s=(index + 1) * EVENT_S,
-            text=f"{subject} {kind}",
+            text=f"the {scene.actor.shape} {kind}",
+            noted=f"{_ordinal(scene, index)} {kind}",
             lasting=KINDS[kind] in LASTING,
+            before=_look(things[index]),
+            after=_look(things[index + 1]),
         )
         for index, kind in enumerate(scene.kinds)
     )
     return Source(
         clip=render(scene),
         fps=FPS,
+        subject=f"{scene.actor.colour} {scene.actor.shape}",
         events=events,
         caption=caption(scene),
-        seen=f"{scene.actor.colour} {scene.actor.shape}: {', '.join(scene.kinds)}.",
         question=_question(scene, rng),
     )
+
+
+def _ordinal(scene: Scene, index: int) -> str:
+    return "last" if index == len(scene.kinds) - 1 else _ORDINALS[index]
+
+
+def _look(thing: Thing) -> str:
+    column, row = thing.cell
+    return f"{thing.size} {thing.colour}, {_PLACES[0][column]} {_PLACES[1][row]}"
 
 
 def caption(scene: Scene) -> str:
@@ -199,8 +221,7 @@ def _question(scene: Scene, rng: np.random.Generator) -> Question:
         candidates = [kind for kind in KINDS if kind != scene.kinds[place - 1]]
     else:
         place = int(rng.integers(len(scene.kinds)))
-        order = "last" if place == len(scene.kinds) - 1 else _ORDINALS[place]
-        text, candidates = f"What does {subject} do {order}?", list(KINDS)
+        text, candidates = f"What does {subject} do {_ordinal(scene, place)}?", list(KINDS)
     answer = scene.kinds[place]
     return Question(
         text=text,

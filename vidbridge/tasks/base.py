@@ -12,17 +12,21 @@ import numpy as np
 from vidbridge.media.decode import decode
 from vidbridge.media.frames import FrameBudget
 from vidbridge.text import prompts
+from vidbridge.text.options import LETTERS
 from vidbridge.types import Clip, Prompt, Sample, VideoRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedEvent:
-    """One annotated event; ``lasting`` when the frames before and after it tell what happened."""
+    """One annotated event."""
 
     start_s: float
     end_s: float
-    text: str
-    lasting: bool = True
+    text: str  # "the square grows"
+    noted: str  # in short, with its place in the order: "second grows"
+    lasting: bool  # whether the frames before and after tell what happened
+    before: str  # how its subject looks until then: "small red, left top"
+    after: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,7 @@ class Question:
         """Of the right option: the one the answer ends with ("the square grows" and "grows")."""
         places = [index for index, option in enumerate(self.options) if self.answer.endswith(option)]
         assert len(places) == 1, self
-        return "ABCDEFGH"[places[0]]
+        return LETTERS[places[0]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +51,15 @@ class Source:
 
     clip: Clip  # every frame, at a constant rate
     fps: int
+    subject: str  # what the events are about, as it starts: "red square"
     events: tuple[TimedEvent, ...]
     caption: str
-    seen: str  # what a careful viewer would note down, in order
     question: Question
+
+    def notes(self, hidden: TimedEvent | None = None) -> str:
+        """What a careful viewer would note down: "red square: first moves left, second dark, last hides." """
+        noted = [f"{event.noted.split()[0]} dark" if event is hidden else event.noted for event in self.events]
+        return f"{self.subject}: {', '.join(noted)}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

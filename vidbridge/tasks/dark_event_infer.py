@@ -28,16 +28,13 @@ class DarkEventInfer(Task):
         if not inner:
             return None
         hidden = inner[rng.integers(len(inner))]
-        place = source.events.index(hidden)
-        subject, _, kinds = source.seen.removesuffix(".").partition(": ")
-        noted = [kind if index != place else "dark" for index, kind in enumerate(kinds.split(", "))]
         return Draft(
             problem="What happens while the screen is black?",
             answer=hidden.text,
             clip=blackout(source.clip, hidden.start_s, hidden.end_s),
-            rationale=f"{subject}: {', '.join(noted)}.",
+            rationale=f"{source.notes(hidden)} Before {hidden.before}; after {hidden.after}.",
             meta={"dark": [hidden.start_s, hidden.end_s]},
         )
 
     def ask(self, sample: Sample) -> str:
-        return f"One event is hidden by black frames. {sample.question} Infer it from the rest, in one sentence."
+        return f"One event is hidden. {sample.question} Infer it from the rest."

@@ -35,7 +35,7 @@ class MixVidQA(Task):
             problem=asked.question.text,
             answer=asked.question.answer,
             clip=interleave((ordered[0].clip, ordered[1].clip), pieces),
-            rationale=asked.seen,
+            rationale=asked.notes(),
             meta={
                 "pieces": [[piece.source, round(piece.start_s, 3), round(piece.end_s, 3)] for piece in pieces],
                 "asked": asked_place,
@@ -43,4 +43,4 @@ class MixVidQA(Task):
         )
 
     def ask(self, sample: Sample) -> str:
-        return f"Two videos are mixed here, and only one matters. {sample.question} Answer in one sentence."
+        return f"Two videos are mixed here; only one matters. {sample.question}"

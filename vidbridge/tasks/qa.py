@@ -13,6 +13,7 @@ import numpy as np
 
 from vidbridge.tasks.base import Draft, Source, Task
 from vidbridge.text import prompts
+from vidbridge.text.options import LETTERS
 from vidbridge.types import Sample
 
 
@@ -29,7 +30,7 @@ class QA(Task):
             answer=question.letter,
             options=question.options,
             clip=source.clip,
-            rationale=f"{source.seen} So {question.options[prompts.LETTERS.index(question.letter)]}.",
+            rationale=f"{source.notes()} So {question.options[LETTERS.index(question.letter)]}.",
         )
 
     def ask(self, sample: Sample) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
-LETTERS = "ABCDEFGH"
+from vidbridge.text.options import LETTERS
 
 SYSTEM = (
-    "Watch the video. Note what you see inside <think> </think>, "
-    "then reply inside <answer> </answer>, and write nothing else."
+    "Note what you see in <think> </think>, then reply in <answer> </answer>."
 )
 
 
