@@ -15,10 +15,11 @@ help: ## this list
 setup: $(STAMP) ## create .venv and install everything, once
 
 $(STAMP):
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	rm -f $(VENV)/.installed-*
-	touch $@
+	@echo "installing into $(VENV), once: some minutes, most of them silent"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
 
 demo: setup ## the main job on the embedded data and model, about ten minutes on a laptop
 	$(BIN)/python train.py task_mix=proxy reward=combined $(ARGS)

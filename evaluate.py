@@ -14,7 +14,8 @@ def evaluate(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
         evaluator, tracker = build.build_evaluation(config, public=public, run_dir=run_dir)
     with tracker:
         scores = held_out(evaluator, config.eval, tracker, "the model", step=0)
-        tracker.finish({**build.labels(config), "scores": {name: part.to_dict() for name, part in scores.items()}})
+        parts = {name: part.to_dict() for name, part in scores.items()}
+        tracker.finish({**build.labels(config, trains=False), "scores": parts})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from vidbridge.targets import check_targets
 CHOICES = sorted(
     (path.parent.relative_to(launch.CONF).as_posix(), path.stem)
     for path in launch.CONF.rglob("*.yaml")
-    if path.parent != launch.CONF and path.parent.name not in ("task", "local")
+    if path.parent != launch.CONF and path.parent.name not in ("task", "local") and not path.stem.startswith("_")
 )
 TASKS = ["qa", "caption", "dark_event_infer", "mix_vid_qa"]
 
@@ -55,8 +55,30 @@ def test_the_other_algorithms_change_what_they_are_named_for():
     assert isinstance(config_of("algo=sft").algo, SftConfig)
 
 
-def test_naive_matched_deals_as_many_rows_as_the_method_has():
-    assert config_of("task_mix=naive_matched").task_mix.total == sum(config_of().task_mix.shares.values())
+@pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "task_mix"])
+def test_a_pass_has_as_many_rows_as_in_the_paper(name):
+    mix = config_of(f"task_mix={name}").task_mix
+    rows = 10800 if name == "naive_matched" else sum(mix.shares.values())  # 2003 + 4624 for naive: 0.6136 of all
+    assert mix.size_frac == pytest.approx(rows / 10800, abs=1e-4)
+
+
+def test_a_model_brings_the_numbers_that_fit_it():
+    def numbers(*overrides):
+        config = config_of(*overrides)
+        rollout = (config.rollout.max_completion_tokens, config.rollout.max_rows)
+        return config.optim.lr, *rollout, config.prompts_per_step, config.engine.micro_batch_groups
+
+    assert numbers() == (2e-4, 64, 256, 12, 1)
+    for size in (3, 7, 32, 72):
+        assert numbers(f"model=qwen2_5_vl_{size}b") == (1e-6, 2048, 32, 32, 1)
+        assert config_of(f"model=qwen2_5_vl_{size}b").model.path == f"Qwen/Qwen2.5-VL-{size}B-Instruct"
+    # the command line and debug=.. come after the model
+    assert numbers("model=qwen2_5_vl_7b", "optim.lr=1e-5", "debug=smoke") == (1e-5, 2048, 32, 2, 1)
+
+
+def test_tasks_can_be_left_out():
+    config = config_of("task=[qa]", "task_mix=qa")
+    assert list(config.tasks) == ["qa"] and "caption" in config.reward
 
 
 def test_a_value_can_be_overridden_deep_inside():
@@ -70,7 +92,11 @@ def test_a_value_can_be_overridden_deep_inside():
 MISTAKES = {
     "reward.captoin.wording=1": ["reward.captoin", "Did you mean 'caption'?"],
     "+reward.captoin.wording=1": ["no task 'captoin'", "Did you mean 'caption'?"],
-    "reward.qa.choice=often": ["reward.qa.choice must be a number", "often"],
+    "reward.qa.choice=often": ["reward.qa.choice must be a finite number", "often"],
+    "reward.qa.choice=nan": ["reward.qa.choice must be a finite number"],
+    "+reward.qa.chioce=1": ["reward.qa: there is no term 'chioce'. Did you mean 'choice'?"],
+    "+eval.reward.qa.chioce=1": ["eval.reward.qa: there is no term 'chioce'"],
+    "reward=no_gate +reward.qa.format=1": ["there is no term 'format'"],  # a gate, and taken out
     "model.pth=x": ["model.pth", "Did you mean 'path'?"],
     "+model.pth=x": ["no key 'pth'", "Did you mean 'path'?"],
     "+nonsense=1": ["no key 'nonsense'"],
@@ -79,12 +105,19 @@ MISTAKES = {
     "optim.betas=[0.9]": ["optim.betas"],
     "algo.loss_norm=foo": ["algo.loss_norm", "token, sequence, constant"],
     "algo.group_size=1": ["algo.group_size must be at least 2"],
+    "algo.clip_high=inf": ["algo.clip_high must be positive and finite"],
+    "track.completions_groups=-1": ["track.completions_groups"],
+    "steps=0": ["steps must be positive or null"],
+    "seed=-1": ["seed must not be negative"],
+    "task_mix.size_frac=0": ["task_mix.size_frac must be positive"],
+    "model=qwen": ["no 'qwen'", "Known: qwen2_5_vl_32b"],
+    "hydra.run.dir=/dev/null/run": ["hydra.run.dir", "Not a directory"],
     "algo=gpro": ["no 'gpro'", "Did you mean 'grpo'?"],
     "task_mix=nope": ["no 'nope'", "naive_matched"],
     "task_mix.shares.qa=-1": ["task_mix.shares.qa must not be negative"],
     "+task_mix.shares.poetry=1": ["no task 'poetry'"],
     "task_mix=qa task_mix.shares.qa=0": ["at least one task a share above 0"],
-    "task=[qa,caption] task_mix=qa": ["reward: there is no task 'dark_event_infer'"],
+    "task=[qa,caption]": ["task_mix.shares: there is no task 'dark_event_infer'"],
     "algo=sft steps=100000": ["steps=100000", "end after 1000"],
     "model.path=${oc.env:VIDBRIDGE_NOT_SET}": ["model.path", "VIDBRIDGE_NOT_SET"],
     "seed=[": ["'['"],
@@ -96,7 +129,7 @@ def launched(monkeypatch, tmp_path, capsys):
     """Run launch.main with these arguments and a body; returns exit status and stderr."""
 
     def launch_with(body, *arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"hydra.run.dir={tmp_path}/run"])
+        monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}/run", *arguments])
         with pytest.raises(SystemExit) as end:
             launch.main(body)
         del os.environ["HYDRA_FULL_ERROR"]  # set by launch.main for the rest of its process

@@ -1,11 +1,59 @@
-"""The numbers of summary.json, by hand."""
+"""The numbers of summary.json, by hand, and what they depend on."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidbridge.evaluate import TaskScore, bootstrap_interval, normalised_mean, task_score
+from tests.policy.builders import make_policy, ragged_prompts
+from tests.rewards.builders import sample
+from vidbridge.evaluate import Evaluator, TaskScore, bootstrap_interval, normalised_mean, task_score
+from vidbridge.rewards.base import GatedSum
+from vidbridge.rollout.batched import BatchedRollout
+
+
+class Prompts:
+    """As much of a task as an evaluation looks at: the three ragged prompts."""
+
+    name = "qa"
+
+    def __len__(self):
+        return 3
+
+    def sample(self, index):
+        return dataclasses.replace(sample("qa", "A"), uid=f"qa/test/{index}")
+
+    def prompt(self, row):
+        return ragged_prompts()[int(row.uid[-1])]
+
+
+class TokenSum:
+    """Tells completions apart."""
+
+    maximum = 1.0
+
+    def __call__(self, sample, completions):
+        return [float(sum(done.token_ids)) for done in completions]
+
+
+def test_what_an_item_is_sampled_with_does_not_depend_on_how_many_fit_in_memory(random_qwen_folder):
+    policy = make_policy(random_qwen_folder)
+    reward = GatedSum(gates={}, terms={"sum": TokenSum()}, weights={"qa": {"sum": 1.0}})
+
+    def rewards(max_rows, seed=0):
+        evaluator = Evaluator(
+            tasks={"test": {"qa": Prompts()}},
+            processor=policy.processor,
+            rollout=BatchedRollout(policy, max_completion_tokens=8, max_rows=max_rows),
+            reward=reward,
+            max_rows=max_rows,
+            seed=seed,
+        )
+        return evaluator.scores("test", num_items=3, num_samples=2, advance=lambda done: None).tasks["qa"]
+
+    assert rewards(2) == rewards(4) == rewards(64) != rewards(64, seed=1)
 
 
 def score(mean, maximum):

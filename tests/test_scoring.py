@@ -8,9 +8,11 @@ from vidbridge.judges.base import JudgeUnavailable
 from vidbridge.judges.exact import ExactJudge
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rewards.choice import Choice
+from vidbridge.rewards.events import EventRecall
 from vidbridge.rewards.format import Format
 from vidbridge.rewards.judged import Grade
 from vidbridge.scoring import reward_metrics, score_groups, self_test
+from vidbridge.tasks.base import DataError
 from vidbridge.types import EncodedPrompt, Group, Prompt
 
 QA = sample("qa", "B", options=("moves left", "grows"))
@@ -105,10 +107,26 @@ def test_self_test_is_silent_when_gold_earns_everything():
 def test_self_test_lists_every_row_that_fails():
     wrong = replace(QA, uid="qa/test/7", answer="C")  # there are two options
     bare = Rows(DARK, says=lambda row: row.answer)
-    with pytest.raises(ValueError, match="qa/test/7: gold answer earns 0 of 1") as error:
+    with pytest.raises(DataError, match="qa/test/7: gold answer earns 0 of 1") as error:
         self_test({"qa": Rows(QA, wrong), "dark_event_infer": bare}, reward_with(ExactJudge(), format=Format()))
     assert "dark_event_infer/test/0: gold answer earns 0 of 1" in str(error.value)
     assert "qa/test/0" not in str(error.value)
+
+
+def test_self_test_does_not_ask_for_the_maximum_where_a_weight_is_negative():
+    class Wording:
+        maximum = 0.4
+
+        def __call__(self, sample, completions):
+            return [0.4 if done.text else 0.0 for done in completions]
+
+    reward = reward_with(ExactJudge())
+    reward = GatedSum(
+        gates={},
+        terms={**reward.terms, "wording": Wording()},
+        weights={"qa": {"choice": 1.0, "wording": -0.5}},  # gold earns 1 - 0.5 * 0.4
+    )
+    self_test({"qa": Rows(QA)}, reward)
 
 
 def test_self_test_finds_a_reward_that_pays_for_nothing():
@@ -119,10 +137,32 @@ def test_self_test_finds_a_reward_that_pays_for_nothing():
             return [1.0 for _ in completions]
 
     reward = GatedSum(gates={}, terms={"generous": Generous()}, weights={"qa": {"generous": 1.0}})
-    with pytest.raises(ValueError, match="qa/test/0: an empty completion earns 1"):
+    with pytest.raises(DataError, match="qa/test/0: an empty completion earns 1"):
         self_test({"qa": Rows(QA)}, reward)
 
 
 def test_self_test_needs_the_judge():
-    with pytest.raises(JudgeUnavailable):
+    with pytest.raises(DataError, match="dark_event_infer/test/0: no route to the judge"):
         self_test({"dark_event_infer": Rows(DARK)}, reward_with(Unreachable()))
+
+
+def test_self_test_names_references_that_cannot_be_judged():
+    walks = replace(DARK, uid="dark_event_infer/test/3", answer="a man walks")
+    told = sample("caption", "A man walks.")
+    judge = ExactJudge()
+    reward = GatedSum(
+        gates={},
+        terms={"grade": Grade(judge), "event_recall": EventRecall(judge)},
+        weights={"dark_event_infer": {"grade": 0.5}, "caption": {"event_recall": 1.0}},
+    )
+    with pytest.raises(DataError) as error:
+        self_test({"dark_event_infer": Rows(DARK, walks), "caption": Rows(told)}, reward)
+    _, first, second = str(error.value).splitlines()
+    assert first.startswith("  dark_event_infer/test/3: the exact judge grades against one event")
+    assert second.startswith("  caption/test/0: the judge reads no event out of the reference 'A man walks.'")
+
+
+def test_a_reference_that_cannot_be_judged_is_named_in_mid_run_too():
+    walks = replace(DARK, uid="dark_event_infer/test/3", answer="a man walks")
+    with pytest.raises(DataError, match="dark_event_infer/test/3: the exact judge"):
+        score_groups([group_of(walks, said("it grows"))], reward_with(ExactJudge()))

@@ -1,5 +1,7 @@
 """The embedded model from nothing: its folder is a Qwen2.5-VL folder, and a few steps teach it something."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
@@ -12,6 +14,7 @@ from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.sft import SftStep
+from vidbridge.tasks.base import DataError
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.qa import QA
 from vidbridge.tiny import TAGS, create_folder, texts_of
@@ -74,6 +77,14 @@ def test_micro_batches_give_the_same_loss(tasks, folder):
     stages = [SftStage(steps=2, shares={"caption": 1, "qa": 1})]
     losses = [make_step(tasks, folder, stages, size)(0).metrics["sft/loss"] for size in (1, 3, 8)]
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+
+
+def test_a_row_whose_gold_answer_cannot_be_given_is_named(tasks, folder):
+    row = replace(tasks["caption"].rows[0], solution="<answer>The square grows <|im_end|></answer>")
+    bad = {"caption": tasks["caption"].with_rows([row], FRAMES)}
+    step = make_step(bad, folder, [SftStage(steps=1, shares={"caption": 1})])
+    with pytest.raises(DataError, match="caption/train/0: a completion may not hold"):
+        step(0)
 
 
 def test_stages_follow_one_another(tasks, folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from vidbridge.algo.loss import LossNorm
 from vidbridge.config import GrpoConfig
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.shapes import Shapes
+from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import JudgeUnavailable
 from vidbridge.media.frames import FrameBudget
 from vidbridge.policy.engine_local import LocalEngine
@@ -20,7 +22,8 @@ from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.batched import BatchedRollout
-from vidbridge.step import GrpoStep, rewards_of
+from vidbridge.step import GrpoStep, Means, rewards_of
+from vidbridge.tasks.base import DataError
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tiny import create_folder, texts_of
@@ -133,6 +136,32 @@ def test_cutting_into_micro_batches_changes_nothing(tasks, folder, norm):
     assert norms[0] == pytest.approx(norms[1], rel=1e-4) and norms[0] > 0
 
 
+def test_metrics_do_not_depend_on_the_cut_into_micro_batches(tasks, folder):
+    # three groups as 1 + 1 + 1, as 2 + 1 (parts of unequal weight) and as one
+    metrics = [
+        timeless(make_step(tasks, folder, micro_batch_groups=size, ppo_epochs=2, kl_beta=0.1)(0).metrics)
+        for size in (1, 2, 3)
+    ]
+    assert metrics[0] == pytest.approx(metrics[2], rel=1e-3, abs=1e-5)
+    assert metrics[1] == pytest.approx(metrics[2], rel=1e-3, abs=1e-5)
+    assert metrics[2]["policy/clip_low_frac"] + metrics[2]["policy/clip_high_frac"] > 0  # there is something to weigh
+
+
+def test_means_by_hand():
+    means = Means()
+    means.add({"kl": 1.0, "ratio_max": 3.0, "clip": 0.5}, weight=1)
+    means.add({"kl": 5.0, "ratio_max": 2.0}, weight=3)
+    means.add({"clip": 0.1, "idle": 0.7}, weight=0)
+    assert means.result() == {"kl": 4.0, "ratio_max": 3.0, "clip": 0.5, "idle": 0.0}  # (1 + 3 * 5) / 4
+
+
+def test_sampler_and_learner_agree_on_what_was_sampled(tasks, folder):
+    step = make_step(tasks, folder)
+    assert step(0).metrics["rollout/logprob_gap"] < 1e-4
+    step.policy.temperature = 2.0  # the learner's; the rollout still samples at 1
+    assert step(1).metrics["rollout/logprob_gap"] > 1e-2
+
+
 @pytest.mark.parametrize("reward", [Same, Unreachable])
 def test_nothing_is_learnt_where_nothing_can_be(tasks, folder, reward):
     step = make_step(tasks, folder, reward=reward)
@@ -146,7 +175,7 @@ def test_nothing_is_learnt_where_nothing_can_be(tasks, folder, reward):
 def test_a_second_epoch_moves_off_policy_and_makes_a_second_update(tasks, folder):
     step = make_step(tasks, folder, ppo_epochs=2)
     result = step(0)
-    assert result.metrics["policy/ratio_max"] > 1.0  # the mean over both epochs; the first is exactly 1
+    assert result.metrics["policy/ratio_max"] > 1.0  # in the first epoch it is exactly 1
     assert step.policy.engine.updates == 2
 
 
@@ -156,6 +185,28 @@ def test_the_reference_stays_where_it_was(tasks, folder):
     # 3e-4 is what one update of 1e-3 moves at least
     assert step(1).metrics["policy/kl"] > 1e-5
     assert "policy/kl" not in make_step(tasks, folder)(0).metrics
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [("What is <|video_pad|>?", "2 video placeholders for 1 clips"), ("the square " * 1024, "max_prompt_tokens=1024")],
+)
+def test_a_row_that_cannot_be_encoded_is_named(tasks, folder, problem, message):
+    caption = tasks["caption"]
+    bad = caption.with_rows([replace(row, problem=problem) for row in caption.rows], FRAMES)
+    step = make_step({**tasks, "caption": bad}, folder)
+    with pytest.raises(DataError, match=f"caption/train/[0-9]: .*{message}"):
+        step(0)
+    evaluator = Evaluator(
+        tasks={"train": {"caption": bad}},
+        processor=step.processor,
+        rollout=step.rollout,
+        reward=step.reward,
+        max_rows=4,
+        seed=0,
+    )
+    with pytest.raises(DataError, match=f"caption/train/0: .*{message}"):
+        evaluator.scores("train", num_items=1, advance=lambda done: None)
 
 
 def test_metrics_name_what_was_seen(tasks, folder):

@@ -10,6 +10,7 @@ import train
 from tests.composing import composed, config_of, small_run
 from vidbridge import build, launch
 from vidbridge.config import ConfigError
+from vidbridge.data.rows import DataError
 from vidbridge.track.metrics_file import read_lines
 
 
@@ -37,7 +38,8 @@ def test_summary_has_before_and_after_of_all_tasks(trained):
     assert summary["total_s"] >= summary["train_s"] > 0
     assert summary["peak_rss_mb"] > 100
     assert {"data", "rollout", "reward", "learner"} <= set(summary["stage_s"])
-    assert (summary["task_mix"], summary["reward"], summary["seed"], summary["steps"]) == ("proxy", "combined", 0, 2)
+    labels = {"model": "tiny", "algo": "grpo", "task_mix": "proxy", "reward": "combined", "seed": 0, "steps": 2}
+    assert {name: summary[name] for name in labels} == labels
 
 
 def test_metrics_go_by_step(trained):
@@ -50,20 +52,39 @@ def test_metrics_go_by_step(trained):
 def test_the_model_is_a_folder_that_from_pretrained_loads(trained):
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(trained[0] / "model")
     assert sum(weight.numel() for weight in model.parameters()) > 0
+    assert "tags: [vidbridge, qwen2_5_vl, grpo]" in (trained[0] / "model" / "README.md").read_text()
 
 
 def test_the_saved_model_scores_again_what_it_scored_after_training(trained, tmp_path):
     run_dir, overrides = trained
     cfg = composed(*overrides, f"model.path='{run_dir}/model'")
     evaluate.evaluate(launch.to_dataclasses(cfg), launch.public(cfg), tmp_path)
-    scores = json.loads((tmp_path / "summary.json").read_text())["scores"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["algo"], summary["task_mix"], summary["steps"]) == (None, None, None)  # of no training
+    scores = summary["scores"]
     assert scores == json.loads((run_dir / "summary.json").read_text())["after"]
 
 
-def test_a_folder_that_holds_a_run_is_not_written_over(trained):
-    run_dir, overrides = trained
-    with pytest.raises(ConfigError, match="already holds a run"):
-        build.build_tracker(config_of(*overrides), public={}, run_dir=run_dir, job_type="train")
+def test_an_evaluation_builds_no_optimizer(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "build_engine", lambda *_: pytest.fail("nothing is trained"))
+    config = config_of(*trained[1], "algo.kl_beta=0.1")
+    evaluator, _ = build.build_evaluation(config, public={}, run_dir=tmp_path)
+    assert evaluator.rollout.policy.engine is None and evaluator.rollout.policy.reference is None
+
+
+def test_without_a_number_of_steps_there_is_one_pass(trained, tmp_path):
+    def built(*overrides):
+        small = [override for override in trained[1] if not override.startswith("algo.")]
+        config = config_of(*small, "steps=null", "prompts_per_step=3", *overrides)
+        return build.build_trainer(config, public={}, run_dir=tmp_path)
+
+    # 4 tasks of 2 rows: 8 in all, and 0.6136 * 8 = 4.9 of them for naive
+    naive, matched = built("task_mix=naive"), built("task_mix=naive_matched")
+    assert (naive.steps, sum(naive.step_fn.mixture.counts.values())) == (2, 5)
+    assert (matched.steps, sum(matched.step_fn.mixture.counts.values())) == (3, 8)
+    sft = built("algo=sft")
+    assert sft.steps == 1000  # 200 + 800
+    assert (sft.labels["algo"], sft.labels["task_mix"], sft.labels["reward"]) == ("sft", None, None)
 
 
 @pytest.mark.parametrize(
@@ -71,15 +92,39 @@ def test_a_folder_that_holds_a_run_is_not_written_over(trained):
     [
         ("+data.rot=x", "Did you mean 'root'?"),
         ("data.seed=abc", "data.seed must be of type int"),
-        ("+reward.qa.chioce=1", "no term 'chioce'"),
         ("judge._target_=os.system", "not allowed"),
         ("model.path=/no/such/folder", "cannot load a model"),
-        ("model.max_prompt_tokens=5", "max_prompt_tokens=5"),
         ("frames.max_frames=0", "frames.max_frames"),
         ("model.frozen=[eyes]", "cannot freeze 'eyes'"),
+        ("model.device=foo", "model.device=foo cannot be used here"),
+        ("model.attn_implementation=flash_attention_2", "attn_implementation=flash_attention_2 cannot be used"),
+        ("eval.reward.qa.choice=0", "eval.reward.qa pays for nothing"),
     ],
 )
 def test_what_only_the_builder_can_see_is_a_config_error_too(override, message, trained, tmp_path):
     with pytest.raises(ConfigError) as error, build.as_config_errors():
         build.build_trainer(config_of(*trained[1], override), public={}, run_dir=tmp_path)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["judge._target_=os.system", "model.path=/no/such/folder", "model.device=foo"])
+def test_mistakes_are_refused_before_data_are_made(override, random_qwen_folder, tmp_path):
+    with pytest.raises(ConfigError), build.as_config_errors():
+        config = config_of(*small_run(random_qwen_folder, tmp_path / "cache"), override)
+        build.build_trainer(config, public={}, run_dir=tmp_path)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_that_the_hub_is_asked_is_said_before(random_qwen_folder, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(build.Processor, "from_folder", lambda path, *_: asked.append((path, capsys.readouterr().out)))
+    for path in ("some/model", str(random_qwen_folder)):
+        build.build_processor(config_of(f"model.path='{path}'"))
+    (_, before), (_, nothing) = asked
+    assert "some/model" in before and "hub" in before and nothing == ""
+
+
+def test_a_first_prompt_that_is_too_long_is_named_before_anything_is_trained(trained, tmp_path):
+    config = config_of(*trained[1], "model.max_prompt_tokens=5")
+    with pytest.raises(DataError, match="/train/0: a prompt of .* max_prompt_tokens=5"), build.as_config_errors():
+        build.build_trainer(config, public={}, run_dir=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import random
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from vidbridge.config import Config, ConfigError, GrpoConfig, SftConfig, WandbMode, reward_weights
@@ -22,7 +24,8 @@ from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import Judge
 from vidbridge.media.decode import VideoError
 from vidbridge.media.frames import FrameBudget
-from vidbridge.policy.loading import DTYPES, load_model
+from vidbridge.policy.engine_local import Engine
+from vidbridge.policy.loading import DTYPES, load_model, resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
@@ -31,10 +34,10 @@ from vidbridge.scoring import self_test
 from vidbridge.sft import SftStep
 from vidbridge.step import GrpoStep
 from vidbridge.targets import check_arguments, check_targets
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.base import Task, as_data_errors
 from vidbridge.tiny import create_folder, texts_of
 from vidbridge.track.console import Console
-from vidbridge.track.tracker import METRICS, Tracker
+from vidbridge.track.tracker import Tracker
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
@@ -43,24 +46,28 @@ from vidbridge.types import StepResult
 def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> Trainer:
     """Everything of a training run; ``public`` is the configuration for the record, without secrets."""
     seed_everything(config.seed)
+    # first what is quick to refuse, then the data, which may take minutes to make
+    resolve_device(config.model.device)
+    reward, eval_reward = build_reward(config, "reward"), build_eval_reward(config)
+    processor = None if config.model.random_weights else build_processor(config)
     splits = {"train", config.eval.split.value} | ({"val"} if config.eval.every else set())
     tasks = build_tasks(config, splits)
-    if config.model.random_weights:
+    if processor is None:  # the words of the untrained model are those of the data
         create_folder(run_dir / "untrained", texts_of(tasks["train"]), seed=config.seed)
         config = replace(config, model=replace(config.model, path=str(run_dir / "untrained")))
-    processor = build_processor(config)
-    reward, eval_reward = build_reward(config, "reward"), build_reward(config, "eval.reward")
+        processor = build_processor(config)
+    config = replace(config, steps=num_steps(config, tasks["train"]))
     trained = trained_tasks(config, tasks["train"])
     check_tasks(trained, processor, reward)
     check_tasks(tasks[config.eval.split.value], processor, eval_reward)
-    policy = build_policy(config, processor)
+    policy = build_policy(config, processor, trains=True)
     return Trainer(
-        step_fn=build_step(config, trained, processor, reward, policy),
+        step_fn=build_step(config, trained, processor, reward, policy, total=deck_size(config, tasks["train"])),
         policy=policy,
         evaluator=build_evaluator(config, tasks, processor, eval_reward, policy),
         tracker=build_tracker(config, public=public, run_dir=run_dir, job_type="train"),
         eval=config.eval,
-        steps=config.steps,
+        steps=num_steps(config, tasks["train"]),
         profile_steps=config.profile_steps,
         run_dir=run_dir,
         labels=labels(config),
@@ -70,10 +77,11 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
 def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> tuple[Evaluator, Tracker]:
     """What evaluate.py needs: the held-out scores of ``model.path`` and where to record them."""
     seed_everything(config.seed)
+    resolve_device(config.model.device)
+    reward, processor = build_eval_reward(config), build_processor(config)
     tasks = build_tasks(config, {config.eval.split.value})
-    processor, reward = build_processor(config), build_reward(config, "eval.reward")
     check_tasks(tasks[config.eval.split.value], processor, reward)
-    evaluator = build_evaluator(config, tasks, processor, reward, build_policy(config, processor))
+    evaluator = build_evaluator(config, tasks, processor, reward, build_policy(config, processor, trains=False))
     return evaluator, build_tracker(config, public=public, run_dir=run_dir, job_type="evaluate")
 
 
@@ -85,14 +93,30 @@ def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:
     return {name: task for name, task in tasks.items() if any(shares.get(name, 0) > 0 for shares in mixes)}
 
 
-def labels(config: Config) -> dict[str, Any]:
-    """What tells a run from others in a table of runs."""
+def deck_size(config: Config, tasks: Mapping[str, Task]) -> int:
+    """Rows in one pass of the task mix, as a part of the rows of all ``tasks``, trained or not."""
+    return max(1, round(config.task_mix.size_frac * sum(len(task) for task in tasks.values())))
+
+
+def num_steps(config: Config, tasks: Mapping[str, Task]) -> int:
+    """``config.steps``; without a number, all stages of supervised fine-tuning, or one pass over the deck."""
+    if config.steps is not None:
+        return config.steps
+    if isinstance(config.algo, SftConfig):
+        return config.algo.num_steps
+    return math.ceil(deck_size(config, tasks) / config.prompts_per_step)
+
+
+def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:
+    """What tells a run from others in a table of runs; None for what this run makes no use of."""
+    algo = None if not trains else "sft" if isinstance(config.algo, SftConfig) else "grpo"
     return {
         "model": config.model.name,
-        "task_mix": config.task_mix.name,
-        "reward": config.reward.get("name"),
+        "algo": algo,
+        "task_mix": config.task_mix.name if algo == "grpo" else None,
+        "reward": config.reward.get("name") if algo == "grpo" else None,
         "seed": config.seed,
-        "steps": config.steps,
+        "steps": config.steps if trains else None,
     }
 
 
@@ -118,6 +142,8 @@ def build_tasks(config: Config, splits: set[str]) -> dict[str, dict[str, Task]]:
 
 
 def build_processor(config: Config) -> Processor:
+    if not Path(config.model.path).exists():
+        Console().say(f"no folder {config.model.path} here: asking the Hugging Face hub ..")
     return Processor.from_folder(config.model.path, FrameBudget(**vars(config.frames)), config.model.max_prompt_tokens)
 
 
@@ -137,8 +163,17 @@ def build_reward(config: Config, where: str) -> GatedSum:
     return GatedSum(gates=build_all("gates"), terms=build_all("terms"), weights=reward_weights(node))
 
 
-def build_policy(config: Config, processor: Processor) -> QwenVLPolicy:
-    spec = config.model
+def build_eval_reward(config: Config) -> GatedSum:
+    reward = build_reward(config, "eval.reward")
+    for task in config.tasks:
+        if reward.maximum(task) <= 0:
+            raise ConfigError(f"eval.reward.{task} pays for nothing: scores are parts of the most that can be earned")
+    return reward
+
+
+def build_policy(config: Config, processor: Processor, *, trains: bool) -> QwenVLPolicy:
+    """With what training needs besides the model, or without."""
+    spec, algo = config.model, config.algo
     disable_progress_bar()  # there is one bar, and it is ours
     module = load_model(
         spec.path,
@@ -148,18 +183,24 @@ def build_policy(config: Config, processor: Processor) -> QwenVLPolicy:
         gradient_checkpointing=spec.gradient_checkpointing,
         device=spec.device,
     )
-    algo, optim = config.algo, {**vars(config.optim), "schedule": config.optim.schedule.value}
-    updates = config.steps * (algo.ppo_epochs if isinstance(algo, GrpoConfig) else 1)
-    engine_node = {"_target_": config.engine._target_}
+    has_reference = trains and isinstance(algo, GrpoConfig) and algo.kl_beta > 0
     return QwenVLPolicy(
         module,
         processor,
-        make(config, "engine", engine_node, module=module, total_updates=updates, **optim),
+        build_engine(config, module) if trains else None,
         temperature=config.rollout.temperature,
         micro_batch_groups=config.engine.micro_batch_groups,
-        reference=frozen_copy(module) if isinstance(algo, GrpoConfig) and algo.kl_beta > 0 else None,
+        reference=frozen_copy(module) if has_reference else None,
         saved_dtype=DTYPES[spec.saved_dtype.value] if spec.saved_dtype else None,
     )
+
+
+def build_engine(config: Config, module: nn.Module) -> Engine:
+    assert config.steps is not None
+    updates = config.steps * (config.algo.ppo_epochs if isinstance(config.algo, GrpoConfig) else 1)
+    optim = {**vars(config.optim), "schedule": config.optim.schedule.value}
+    node = {"_target_": config.engine._target_}
+    return make(config, "engine", node, module=module, total_updates=updates, **optim)
 
 
 def build_rollout(config: Config, policy: QwenVLPolicy, *, temperature: float) -> RolloutEngine:
@@ -167,9 +208,16 @@ def build_rollout(config: Config, policy: QwenVLPolicy, *, temperature: float) -
 
 
 def build_step(
-    config: Config, tasks: Mapping[str, Task], processor: Processor, reward: GatedSum, policy: QwenVLPolicy
+    config: Config,
+    tasks: Mapping[str, Task],
+    processor: Processor,
+    reward: GatedSum,
+    policy: QwenVLPolicy,
+    *,
+    total: int,
 ) -> Callable[[int], StepResult]:
-    """The function of a step number that the trainer loops over."""
+    """The function of a step number that the trainer loops over; ``total`` rows make a pass of the task mix."""
+    assert config.steps is not None
     if isinstance(config.algo, SftConfig):
         return SftStep(
             config.algo.stages,
@@ -178,17 +226,20 @@ def build_step(
             policy=policy,
             prompts_per_step=config.prompts_per_step,
             seed=config.seed,
+            last=config.steps - 1,
         )
     assert isinstance(config.algo, GrpoConfig)
-    mix = config.task_mix
     return GrpoStep(
-        mixture=Mixture(tasks, mix.shares, prompts_per_step=config.prompts_per_step, seed=config.seed, total=mix.total),
+        mixture=Mixture(
+            tasks, config.task_mix.shares, prompts_per_step=config.prompts_per_step, seed=config.seed, total=total
+        ),
         processor=processor,
         rollout=build_rollout(config, policy, temperature=config.rollout.temperature),
         reward=reward,
         policy=policy,
         algo=config.algo,
         max_completion_tokens=config.rollout.max_completion_tokens,
+        last=config.steps - 1,
     )
 
 
@@ -210,18 +261,18 @@ def build_evaluator(
 
 
 def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, job_type: str) -> Tracker:
-    if (run_dir / METRICS).exists():
-        raise ConfigError(f"{run_dir} already holds a run: choose another hydra.run.dir")
-    track, names = config.track, labels(config)
+    names = labels(config, trains=job_type == "train")
+    tags = [str(names[key]) for key in ("model", "algo", "task_mix", "reward") if names[key]]
+    track = config.track
     sink = None
     if track.wandb is not WandbMode.off:
         sink = WandbSink(
             run_dir=run_dir,
             mode=mode_by_key() if track.wandb is WandbMode.auto else "offline",
             project=track.project,
-            group=track.group or f"{names['model']} {names['task_mix']} {names['reward']}",
+            group=track.group or " ".join(tags),
             job_type=job_type,
-            tags=[*(str(names[key]) for key in ("model", "task_mix", "reward")), *track.tags],
+            tags=[*tags, *track.tags],
             config=public,
         )
     return Tracker(
@@ -236,7 +287,9 @@ def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, j
 def check_tasks(tasks: Mapping[str, Task], processor: Processor, reward: GatedSum) -> None:
     """Before anything is trained: prompts fit, and every task's gold answers earn the most there is."""
     for task in tasks.values():
-        processor.encode(task.prompt(task.sample(0)))
+        sample = task.sample(0)
+        with as_data_errors(sample):
+            processor.encode(task.prompt(sample))
     self_test(tasks, reward)
 
 

@@ -11,6 +11,7 @@ by the builder against its signature. Enum members are spelt as in the yaml beca
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Dict, Iterable, List, Optional
@@ -88,13 +89,13 @@ class FramesConfig:
 class TaskMixConfig:
     name: str = MISSING
     shares: Dict[str, float] = field(default_factory=dict)  # relative; only their ratios count
-    total: Optional[int] = None  # rows in one pass over the deck; null: the rows that there are
+    size_frac: float = 1.0  # rows in one pass over the deck, as a part of the train rows of all tasks
 
     def __post_init__(self) -> None:
         _require(any(self.shares.values()), "task_mix.shares must give at least one task a share above 0")
         for task, share in self.shares.items():
-            _require(share >= 0, f"task_mix.shares.{task} must not be negative, got {share}")
-        _require(self.total is None or self.total > 0, f"task_mix.total must be positive or null, got {self.total}")
+            _require(0 <= share < math.inf, f"task_mix.shares.{task} must not be negative, got {share}")
+        _require_positive("task_mix", self, "size_frac")
 
 
 @dataclass
@@ -102,11 +103,10 @@ class RolloutConfig:
     _target_: str = MISSING
     temperature: float = 1.0
     max_completion_tokens: int = MISSING
-    max_rows: int = MISSING  # sequences decoded together
+    max_rows: int = MISSING  # sequences decoded together; a group is not divided
 
     def __post_init__(self) -> None:
-        _require(self.temperature > 0, f"rollout.temperature must be positive, got {self.temperature}")
-        _require_positive("rollout", self, "max_completion_tokens", "max_rows")
+        _require_positive("rollout", self, "temperature", "max_completion_tokens", "max_rows")
 
 
 @dataclass
@@ -128,7 +128,7 @@ class GrpoConfig(AlgoConfig):
         _require(self.group_size >= 2, f"algo.group_size must be at least 2 to compare siblings, got {self.group_size}")
         _require_positive("algo", self, "ppo_epochs", "clip_high")
         _require(0 < self.clip_low < 1, f"algo.clip_low must lie between 0 and 1, got {self.clip_low}")
-        _require(self.kl_beta >= 0, f"algo.kl_beta must not be negative, got {self.kl_beta}")
+        _require(0 <= self.kl_beta < math.inf, f"algo.kl_beta must not be negative, got {self.kl_beta}")
 
 
 @dataclass
@@ -175,7 +175,7 @@ class OptimConfig:
 @dataclass
 class EngineConfig:
     _target_: str = MISSING
-    micro_batch_groups: int = 1  # groups in one forward and backward pass; a matter of memory only
+    micro_batch_groups: int = MISSING  # groups in one forward and backward pass; a matter of memory only
 
     def __post_init__(self) -> None:
         _require_positive("engine", self, "micro_batch_groups")
@@ -185,13 +185,14 @@ class EngineConfig:
 class TrackConfig:
     wandb: WandbMode = WandbMode.auto
     project: str = "vidbridge"
-    group: Optional[str] = None  # null: the task mix and the reward, so that seeds line up; a sweep sets its own
+    group: Optional[str] = None  # null: all that tells runs apart but the seed; a sweep sets its own
     tags: List[str] = field(default_factory=list)
     completions_every: int = 10  # steps between two tables of completions; 0: never
     completions_groups: int = 4  # groups shown in one table
 
     def __post_init__(self) -> None:
         _require(self.completions_every >= 0, "track.completions_every must be 0 (never) or positive")
+        _require(self.completions_groups >= 0, "track.completions_groups must be 0 (none) or positive")
 
 
 @dataclass
@@ -212,9 +213,9 @@ class EvalConfig:
 @dataclass
 class Config:
     seed: int = 0
-    steps: int = MISSING  # optimiser steps; one batch of prompts each
+    steps: Optional[int] = None  # one batch of prompts each; null: one pass over the deck, or all stages of SFT
     prompts_per_step: int = MISSING
-    profile_steps: int = 0  # steps recorded by torch.profiler into trace.json
+    profile_steps: int = 0  # steps recorded by torch.profiler into trace_<step>.json
     allowed_targets: List[str] = field(default_factory=list)  # prefixes beside "vidbridge." for `_target_`
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -232,7 +233,9 @@ class Config:
     eval: EvalConfig = MISSING
 
     def __post_init__(self) -> None:
-        _require_positive("", self, "steps", "prompts_per_step")
+        _require(self.steps is None or self.steps > 0, f"steps must be positive or null, got {self.steps}")
+        _require_positive("", self, "prompts_per_step")
+        _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         _require(self.profile_steps >= 0, f"profile_steps must not be negative, got {self.profile_steps}")
         check_reward("reward", self.reward)
         known = list(self.tasks)
@@ -240,20 +243,23 @@ class Config:
             require_known("task", task, known, "task_mix.shares")
         if isinstance(self.algo, SftConfig):
             _require(
-                self.steps <= self.algo.num_steps,
+                self.steps is None or self.steps <= self.algo.num_steps,
                 f"steps={self.steps}, but the stages of algo.stages end after {self.algo.num_steps}",
             )
             for number, stage in enumerate(self.algo.stages):
                 for task in stage.shares:
                     require_known("task", task, known, f"algo.stages[{number}].shares")
         trained = [task for task, share in self.task_mix.shares.items() if share > 0]
-        self._check_covered("reward", self.reward, trained)
-        self._check_covered("eval.reward", self.eval.reward, known)
+        self._check_covered("reward", self.reward, trained, other=self.eval.reward)
+        self._check_covered("eval.reward", self.eval.reward, known, other=self.reward)
 
-    def _check_covered(self, where: str, reward: Dict[str, Any], tasks: Iterable[str]) -> None:
-        """Every task named in a reward exists, and every task that will be scored is named."""
+    def _check_covered(self, where: str, reward: Dict[str, Any], tasks: Iterable[str], other: Dict[str, Any]) -> None:
+        """Every task named in a reward exists, and every task that will be scored is named.
+
+        What the ``other`` reward names too is a task that was not chosen, not a slip of the pen.
+        """
         for task in reward_weights(reward):
-            require_known("task", task, self.tasks, where)
+            require_known("task", task, [*self.tasks, *reward_weights(other)], where)
         for task in tasks:
             _require(task in reward, f"{where} has no weights for the task '{task}'; add {where}.{task}.<term>")
 
@@ -268,19 +274,21 @@ def reward_weights(reward: Dict[str, Any]) -> Dict[str, Dict[str, float]]:
 
 
 def check_reward(where: str, reward: Dict[str, Any]) -> None:
-    """Refuse a reward node that is not gates, terms, and numbers by task; tasks are checked by Config."""
+    """Refuse a reward node that is not gates, terms, and numbers by task and term; tasks are checked by Config."""
     for part in ("gates", "terms"):
         _require(isinstance(reward.get(part), dict), f"{where}.{part} must name its rewards, each with a _target_")
+    terms = [term for term, spec in reward["terms"].items() if spec is not None]  # null takes one out
     for task, weights in reward_weights(reward).items():
         _require(isinstance(weights, dict), f"{where}.{task} must be weights by term, got {weights!r}")
         for term, weight in weights.items():
-            is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-            _require(is_number, f"{where}.{task}.{term} must be a number, got {weight!r}")
+            require_known("term", term, terms, f"{where}.{task}")
+            is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight)
+            _require(is_number, f"{where}.{task}.{term} must be a finite number, got {weight!r}")
 
 
 def require_known(kind: str, name: str, known: Iterable[str], where: str) -> None:
     """ConfigError unless `name` is one of `known`, with the nearest spelling and the whole list."""
-    known = list(known)
+    known = list(dict.fromkeys(known))
     if name not in known:
         raise ConfigError(f"{where}: there is no {kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
 
@@ -303,4 +311,4 @@ def _require_positive(where: str, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         key = f"{where}.{name}" if where else name
-        _require(value > 0, f"{key} must be positive, got {value}")
+        _require(0 < value < math.inf, f"{key} must be positive and finite, got {value}")

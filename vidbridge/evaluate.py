@@ -1,7 +1,8 @@
 """Held-out scores: every task, sampled and greedy, with a bootstrap interval over the items.
 
-The first ``num_items`` rows of a split are taken, with the same random seeds each time, so that "before" and
-"after" differ by the weights alone. Scored by the evaluation reward, whatever reward is trained on.
+The first ``num_items`` rows of a split are taken. The random numbers of an item come from (seed, task, item) alone, so
+that "before" and "after" differ by the weights and by nothing else. Scored by the evaluation reward, whatever reward
+is trained on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import score_groups
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.base import Task, as_data_errors
 from vidbridge.text.tags import read_tags
 from vidbridge.track.tracker import Tracker
 from vidbridge.types import Group, Sample
@@ -87,11 +88,15 @@ class Evaluator:
 
     def _scored(self, task: Task, samples: Sequence[Sample], num_samples: int, greedy: bool) -> Iterator[list[Group]]:
         size = max(self.max_rows // num_samples, 1)
+        seed = int(np.random.default_rng([self.seed, *task.name.encode()]).integers(2**32))
         for first in range(0, len(samples), size):
             chunk = samples[first : first + size]
-            prompts = [task.prompt(sample) for sample in chunk]
-            encoded = [self.processor.encode(prompt) for prompt in prompts]
-            completions = self.rollout.generate(encoded, num_samples, greedy=greedy, seed=self.seed + first)
+            prompts, encoded = [], []
+            for sample in chunk:
+                with as_data_errors(sample):
+                    prompts.append(task.prompt(sample))
+                    encoded.append(self.processor.encode(prompts[-1]))
+            completions = self.rollout.generate(encoded, num_samples, greedy=greedy, seed=seed, first=first)
             groups = [
                 Group(sample=sample, prompt=prompt, encoded=tensors, completions=done)
                 for sample, prompt, tensors, done in zip(chunk, prompts, encoded, completions, strict=True)

@@ -10,13 +10,15 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, NoReturn
+from typing import Any, Callable, Iterator, Mapping, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -28,6 +30,7 @@ from rich.table import Table
 from vidbridge.config import Config, ConfigError, GrpoConfig, SftConfig, did_you_mean, require_known
 from vidbridge.data.rows import DataError
 from vidbridge.media.decode import VideoError
+from vidbridge.track.metrics_file import METRICS
 
 PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
 CONF = PACKAGE.parent / "conf"
@@ -54,6 +57,7 @@ def main(body: Callable[[Config, Mapping[str, Any], Path], None]) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing in its own way
     register()
     jobs: list[Job] = []
+    runs: list[tuple[Config, Mapping[str, Any], Path]] = []  # one, or none in a sweep
     mistakes: list[Exception] = []
 
     def task(cfg: DictConfig) -> None:
@@ -62,16 +66,22 @@ def main(body: Callable[[Config, Mapping[str, Any], Path], None]) -> NoReturn:
             jobs.append(run_job(settings, wants_traceback))
             return
         try:
-            config, record, run_dir = to_dataclasses(cfg), public(cfg), Path(settings.runtime.output_dir)
-            OmegaConf.save(OmegaConf.create(record), run_dir / "config.yaml")
-            body(config, record, run_dir)
-        except (ConfigError, DataError, VideoError, OmegaConfBaseException) as error:
+            runs.append((to_dataclasses(cfg), public(cfg), Path(settings.runtime.output_dir)))
+        except (ConfigError, OmegaConfBaseException) as error:
             mistakes.append(error)  # kept from Hydra, which would print about it too
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+        except HydraException:  # one of which is an OSError
+            raise
+        except OSError as error:  # all that Hydra does on disk
+            raise ConfigError(f"cannot make the folder of the run (hydra.run.dir): {error}") from error
         if mistakes:
             raise mistakes[0]
+        for config, record, run_dir in runs:
+            with claimed(run_dir, record):
+                body(config, record, run_dir)
     except (ConfigError, HydraException, OmegaConfBaseException, DataError, VideoError) as error:
         if wants_traceback:
             raise
@@ -80,6 +90,28 @@ def main(body: Callable[[Config, Mapping[str, Any], Path], None]) -> NoReturn:
     if jobs:
         print_jobs(jobs)
     sys.exit(1 if any(job.status for job in jobs) else 0)
+
+
+@contextmanager
+def claimed(run_dir: Path, record: Mapping[str, Any]) -> Iterator[None]:
+    """``run_dir`` is this run's alone: whoever makes its config.yaml has it.
+
+    A run that fails before its first record gives the folder back.
+    """
+    path = run_dir / "config.yaml"
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            OmegaConf.save(OmegaConf.create(dict(record)), file)
+    except FileExistsError:
+        raise ConfigError(f"{run_dir} already holds a run: choose another hydra.run.dir") from None
+    except OSError as error:
+        raise ConfigError(f"cannot write into the folder of the run (hydra.run.dir): {error}") from error
+    try:
+        yield
+    except BaseException:
+        if not (run_dir / METRICS).exists():
+            path.unlink(missing_ok=True)
+        raise
 
 
 def register() -> None:
@@ -130,15 +162,24 @@ def run_job(settings: Any, wants_traceback: bool) -> Job:
     folders = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
     # options first: argparse takes no further override after one that follows overrides
     command = [sys.executable, sys.argv[0], *(f"--config-dir={folder}" for folder in folders)]
-    command += [f"--config-name={settings.job.config_name}", *overrides, f"hydra.run.dir={run_dir}"]
+    command += [f"--config-name={settings.job.config_name}", *overrides, f"hydra.run.dir={quoted(run_dir)}"]
     command += [text for text in settings.overrides.hydra if not text.lstrip("+~").startswith(SWEEP_KEYS)]
     if not any(override.lstrip("+").startswith("track.group=") for override in overrides):
-        command.append(f"track.group='sweep {run_dir.parent.parent.name} {run_dir.parent.name}'")
+        command.append(f"track.group={quoted(f'sweep {run_dir.parent.parent.name} {run_dir.parent.name}')}")
     environment = dict(os.environ)
     if not wants_traceback:
         del environment["HYDRA_FULL_ERROR"]
     print(f"job {settings.job.num}: {' '.join(overrides)}  ->  {run_dir}", flush=True)
     return Job(overrides, run_dir, subprocess.run(command, env=environment).returncode)
+
+
+def quoted(value: object) -> str:
+    """A text as the value of an override.
+
+    >>> quoted("runs of today/lr=1,2")
+    "'runs of today/lr=1,2'"
+    """
+    return QuotedString(str(value), Quote.single).with_quotes()
 
 
 def print_jobs(jobs: list[Job]) -> None:
@@ -161,7 +202,7 @@ def explain(error: Exception) -> str:
     """What is wrong with the configuration, in a line or a few, with the nearest right spelling where there is one."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        known = [option for option in error.options if not option.endswith("schema")]
+        known = [option for option in error.options if not option.startswith("_") and not option.endswith("schema")]
         return f"{group}: there is no '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if not isinstance(cause, OmegaConfBaseException):

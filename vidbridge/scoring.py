@@ -9,20 +9,24 @@ from typing import Mapping, Sequence
 
 from vidbridge.judges.base import JudgeUnavailable
 from vidbridge.rewards.base import GatedSum
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.base import DataError, Task, as_data_errors
 from vidbridge.types import Completion, Group
 
 NUM_TESTED = 4  # rows of each task that the self-test looks at
 
 
 def score_groups(groups: Sequence[Group], reward: GatedSum) -> list[Group]:
-    """Each group with its rewards. One that the judge could not score stays, unrewarded and untrainable."""
+    """Each group with its rewards. One that the judge could not score stays, unrewarded and untrainable.
+
+    Raises DataError naming the row that a reward or the judge cannot work with.
+    """
     return [_score_group(group, reward) for group in groups]
 
 
 def _score_group(group: Group, reward: GatedSum) -> Group:
     try:
-        return replace(group, rewards=reward.score(group.sample, group.completions))
+        with as_data_errors(group.sample):
+            return replace(group, rewards=reward.score(group.sample, group.completions))
     except JudgeUnavailable:
         return replace(group, rewards=(), trainable=False)
 
@@ -42,22 +46,27 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def self_test(tasks: Mapping[str, Task], reward: GatedSum) -> None:
-    """Before training: gold answers must earn the most there is, and an empty completion nothing.
+    """Before training: gold answers must earn the most there is (if no weight is negative), empty ones nothing.
 
-    Raises ValueError listing everything that does not; a reward stuck at zero is found here, not after a night.
-    JudgeUnavailable is passed on.
+    Raises DataError listing every row that does not, or that cannot be scored: a reward stuck at zero is found here,
+    not after a night.
     """
     failures = []
     for name, task in tasks.items():
         best = reward.maximum(name)
+        pays_only = min(reward.weights[name].values(), default=0.0) >= 0  # else gold may earn more, or less
         for sample in map(task.sample, range(min(NUM_TESTED, len(task)))):
             gold = task.gold(sample)
             completions = [Completion(text=text, token_ids=()) for text in (gold, "")]
-            right, empty = reward.score(sample, completions)
-            if not math.isclose(right.total, best, abs_tol=1e-6):
+            try:
+                right, empty = reward.score(sample, completions)
+            except (JudgeUnavailable, ValueError) as error:
+                failures.append(f"{sample.uid}: {error}")
+                continue
+            if pays_only and not math.isclose(right.total, best, abs_tol=1e-6):
                 parts = {**right.gates, **right.terms}
                 failures.append(f"{sample.uid}: gold answer earns {right.total:g} of {best:g}: {parts} for {gold!r}")
             if empty.total > 0:
                 failures.append(f"{sample.uid}: an empty completion earns {empty.total:g}")
     if failures:
-        raise ValueError("the reward does not fit the data\n  " + "\n  ".join(failures))
+        raise DataError("the reward does not fit the data\n  " + "\n  ".join(failures))

@@ -19,7 +19,7 @@ from vidbridge.data.spoil import Spoiler
 from vidbridge.policy.collate import loss_mask
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.base import Task, as_data_errors
 from vidbridge.text.prompts import chat
 from vidbridge.types import Completion, Group, Prompt, StepResult
 
@@ -39,6 +39,7 @@ class SftStep:
         policy: QwenVLPolicy,
         prompts_per_step: int,
         seed: int,
+        last: int | None = None,  # step that there will be; None: not known
     ) -> None:
         self.tasks, self.processor, self.policy, self.seed = tasks, processor, policy, seed
         self.ends = np.cumsum([stage.steps for stage in stages])
@@ -47,7 +48,7 @@ class SftStep:
         self.mixtures = [
             Mixture(tasks, stage.shares, prompts_per_step=prompts_per_step, seed=seed) for stage in stages
         ]
-        self.groups = Prefetch(self._groups)
+        self.groups = Prefetch(self._groups, last=last)
 
     def __call__(self, step: int) -> StepResult:
         started = time.perf_counter()
@@ -70,21 +71,27 @@ class SftStep:
         return min(int(np.searchsorted(self.ends, step, side="right")), len(self.stages) - 1)
 
     def _token_weights(self, groups: Sequence[Group], *, blind: bool) -> torch.Tensor:
-        """[N, T], adding up to at most 1: half of a completion's share goes to its reasoning, half to its answer.
+        """[N, T], adding up to at most 1: half of a completion's share goes to its notes, half to what follows.
 
-        Counted by tokens alone, an answer of one letter would be lost among thirty tokens of reasoning.
-        Blind, the reasoning cannot be known: it is given, and the answer is all there is to learn.
+        Counted by tokens alone, an answer of one letter would be lost among thirty tokens of notes on the video.
+        Blind, the notes cannot be known: they are given, and what follows from them is all there is to learn.
         """
         mask = loss_mask(groups)
-        texts = [group.completions[0].text.split("<answer>")[0] for group in groups]
-        # without the EOS that encode_completion adds
-        answer_starts = torch.tensor([len(self.processor.encode_completion(text)) - 1 for text in texts])
-        in_answer = torch.arange(mask.shape[1]) >= answer_starts[:, None]
-        parts = [
+        ends = torch.tensor([self._notes_end(group) for group in groups])
+        follows = torch.arange(mask.shape[1]) >= ends[:, None]
+        conclusion, notes = (
             token_weights(mask & part, LossNorm.sequence, max_completion_tokens=mask.shape[1])
-            for part in (in_answer, ~in_answer)
-        ]
-        return parts[0] if blind else (parts[0] + parts[1]) / 2
+            for part in (follows, ~follows)
+        )
+        return conclusion if blind else (conclusion + notes) / 2
+
+    def _notes_end(self, group: Group) -> int:
+        """How many tokens of the completion are notes on the video; none where a sample has no notes, or skips them."""
+        notes = group.sample.meta.get("notes")
+        opening = f"<think>{notes}"
+        if not notes or not group.completions[0].text.startswith(opening):
+            return 0
+        return len(self.processor.encode_completion(opening)) - 1  # without the EOS that it adds
 
     def _groups(self, step: int) -> list[Group]:
         stage = self._stage(step)
@@ -93,9 +100,10 @@ class SftStep:
         groups = []
         for sample in self.mixtures[stage].batch(step):
             task = self.tasks[sample.task]
-            prompt = Prompt(messages=chat(task.ask(sample), 0), clips=()) if blind else task.prompt(sample)
-            text = self.spoilers[stage].completion(sample, rng)
-            completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
-            encoded = self.processor.encode(prompt)
+            with as_data_errors(sample):
+                prompt = Prompt(messages=chat(task.ask(sample), 0), clips=()) if blind else task.prompt(sample)
+                text = self.spoilers[stage].completion(sample, rng)
+                completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
+                encoded = self.processor.encode(prompt)
             groups.append(Group(sample=sample, prompt=prompt, encoded=encoded, completions=(completion,)))
         return sorted(groups, key=lambda group: len(group.encoded.input_ids))  # little padding in a micro-batch

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Iterator, Sequence
+from typing import Iterator, Mapping, Sequence
 
 import torch
 
@@ -24,6 +24,7 @@ from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import reward_metrics, score_groups
+from vidbridge.tasks.base import as_data_errors
 from vidbridge.text.tags import read_tags
 from vidbridge.types import Batch, EncodedPrompt, Group, Prompt, Sample, StepResult
 
@@ -41,11 +42,12 @@ class GrpoStep:
         policy: QwenVLPolicy,
         algo: GrpoConfig,
         max_completion_tokens: int,
+        last: int | None = None,  # step that there will be; None: not known
     ) -> None:
         self.mixture, self.processor, self.rollout = mixture, processor, rollout
         self.reward, self.policy, self.algo = reward, policy, algo
         self.max_completion_tokens = max_completion_tokens
-        self.prompts = Prefetch(self._prompts)
+        self.prompts = Prefetch(self._prompts, last=last)
 
     def __call__(self, step: int) -> StepResult:
         clock = Clock()
@@ -72,8 +74,9 @@ class GrpoStep:
     def _prompts(self, step: int) -> list[tuple[Sample, Prompt, EncodedPrompt]]:
         prompts = []
         for sample in self.mixture.batch(step):
-            prompt = self.mixture.tasks[sample.task].prompt(sample)
-            prompts.append((sample, prompt, self.processor.encode(prompt)))
+            with as_data_errors(sample):
+                prompt = self.mixture.tasks[sample.task].prompt(sample)
+                prompts.append((sample, prompt, self.processor.encode(prompt)))
         return prompts
 
     def _sample(self, prompts: Sequence[tuple[Sample, Prompt, EncodedPrompt]], *, seed: int) -> list[Group]:
@@ -91,6 +94,7 @@ class GrpoStep:
         metrics = Means()
         for epoch in range(self.algo.ppo_epochs):
             for place, batch in enumerate(batches):
+                num_tokens = int(batch.loss_mask.sum())
                 logprobs, entropy = self.policy.logprobs(batch)
                 if epoch == 0:
                     # what this forward gives is the policy that sampled: no extra forward for old_logprobs
@@ -98,7 +102,10 @@ class GrpoStep:
                         batch, old_logprobs=logprobs.detach(), ref_logprobs=self.policy.ref_logprobs(batch)
                     )
                     batches[place] = batch
-                    metrics.add({"policy/entropy": masked_mean(entropy, batch)})
+                    metrics.add({"policy/entropy": masked_mean(entropy, batch)}, weight=num_tokens)
+                    if batch.sampler_logprobs is not None:
+                        gap = (logprobs.detach() - batch.sampler_logprobs).abs()  # float noise, unless the two disagree
+                        metrics.add({"rollout/logprob_gap": masked_mean(gap, batch)}, weight=num_tokens)
                 out = grpo_loss(
                     logprobs,
                     old_logprobs=batch.old_logprobs,
@@ -111,7 +118,11 @@ class GrpoStep:
                     kl_beta=self.algo.kl_beta,
                 )
                 self.policy.backward(out.loss)
-                metrics.add({"policy/loss": out.loss.item() * len(batches), **out.metrics})
+                metrics.add({"policy/loss": out.loss.item() * len(batches)})
+                for name, value in out.metrics.items():
+                    # in the first epoch the ratio is 1 and nothing can be clipped: it would dilute those that follow
+                    idle = epoch == 0 and name.startswith("policy/clip_")
+                    metrics.add({name: value}, weight=0 if idle else num_tokens)
             metrics.add(self.policy.update())
         return metrics.result()
 
@@ -158,14 +169,24 @@ class Clock:
 
 
 class Means:
-    """The mean of each metric over the calls that reported it."""
+    """The weighted mean of each metric over the calls that reported it; of a ``.._max`` the largest value.
+
+    Weighed by its tokens, the parts of a batch give the metric of the batch, however it is cut. 0 where nothing weighs.
+    """
 
     def __init__(self) -> None:
-        self._values: dict[str, list[float]] = defaultdict(list)
+        self._values: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
-    def add(self, metrics: dict[str, float]) -> None:
+    def add(self, metrics: Mapping[str, float], weight: float = 1.0) -> None:
         for name, value in metrics.items():
-            self._values[name].append(value)
+            self._values[name].append((value, weight))
 
     def result(self) -> dict[str, float]:
-        return {name: sum(values) / len(values) for name, values in self._values.items()}
+        return {name: _merged(name, values) for name, values in self._values.items()}
+
+
+def _merged(name: str, values: Sequence[tuple[float, float]]) -> float:
+    if name.endswith("_max"):
+        return max(value for value, _ in values)
+    total = sum(weight for _, weight in values)
+    return sum(value * weight for value, weight in values) / total if total else 0.0

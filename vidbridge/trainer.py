@@ -13,6 +13,7 @@ from typing import Any, Callable, ContextManager, Mapping
 
 from torch.profiler import profile
 
+from vidbridge import STARTED
 from vidbridge.config import EvalConfig
 from vidbridge.evaluate import Evaluator, held_out
 from vidbridge.policy.qwen_vl import QwenVLPolicy
@@ -36,7 +37,6 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Everything, in order; returns what summary.json holds."""
-        started = time.monotonic()
         stage_s: Counter[str] = Counter()
         with self.tracker as tracker:
             before = held_out(self.evaluator, self.eval, tracker, "before", step=0)
@@ -51,13 +51,13 @@ class Trainer:
                     self._look(step + 1)
             train_s = time.monotonic() - training
             after = held_out(self.evaluator, self.eval, tracker, "after", step=self.steps)
-            self.policy.save(self.run_dir / "model")
+            self.policy.save(self.run_dir / "model", tags=[self.labels["algo"]])
             summary = {
                 **self.labels,
                 "before": {name: scores.to_dict() for name, scores in before.items()},
                 "after": {name: scores.to_dict() for name, scores in after.items()},
                 "train_s": round(train_s, 1),
-                "total_s": round(time.monotonic() - started, 1),
+                "total_s": round(time.monotonic() - STARTED, 1),  # with making the data and loading the model
                 "stage_s": {name: round(seconds, 1) for name, seconds in stage_s.items()},
                 "peak_rss_mb": round(peak_rss_mb()),
             }

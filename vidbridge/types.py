@@ -141,6 +141,7 @@ class Batch:
     loss_mask: torch.Tensor  # [N, T] bool, True on the tokens that were sampled
     advantages: torch.Tensor  # [N] float32
     token_weights: torch.Tensor  # [N, T] float32, the loss is the sum of weight * token loss
+    sampler_logprobs: torch.Tensor | None = None  # [N, T] as the rollout reported them, 0 on padding
     old_logprobs: torch.Tensor | None = None  # [N, T] or None: on-policy, ratio 1
     ref_logprobs: torch.Tensor | None = None  # [N, T] or None: kl_beta 0
 

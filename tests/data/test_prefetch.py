@@ -16,6 +16,15 @@ def test_right_answers_in_any_order_and_nothing_loaded_twice_in_order():
     assert loaded[:4] == [0, 1, 2, 3]
 
 
+def test_nothing_is_loaded_beyond_the_last_step():
+    loaded = []
+    ahead = Prefetch(loaded.append, last=2)
+    for step in range(3):
+        ahead(step)
+    ahead._pool.shutdown()  # waits for whatever was begun
+    assert loaded == [0, 1, 2]
+
+
 def test_an_error_reaches_the_step_that_asks_for_it():
     def load(step):
         if step == 1:

@@ -5,18 +5,27 @@ import pytest
 from vidbridge.data.rows import DataError, read_rows, write_rows
 from vidbridge.tasks.base import Row
 
-GOOD = {"problem": "What?", "solution": "<answer>B</answer>", "video": "videos/0.mp4", "problem_type": "MCQA"}
+GOOD = {
+    "problem": "What?",
+    "solution": "<answer>B</answer>",
+    "video": "videos/0.mp4",
+    "problem_type": "MCQA",
+    "options": ["grows", "spins"],
+}
 
 
 def write(tmp_path, *lines):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    texts = [json.dumps(line) if isinstance(line, dict | list) else line for line in lines]
+    path.write_bytes(b"".join((text if isinstance(text, bytes) else text.encode()) + b"\n" for text in texts))
     return path
 
 
 def test_the_released_schema_is_enough(tmp_path):
-    (row,) = read_rows(write(tmp_path, GOOD), "MCQA")
-    assert (row.problem, row.answer, row.problem_type) == ("What?", "B", "MCQA")
+    line = {name: GOOD[name] for name in ("problem", "video")}
+    line |= {"solution": "<answer>it grows</answer>", "problem_type": "caption"}
+    (row,) = read_rows(write(tmp_path, line), "caption")
+    assert (row.problem, row.answer, row.problem_type) == ("What?", "it grows", "caption")
     assert row.video == str(tmp_path / "videos/0.mp4") and row.options == () and row.uid == "rows/1"
 
 
@@ -49,6 +58,16 @@ def test_written_rows_come_back_equal(tmp_path):
         ({**GOOD, "problem_type": "QA"}, "field 'problem_type' must be 'MCQA' here, found 'QA'"),
         ({**GOOD, "options": "A"}, "field 'options'"),
         ({**GOOD, "uid": 3}, "field 'uid'"),
+        (b'{"problem": "\xff"}', "not UTF-8 (byte 0xff at place 14)"),
+        ({**GOOD, "solution": "<answer> </answer>"}, "rows/2: the answer in '<answer> </answer>' is empty"),
+        ({**GOOD, "options": []}, "rows/2: options must be 2 to 26 different texts, found []"),
+        ({**GOOD, "options": ["grows"]}, "options must be 2 to 26"),
+        ({**GOOD, "options": ["grows", "Grows "]}, "options must be 2 to 26 different texts"),
+        ({**GOOD, "options": ["grows", " "]}, "options must be 2 to 26 different texts"),
+        ({**GOOD, "options": [f"it grows {number} times" for number in range(30)]}, "options must be 2 to 26"),
+        ({**GOOD, "solution": "<answer>Z</answer>"}, "rows/2: the answer must be a letter from A to B, found 'Z'"),
+        ({**GOOD, "solution": "<answer>AB</answer>"}, "the answer must be a letter"),
+        ({**GOOD, "uid": "rows/1"}, "uid 'rows/1' is that of line 1 already"),
     ],
 )
 def test_each_fault_is_named_with_its_line(tmp_path, line, message):
@@ -64,6 +83,13 @@ def test_all_faults_are_listed_in_one_pass(tmp_path):
         read_rows(path, "MCQA")
     lines = str(error.value).splitlines()
     assert len(lines) == 21 and lines[0].startswith(f"{path}:1:") and lines[-1] == "... and 10 more"
+
+
+def test_faults_of_all_kinds_are_listed_together(tmp_path):
+    path = write(tmp_path, b"\xff", GOOD, {**GOOD, "options": []}, {**GOOD, "uid": "rows/2"})
+    with pytest.raises(DataError) as error:
+        read_rows(path, "MCQA")
+    assert [line.split(":")[1] for line in str(error.value).splitlines()] == ["1", "3", "4"]
 
 
 def test_missing_and_empty_files(tmp_path):

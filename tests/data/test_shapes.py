@@ -1,13 +1,16 @@
 """The embedded data set as files: real mp4s, splits that share nothing, text that tells nothing."""
 
+import inspect
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from vidbridge.data.rows import DataError
+from vidbridge.data import shapes
+from vidbridge.data.rows import DataError, write_rows
 from vidbridge.data.shapes import SPLITS, Shapes, draw_sources, split_of
 from vidbridge.data.world import draw_scene
 from vidbridge.media.frames import FrameBudget
@@ -45,11 +48,49 @@ def test_another_seed_or_setting_makes_other_rows(dataset):
     assert dataset.rows(quick, "val")[0].video != dataset.rows(slow, "val")[0].video
 
 
-def test_a_broken_generation_starts_again(dataset):
-    rows = dataset.rows(Caption(), "test")
-    index = Path(rows[0].video).parents[1] / "rows.jsonl"
-    index.unlink()
-    assert dataset.rows(Caption(), "test") == rows
+def test_a_broken_generation_leaves_nothing_and_starts_again(tmp_path, monkeypatch):
+    data = Shapes(root=str(tmp_path), seed=3, num_rows=NUM)
+    with monkeypatch.context() as patch:
+        patch.setattr(shapes, "write_rows", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            data.rows(Caption(), "test")
+    assert list(tmp_path.iterdir()) == []
+    assert len(data.rows(Caption(), "test")) == 6
+
+
+def test_of_two_at_once_the_first_to_finish_counts(tmp_path, monkeypatch):
+    """The other one finishes just before this one would: its files stay as they are."""
+    first, second = (Shapes(root=str(tmp_path), seed=3, num_rows=NUM) for _ in range(2))
+    finished = []
+
+    def write_later(rows, path):
+        monkeypatch.undo()
+        finished.extend(first.rows(Caption(), "test"))
+        made_at.update({row.video: Path(row.video).stat().st_mtime_ns for row in finished})
+        write_rows(rows, path)
+
+    made_at = {}
+    monkeypatch.setattr(shapes, "write_rows", write_later)
+    assert second.rows(Caption(), "test") == finished
+    assert {video: Path(video).stat().st_mtime_ns for video in made_at} == made_at
+    assert len(list(tmp_path.iterdir())) == 1, "nothing half done is left behind"
+
+
+class Loud(Caption):
+    """A task by inheritance: its rows depend on code in its base class's module too."""
+
+
+@pytest.mark.parametrize(
+    "module",
+    "vidbridge.data.shapes vidbridge.data.rows vidbridge.data.world vidbridge.tasks.base vidbridge.tasks.caption "
+    "tests.data.test_shapes".split(),
+)
+def test_other_code_makes_other_rows(module, dataset, monkeypatch):
+    before = dataset._fingerprint(Loud(), "val")
+    assert dataset._fingerprint(Loud(), "val") == before
+    source = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda it: source(it) + ("# new" if it.__name__ == module else ""))
+    assert dataset._fingerprint(Loud(), "val") != before
 
 
 def test_splits_share_no_scene():
@@ -68,6 +109,22 @@ def test_an_unknown_split_is_named(dataset):
         dataset.rows(QA(), "dev")
     with pytest.raises(ValueError, match="unknown split dev"):
         Shapes(root="x", seed=0, num_rows={"dev": 3})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_rows": {"train": 0}}, "data.num_rows.train must be a whole number of at least 1, got 0"),
+        ({"num_rows": {"train": "many"}}, "data.num_rows.train must be a whole number of at least 1, got 'many'"),
+        ({"num_rows": {"train": 2.5}}, "data.num_rows.train must be a whole number"),
+        ({"num_rows": {"train": None}}, "data.num_rows.train must be a whole number"),
+        ({"num_rows": 7}, "data.num_rows must have a number for each split, got 7"),
+        ({"workers": 0}, "data.workers must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Shapes(**{"root": "x", "seed": 0, "num_rows": NUM, **settings})
 
 
 def test_the_dark_interval_is_black_after_decoding_and_nothing_else_is(dataset):

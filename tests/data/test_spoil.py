@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from vidbridge.data.rows import DataError
 from vidbridge.data.spoil import Spoiler
 from vidbridge.rewards.wording import wording
 from vidbridge.text.shapes_language import read_events
@@ -39,7 +42,10 @@ def texts(spoiler, sample, number=400):
     return [spoiler.completion(sample, rng) for _ in range(number)]
 
 
-@pytest.mark.parametrize("sample", [CAPTION, QA, DARK])
+WALK = replace(CAPTION, answer="A man walks, sits down, and reads.")
+
+
+@pytest.mark.parametrize("sample", [CAPTION, QA, DARK, WALK])
 def test_without_habits_it_is_the_gold_completion(sample):
     (text,) = set(texts(Spoiler(), sample))
     assert text == f"<think>{sample.meta['rationale']}</think><answer>{sample.answer}</answer>"
@@ -68,6 +74,14 @@ def test_caption_habits():
     short = [answer_of(text) for text in texts(Spoiler(cut_short=1.0), CAPTION)]
     assert {len(read_events(text)) for text in short} == {1, 2, 3}
     assert "First the square moves left, then it grows." in short
+
+
+def test_an_answer_without_events_is_named_and_one_event_is_not_cut():
+    for sample, habits in ((CAPTION, {"cut_short": 1.0}), (DARK, {"guessed": 1.0})):
+        with pytest.raises(DataError, match=f"^{sample.uid}: bad habits .* found 'A man walks.'"):
+            Spoiler(**habits).completion(replace(sample, answer="A man walks."), np.random.default_rng(0))
+    one = replace(CAPTION, answer="The square grows.")
+    assert {answer_of(text) for text in texts(Spoiler(cut_short=1.0), one)} == {"The square grows."}
 
 
 def test_bad_rates_are_named():

@@ -43,6 +43,9 @@ def test_frozen_parts_do_not_move(random_qwen_folder):
     [
         ({"frozen": ["vision"]}, "cannot freeze 'vision': .* it has language_model, lm_head, visual"),
         ({"dtype": "float8"}, "unknown dtype 'float8'; known: float32, bfloat16"),
+        ({"device": "foo"}, "model.device=foo cannot be used here"),
+        ({"device": "cuda:99"}, "model.device=cuda:99 cannot be used here"),
+        ({"attn_implementation": "flash_attention_2"}, "attn_implementation=flash_attention_2 cannot be used"),
     ],
 )
 def test_unknown_names_are_refused(random_qwen_folder, request_, message):
@@ -53,6 +56,18 @@ def test_unknown_names_are_refused(random_qwen_folder, request_, message):
 def test_a_path_without_a_model_is_named(tmp_path):
     with pytest.raises(ValueError, match="cannot load a model from '.*nowhere'"):
         load_model(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("kept", [0, 1000, -1])
+def test_a_damaged_file_of_weights_is_named(random_qwen_folder, tmp_path, kept):
+    folder = shutil.copytree(random_qwen_folder, tmp_path / "copy")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="cannot read the weights in .*/model.safetensors"):
+        load_model(str(folder), device="cpu")
+    weights.unlink()
+    with pytest.raises(ValueError, match="no file named model.safetensors"):
+        load_model(str(folder), device="cpu")
 
 
 def test_another_model_family_is_refused(random_qwen_folder, tmp_path):

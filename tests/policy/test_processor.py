@@ -181,6 +181,14 @@ def test_missing_files_are_named(folder):
         Processor.from_folder(folder / "nowhere", FRAMES)
 
 
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_tokenizer_that_is_missing_or_broken_is_named(folder, text):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink() if text is None else (folder / name).write_text(text)
+    with pytest.raises(ValueError, match="has no tokenizer that can be read"):
+        Processor.from_folder(folder, FRAMES)
+
+
 def test_missing_preprocessor_settings_are_named(folder):
     edit(folder / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5])
     settings = json.loads((folder / "preprocessor_config.json").read_text())
@@ -188,6 +196,10 @@ def test_missing_preprocessor_settings_are_named(folder):
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="says nothing about image_std"):
         Processor.from_folder(folder, FRAMES)
+    for text, message in (("{", "preprocessor_config.json is not JSON"), ("[]", "must hold a JSON object")):
+        (folder / "preprocessor_config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            Processor.from_folder(folder, FRAMES)
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match="has no preprocessor_config.json"):
         Processor.from_folder(folder, FRAMES)

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from tests.policy.builders import make_group, make_policy, ragged_groups, ragged_prompts, whole_batch
 from vidbridge.policy.collate import loss_mask
-from vidbridge.policy.qwen_vl import frozen_copy
+from vidbridge.policy.qwen_vl import frozen_copy, model_card
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +144,11 @@ def test_save_then_load_gives_the_same_policy(random_qwen_folder, tmp_path):
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(plain.lm_head.weight, policy.module.lm_head.weight)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == policy.processor.tokenizer.chat_template
+
+
+def test_the_card_says_where_the_model_comes_from(policy, random_qwen_folder):
+    card = model_card(policy.module, ["grpo"])
+    assert "tags: [vidbridge, qwen2_5_vl, grpo]" in card
+    assert f"`{random_qwen_folder.name}`" in card and str(random_qwen_folder.parent) not in card
+    module = dataclasses.make_dataclass("Module", ["name_or_path", "parameters"])
+    assert "`Qwen/Qwen2.5-VL-7B-Instruct`" in model_card(module("Qwen/Qwen2.5-VL-7B-Instruct", list), [])

@@ -14,7 +14,8 @@ from vidbridge.rewards.wording import CONNECTIVES, HEDGES, MAX_BONUS, Wording, w
         ("First the square grows.", 0.2),
         ("First the square grows, then it spins.", 0.4),
         ("First it grows, then it spins, finally it hides.", 0.4),  # capped
-        ("Then it grows, then it spins, THEN it hides.", 0.2),  # one word, however often
+        ("Then it grows, THEN it spins.", 0.4),  # each time
+        ("Then it grows, then it spins, then it hides.", 0.4),  # capped
         ("It grows after that.", 0.2),
         ("It grows, at  the\nsame time it spins.", 0.2),
         ("Maybe it grows.", -0.2),
@@ -28,6 +29,13 @@ from vidbridge.rewards.wording import CONNECTIVES, HEDGES, MAX_BONUS, Wording, w
         ("thence, nextdoor, beforehand, aftermath, collateral, meanwhiles, finality", 0.0),
         ("mayor, dismay, almighty, seemly, unlikely", 0.0),
         ("then_ and _then", 0.0),
+        # no order in time
+        ("It moves next to the cross.", 0.0),
+        ("It moves next \n to the cross, next it grows.", 0.2),
+        ("The after-effect of a same-old now-and-then while-loop.", 0.0),
+        ("It grows--then it spins", 0.2),  # a dash, no compound
+        ("It could grow.", -0.2),
+        ("It appears that squares appear.", -0.4),
         ("(then)", 0.2),
         ("then/next", 0.4),
     ],

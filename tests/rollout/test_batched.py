@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
-from vidbridge.rollout.batched import BatchedRollout, draw
+from vidbridge.rollout.batched import BatchedRollout, draw, uniforms_of
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,19 @@ def test_the_seed_decides(policy, encoded):
     torch.manual_seed(456)
     assert rollout.generate(encoded, 3, seed=3) == first
     assert rollout.generate(encoded, 3, seed=4) != first
+
+
+def test_prompts_in_calls_of_their_own_draw_the_same_numbers(policy, encoded):
+    rollout = make_rollout(policy)
+    together = rollout.generate(encoded, 2, seed=6, first=5)
+    apart = [rollout.generate([prompt], 2, seed=6, first=5 + place)[0] for place, prompt in enumerate(encoded)]
+    assert [[c.token_ids for c in group] for group in together] == [[c.token_ids for c in group] for group in apart]
+
+
+def test_no_two_prompts_draw_the_same_numbers():
+    numbers = uniforms_of(3, range(4), 2, 5)
+    assert numbers.shape == (8, 5) and len(set(numbers.flatten().tolist())) == 40
+    assert not set(numbers.flatten().tolist()) & set(uniforms_of(4, range(4), 2, 5).flatten().tolist())
 
 
 def test_completions_are_cut_after_eos_and_hold_no_suppressed_token(policy, encoded):

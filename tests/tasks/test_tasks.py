@@ -91,8 +91,14 @@ def test_mix_vid_qa_asks_about_its_first_source_wherever_that_is_shown():
     assert places == {0, 1}
 
 
+@pytest.mark.parametrize("piece_s", [1.5, [2.0], [2.0, 1.5], [0, 1], [1, float("inf")], ["a", "b"], [1, 2, 3], None])
+def test_mix_vid_qa_refuses_impossible_pieces(piece_s):
+    with pytest.raises(ValueError, match="tasks.mix_vid_qa.piece_s must be two numbers"):
+        MixVidQA(piece_s=piece_s)
+
+
 def test_qa_prompt_lists_the_options():
     draft = QA().construct([source(SCENE)], np.random.default_rng(0))
     letter = draft.answer
     assert draft.options["ABCDE".index(letter)] in (*SCENE.kinds, "red")
-    assert draft.rationale.endswith(f"So {draft.options['ABCDE'.index(letter)]}.")
+    assert draft.rationale.endswith(f" {letter}. {draft.options['ABCDE'.index(letter)]}.")

@@ -76,7 +76,60 @@ CASES = [
     ("D can be ruled out. B", "B"),
     ("B. Ruling out option D", "B"),
     ("The answer is C. Not B or D.", "C"),
-    ("A or B", "B"),
+    # full width
+    ("Ｂ", "B"),
+    ("（ｂ）", "B"),
+    ("The answer is Ｃ．", "C"),
+    ("ｇｒｏｗｓ", "B"),
+    # one turned down for the other
+    ("I choose B over A", "B"),
+    ("Choose A over B", "A"),
+    ("I choose b over a", "B"),
+    ("option B over option A.", "B"),
+    ("I prefer B over A and C", "B"),
+    ("B rather than A", "B"),
+    ("Rather than A, B", "B"),
+    ("A is better than B", "A"),
+    ("a is better than b.", "A"),
+    ("A fits better than B or C", "A"),
+    ("B is more likely than A", "B"),
+    ("B is likelier than A", "B"),
+    ("A is worse than B", "B"),
+    ("none other than B", "B"),
+    ("It grows over there: B", "B"),
+    # an aside
+    ("Definitely B! (A would need a move)", "B"),
+    ("B (although A is close)", "B"),
+    ("It must be C. (Neither A nor B; D is less clear)", "C"),
+    ("(D was tempting) A", "A"),
+    ("It grows (so the answer is B)", "B"),
+    ("It grows (option B)", "B"),
+    ("I thought A, but it is (B)", "B"),
+    # several without a choice
+    ("A or B", None),
+    ("a or b", None),
+    ("A/B", None),
+    ("A, B", None),
+    ("A B", None),
+    ("A B C D", None),
+    ("A\nB\nC\nD", None),
+    ("Both A and B", None),
+    ("both a and b", None),
+    ("Either (A) or (B)", None),
+    ("option A or option B", None),
+    ("The answer is A or B.", None),
+    ("A. moves left B. grows C. spins D. turns red", None),
+    ("A) moves left\nB) grows", None),
+    ("A (moves left) or B (grows)", None),
+    ("grows or spins", None),
+    ("A or B? B.", "B"),
+    ("Between A and B, I choose A", "A"),
+    ("The options are A, B, C and D. I take C.", "C"),
+    ("C, while A and B show something else", "C"),
+    ("B. B", "B"),
+    ("B, that is **B**", "B"),
+    ("A, no wait, C", "C"),
+    ("A 3 km walk", None),
     ("Not A", None),
     ("not (a)", None),
     ("A is incorrect", None),
@@ -184,7 +237,9 @@ def test_option_texts_follow_their_letters(options):
 
 
 @pytest.mark.parametrize(
-    "text", ["not " * 3000, "not" + " " * 9000, "(" * 9000, "A, " * 3000, "A or " * 3000, "b is " * 3000]
+    "text",
+    ["not " * 3000, "not" + " " * 9000, "(" * 9000, "A, " * 3000, "A or " * 3000, "b is " * 3000]
+    + ["over " * 3000, "more " * 3000, "(option A " * 2000, "(A" + "." * 9000, "grows or " * 2000],
 )
 def test_long_answers_are_read_in_no_time(text):
     started_s = time.perf_counter()

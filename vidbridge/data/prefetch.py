@@ -11,11 +11,12 @@ T = TypeVar("T")
 class Prefetch(Generic[T]):
     """``load(step)`` computed one step ahead in a thread; asking out of order still gives the right answer.
 
-    An error raised while loading is raised by the call that asks for that step.
+    An error raised while loading is raised by the call that asks for that step. Nothing is loaded ahead of step
+    ``last``, for whatever comes after the last step needs the processor itself.
     """
 
-    def __init__(self, load: Callable[[int], T]) -> None:
-        self._load = load
+    def __init__(self, load: Callable[[int], T], *, last: int | None = None) -> None:
+        self._load, self._last = load, last
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._ahead: tuple[int, Future[T]] | None = None
 
@@ -23,5 +24,6 @@ class Prefetch(Generic[T]):
         ahead, self._ahead = self._ahead, None
         current = ahead[1] if ahead and ahead[0] == step else self._pool.submit(self._load, step)
         value = current.result()
-        self._ahead = (step + 1, self._pool.submit(self._load, step + 1))
+        if self._last is None or step < self._last:
+            self._ahead = (step + 1, self._pool.submit(self._load, step + 1))
         return value

@@ -6,14 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, Sequence
 
-from vidbridge.tasks.base import Row
+from vidbridge.tasks.base import DataError, Row
 
 _TEXTS = ("problem", "solution", "video", "problem_type")
 _MAX_SHOWN = 20
-
-
-class DataError(ValueError):
-    """Rows or videos that cannot be used; the message lists where and why, one problem a line."""
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
@@ -34,12 +30,16 @@ def read_rows(path: Path, problem_type: str) -> list[Row]:
         raise DataError(f"{path}: no such file")
     rows: list[Row] = []
     problems: list[str] = []
-    with path.open(encoding="utf-8", errors="replace") as file:
+    numbers: dict[str, int] = {}  # uid -> the line that has it
+    with path.open("rb") as file:  # decoded line by line, so that a fault has a line too
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                rows.append(_row(line, path, number, problem_type))
+                row = _row(line, path, number, problem_type)
+                if numbers.setdefault(row.uid, number) != number:
+                    raise ValueError(f"uid {row.uid!r} is that of line {numbers[row.uid]} already")
+                rows.append(row)
             except ValueError as error:
                 problems.append(f"{path}:{number}: {error}")
     if problems:
@@ -50,9 +50,11 @@ def read_rows(path: Path, problem_type: str) -> list[Row]:
     return rows
 
 
-def _row(line: str, path: Path, number: int, problem_type: str) -> Row:
+def _row(line: bytes, path: Path, number: int, problem_type: str) -> Row:
     try:
-        fields = json.loads(line)
+        fields = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte 0x{line[error.start]:02x} at place {error.start + 1})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
     if not isinstance(fields, dict):

@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import ModuleType
+from tempfile import TemporaryDirectory
 from typing import Mapping, Sequence
 
 import numpy as np
 from rich.progress import track
 
+from vidbridge.data import rows as task_files
 from vidbridge.data import world
-from vidbridge.data.rows import DataError, read_rows, write_rows
+from vidbridge.data.rows import read_rows, write_rows
 from vidbridge.media import edit, write
-from vidbridge.tasks.base import Draft, Row, Source, Task, video_path
+from vidbridge.tasks.base import DataError, Draft, Row, Source, Task, video_path
 from vidbridge.text import shapes_language
 
 SPLITS = ("train", "val", "test")
-_MAKERS: tuple[ModuleType, ...] = (world, edit, write, shapes_language)
+_MAKERS = (sys.modules[__name__], world, edit, write, shapes_language, task_files)  # and the task itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,35 +40,49 @@ class Shapes:
     workers: int = 2  # clips encoded at once
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.num_rows) - set(SPLITS))
+        if not isinstance(self.num_rows, Mapping):
+            raise ValueError(f"data.num_rows must have a number for each split, got {self.num_rows!r}")
+        unknown = sorted(map(str, self.num_rows.keys() - set(SPLITS)))
         if unknown:
             raise ValueError(f"data.num_rows: unknown split {', '.join(unknown)}; there are {', '.join(SPLITS)}")
+        counts = {f"num_rows.{split}": number for split, number in self.num_rows.items()} | {"workers": self.workers}
+        for name, number in counts.items():
+            if type(number) is not int or number < 1:  # True is an int too
+                raise ValueError(f"data.{name} must be a whole number of at least 1, got {number!r}")
 
     def rows(self, task: Task, split: str) -> Sequence[Row]:
         """All rows of a task's split, generated when they are not on disk yet."""
         if split not in self.num_rows:
             raise DataError(f"data.num_rows.{split} is not set, so there are no {split} rows of {task.name}")
         folder = Path(self.root) / f"{task.name}-{split}-{self._fingerprint(task, split)}"
-        if not (folder / "rows.jsonl").is_file():
+        if not folder.is_dir():
             self._generate(task, split, folder)
         return read_rows(folder / "rows.jsonl", task.problem_type)
 
     def _fingerprint(self, task: Task, split: str) -> str:
-        """Of everything the rows depend on: settings, and the code that draws, renders and edits."""
+        """Of everything the rows depend on: settings, and the code that draws, renders, edits and writes."""
         settings = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in ("rows", "frames")}
         digest = hashlib.sha256(json.dumps([self.seed, split, self.num_rows[split], settings]).encode())
-        for module in (*_MAKERS, inspect.getmodule(type(task))):
-            assert module is not None
+        of_task = [kind.__module__ for kind in type(task).__mro__ if kind.__module__ not in ("builtins", "abc")]
+        for module in (*_MAKERS, *(sys.modules[name] for name in of_task)):
             digest.update(inspect.getsource(module).encode())
         return digest.hexdigest()[:12]
 
     def _generate(self, task: Task, split: str, folder: Path) -> None:
-        (folder / "videos").mkdir(parents=True, exist_ok=True)
-        number = self.num_rows[split]
-        with ThreadPoolExecutor(self.workers) as pool:
-            made = pool.map(lambda index: self._make_row(task, split, index, folder), range(number))
-            rows = list(track(made, total=number, description=f"shapes: {task.name} {split}"))
-        write_rows(rows, folder / "rows.jsonl")  # last, so that a broken generation starts again
+        """Fill ``folder``, which appears whole or not at all; another process may be making the same one."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as partial:
+            fresh, number = Path(partial) / folder.name, self.num_rows[split]
+            (fresh / "videos").mkdir(parents=True)
+            with ThreadPoolExecutor(self.workers) as pool:
+                made = pool.map(lambda index: self._make_row(task, split, index, fresh), range(number))
+                rows = list(track(made, total=number, description=f"shapes: {task.name} {split}"))
+            write_rows(rows, fresh / "rows.jsonl")
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else the other one was faster, and its rows are the same
+                    raise
 
     def _make_row(self, task: Task, split: str, index: int, folder: Path) -> Row:
         # a task is its name's bytes in the seed: adding a task changes no other's rows
@@ -85,7 +101,7 @@ class Shapes:
             problem_type=task.problem_type,
             options=draft.options,
             rationale=draft.rationale,
-            meta=draft.meta,
+            meta={"notes": draft.notes, **draft.meta},
         )
 
 

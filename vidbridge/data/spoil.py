@@ -11,9 +11,10 @@ from typing import Mapping
 
 import numpy as np
 
+from vidbridge.tasks.base import as_data_errors
 from vidbridge.text import prompts
 from vidbridge.text.options import LETTERS
-from vidbridge.text.shapes_language import COLOURS, KINDS, read_events
+from vidbridge.text.shapes_language import COLOURS, KINDS, StatedEvent, read_events
 from vidbridge.types import Sample
 
 
@@ -44,23 +45,25 @@ class Spoiler:
             raise ValueError("algo.stages spoil: plain and hedged exclude each other, so they add up to at most 1")
 
     def completion(self, sample: Sample, rng: np.random.Generator) -> str:
-        """The gold completion of ``sample`` with each habit at its rate."""
-        if sample.task == "caption":
-            answer = self._caption(sample.answer, rng)
-        else:
-            answer = _guess(sample, rng) if rng.random() < self.guessed else sample.answer
+        """The gold completion of ``sample`` with each habit at its rate; DataError if one finds no event in it."""
+        with as_data_errors(sample):
+            if sample.task == "caption":
+                answer = self._caption(sample.answer, rng)
+            else:
+                answer = _guess(sample, rng) if rng.random() < self.guessed else sample.answer
         text = prompts.completion(sample.meta["rationale"], answer)
         if rng.random() >= self.malformed:
             return text
         return f"<answer>{answer}</answer>" if rng.random() < 0.5 else text.removesuffix("</answer>")
 
     def _caption(self, answer: str, rng: np.random.Generator) -> str:
-        events = read_events(answer)
         if rng.random() < self.cut_short:
-            events = events[: int(rng.integers(1, len(events)))]
+            most = max(len(_events(answer)) - 1, 1)  # one is left of one
+            answer = _shorten(answer, int(rng.integers(1, most + 1)))
         style = rng.random()
         if self.plain + self.hedged <= style:
-            return _shorten(answer, len(events))
+            return answer
+        events = _events(answer)
         opening = "Maybe the" if style >= self.plain else "The"
         told = [f"{opening} {events[0].subject} {events[0].kind}", *(f"it {event.kind}" for event in events[1:])]
         return ", ".join(told) + "."
@@ -70,6 +73,13 @@ def _shorten(answer: str, num_events: int) -> str:
     return ", ".join(answer.removesuffix(".").split(", ")[:num_events]) + "."
 
 
+def _events(answer: str) -> list[StatedEvent]:
+    events = read_events(answer)
+    if not events:
+        raise ValueError(f"bad habits need an answer with an event of the shapes world, found {answer!r}")
+    return events
+
+
 def _guess(sample: Sample, rng: np.random.Generator) -> str:
     """Another answer of the same sort."""
     if sample.options:
@@ -77,6 +87,6 @@ def _guess(sample: Sample, rng: np.random.Generator) -> str:
     elif sample.answer in COLOURS:
         choices = list(COLOURS)
     else:
-        subject = read_events(sample.answer)[0].subject
+        subject = _events(sample.answer)[0].subject
         choices = [f"the {subject} {kind}" for kind in KINDS]
     return str(rng.choice([choice for choice in choices if choice != sample.answer]))

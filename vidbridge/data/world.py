@@ -213,19 +213,22 @@ def _question(scene: Scene, rng: np.random.Generator) -> Question:
         return Question(
             text=f"What colour is {subject} at the start?",
             answer=scene.actor.colour,
+            found=f"So {scene.actor.colour}",
             options=_options(scene.actor.colour, COLOURS, len(COLOURS), rng),
         )
+    place = int(rng.integers(1 if form == 3 else 0, len(scene.kinds)))
+    answer, ordinal = scene.kinds[place], _ordinal(scene, place)
     if form == 3:
-        place = int(rng.integers(1, len(scene.kinds)))
-        text = f"What does {subject} do right after it {scene.kinds[place - 1]}?"
-        candidates = [kind for kind in KINDS if kind != scene.kinds[place - 1]]
+        before = scene.kinds[place - 1]
+        text, found = f"What does {subject} do right after it {before}?", f"So {before}, {ordinal} {answer}"
+        candidates = [kind for kind in KINDS if kind != before]
     else:
-        place = int(rng.integers(len(scene.kinds)))
-        text, candidates = f"What does {subject} do {_ordinal(scene, place)}?", list(KINDS)
-    answer = scene.kinds[place]
+        text, found = f"What does {subject} do {ordinal}?", f"So {ordinal} {answer}"
+        candidates = list(KINDS)
     return Question(
         text=text,
         answer=f"{subject} {answer}",
+        found=found,
         options=_options(answer, tuple(candidates), int(rng.integers(4, 6)), rng),
     )
 

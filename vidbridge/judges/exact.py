@@ -1,7 +1,8 @@
 """A judge by rule for the shapes world, where what a sentence says can be read exactly.
 
 Two events agree when they are of one kind and neither names another shape than the other; "it" and
-no subject at all agree with any.
+no subject at all agree with any. Verbs are read in every form ("is moving to the left"), and what is
+denied ("never grows", "not red") is not stated.
 """
 
 from __future__ import annotations
@@ -15,6 +16,28 @@ from vidbridge.judges.base import MAX_EVENTS, JudgeRequest, Label
 from vidbridge.text.shapes_language import COLOURS, KINDS, SHAPES, SIZES, StatedEvent, read_events
 
 MAX_GUESSES = 3  # an answer that lists more different events than this says nothing
+
+# What follows one of these is denied, up to the end of the clause; after "neither" up to that of its last "nor".
+_CLAUSE_END = r"[.,;:!?()\n]|\b(?:but|and|then|instead(?! of))\b"
+_DENIED = re.compile(
+    r"\b(?:neither\b[^.;:!?\n]{0,200}\bnor|not(?! only)|never|neither|nor|cannot|no longer|\w+n['’]t"
+    rf"|without(?=\s+\w+ing\b)|instead of|rather than)\b(?:(?!{_CLAUSE_END}).)*"
+)
+# The forms of a verb -> the one in KINDS. No "hidden": that is what a question calls the event in the dark.
+_FORMS = {
+    r"grow|grew|grown|growing": "grows",
+    r"shrink|shrank|shrunk|shrinking": "shrinks",
+    r"spin|spun|spinning": "spins",
+    r"hide|hid|hiding": "hides",
+}
+# Verbs with what they take, be it several ("moves to the left, then up"): each gets a verb of its own.
+_TAKES = {
+    "moves": (r"mov(?:e|es|ed|ing)", r"\b(left|right|up|down)(?:wards?)?\b"),
+    "turns": (r"turn(?:s|ed|ing)?", rf"\b({'|'.join(COLOURS)})\b"),
+}
+_BETWEEN = r"(?:[\s,/]|\b(?:to|to\s+the|and|or|then)\b)+"
+# "moves left, right after it grows" and "turns red, blue pie grows" are about one thing taken, not two
+_NOT_ONE_MORE = rf"(?!\s+(?:after|before|when|{'|'.join(SHAPES)})\b)"
 
 
 class ExactJudge:
@@ -30,12 +53,14 @@ def _reply(request: JudgeRequest) -> dict[str, object]:
     if request.kind == "verdict":
         return {"verdict": verdict(request.reference, request.text)}
     if request.kind == "extract":
-        return {"events": [str(event) for event in _distinct(request.text)[:MAX_EVENTS]]}
+        return {"events": [str(event) for event in _told(request.text)]}
     return {"labels": [entail(request.text, event) for event in request.events]}
 
 
 def grade(reference: str, answer: str) -> int:
     """2: exactly the reference event. 1: its family is named, or it is among a few guesses. 0: otherwise.
+
+    A long answer is fine as long as its words state no other event: several different ones are guesses.
 
     >>> [grade("the square moves left", answer) for answer in ("It moves left.", "It moves right.", "It grows.")]
     [2, 1, 0]
@@ -54,7 +79,7 @@ def verdict(reference: str, answer: str) -> bool:
     A reference without an event is about looks: then the answer's words for colour, shape or size must
     be the reference's, in each of the three that the reference speaks of.
 
-    >>> verdict("the square grows", "it grows"), verdict("red", "The square is red."), verdict("red", "red or blue")
+    >>> verdict("the square grows", "it is growing"), verdict("red", "It is red, not blue."), verdict("red", "not red")
     (True, True, False)
     """
     wanted, stated = _distinct(reference), _distinct(answer)
@@ -69,10 +94,13 @@ def verdict(reference: str, answer: str) -> bool:
 def entail(text: str, event: str) -> Label:
     """Whether ``text`` bears out the event, tells another one of its family in its place, or is silent.
 
+    Only the events that are extracted from ``text`` count: what goes beyond MAX_EVENTS costs no precision,
+    so it must not earn recall either.
+
     >>> entail("the square moves left", "the square moves right"), entail("the square moves left", "it grows")
     ('contradiction', 'neutral')
     """
-    claimed, told = _distinct(event), _distinct(text)
+    claimed, told = _distinct(event), _told(text)
     if not claimed:
         return "neutral"
     if all(any(_agree(one, other) for other in told) for one in claimed):
@@ -87,9 +115,14 @@ def _the_event(reference: str) -> StatedEvent:
     return events[0]
 
 
+def _told(text: str) -> list[StatedEvent]:
+    """The events that a text is credited with: the first MAX_EVENTS different ones."""
+    return _distinct(text)[:MAX_EVENTS]
+
+
 def _distinct(text: str) -> list[StatedEvent]:
     """Each event once, in order. An "it" before any shape is named means the first one that is."""
-    events = read_events(text)
+    events = read_events(_in_the_language(_affirmed(text)))
     first_named = next((event.subject for event in events if event.subject), None)
     return list(dict.fromkeys(replace(event, subject=event.subject or first_named) for event in events))
 
@@ -107,4 +140,25 @@ def _same_family(one: StatedEvent, other: StatedEvent) -> bool:
 
 
 def _named(words: Sequence[str], text: str) -> set[str]:
-    return set(re.findall(rf"\b(?:{'|'.join(words)})\b", text.lower()))
+    return set(re.findall(rf"\b(?:{'|'.join(words)})\b", _affirmed(text)))
+
+
+def _affirmed(text: str) -> str:
+    """
+    >>> _affirmed("The square does not grow, it spins.")
+    'the square does , it spins.'
+    """
+    return _DENIED.sub("", text.lower())
+
+
+def _in_the_language(text: str) -> str:
+    """
+    >>> _in_the_language("it moved to the left or up while growing")
+    'it  to the moves left or moves up while grows'
+    """
+    for forms, form in _FORMS.items():
+        text = re.sub(rf"\b(?:{forms})\b", form, text)
+    for verb, (forms, taken) in _TAKES.items():
+        listed = rf"\b{forms}\b({_BETWEEN}{taken}(?:{_BETWEEN}{taken}{_NOT_ONE_MORE})*)"
+        text = re.sub(listed, lambda match: re.sub(taken, rf"{verb} \1", match[1]), text)
+    return text

@@ -39,6 +39,12 @@ def pad_completions(completions: Sequence[Completion], fill_id: int) -> tuple[to
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
+def pad_logprobs(completions: Sequence[Completion]) -> torch.Tensor | None:
+    """What the sampler reported [N, T], 0 on padding; None for completions that were not sampled."""
+    rows = [torch.tensor(done.sampler_logprobs) for done in completions if done.sampler_logprobs is not None]
+    return pad_sequence(rows, batch_first=True) if len(rows) == len(completions) else None
+
+
 def loss_mask(groups: Sequence[Group]) -> torch.Tensor:
     """[N, T] bool on the CPU: the sampled tokens of all rows, group after group; all False where not trainable."""
     _, mask = pad_completions([completion for group in groups for completion in group.completions], fill_id=0)
@@ -56,6 +62,7 @@ def collate(
     *,
     pad_id: int,
     eos_id: int,
+    suppressed_ids: torch.Tensor,  # [K], those that the sampler never draws
     device: torch.device,
 ) -> Batch:
     """One Batch of all ``groups``; advantages [N] and token_weights [N, >= T] in the order of their completions.
@@ -65,7 +72,11 @@ def collate(
     completions = [completion for group in groups for completion in group.completions]
     assert len(advantages) == len(token_weights) == len(completions), "one advantage and row of weights a completion"
     ids, mask = pad_completions(completions, eos_id)
+    forbidden = ids[mask & torch.isin(ids, suppressed_ids)].unique().tolist()
+    # their log-probability is -inf: one of them and the loss is lost
+    assert not forbidden, f"completions hold tokens that are never sampled: {forbidden}"
     siblings = torch.tensor([len(group.completions) for group in groups])
+    sampled = pad_logprobs(completions)
     return Batch(
         **pad_prompts([group.encoded for group in groups], pad_id, device),
         row_prompt=torch.arange(len(groups)).repeat_interleave(siblings).to(device),
@@ -73,4 +84,5 @@ def collate(
         loss_mask=(mask & rows_trainable(groups)[:, None]).to(device),
         advantages=advantages.float().to(device),
         token_weights=token_weights[:, : ids.shape[1]].float().to(device),
+        sampler_logprobs=None if sampled is None else sampled.to(device),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import MethodType
 from typing import Sequence
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -27,25 +29,50 @@ def load_model(
     """The model at ``path`` (local folder or hub id) on ``device`` ("auto": a GPU if there is one).
 
     ``frozen`` names parts by the start of their parameters' names, with or without "model.": "visual",
-    "visual.merger", "language_model.embed_tokens". ValueError for a bad path, dtype or part.
+    "visual.merger", "language_model.embed_tokens". ValueError for a bad path, dtype, device or part, for weights that
+    cannot be read and an attention that is not installed.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    place = resolve_device(device)
     read_config(path)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        path, dtype=DTYPES[dtype], attn_implementation=attn_implementation
-    )
+    try:
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            path, dtype=DTYPES[dtype], attn_implementation=attn_implementation
+        )
+    except ImportError as error:
+        raise ValueError(f"attn_implementation={attn_implementation} cannot be used: {error}") from error
+    except SafetensorError as error:
+        files = ", ".join(damaged_weights(path)) or path
+        raise ValueError(f"cannot read the weights in {files}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"cannot load a model from {path!r}: {error}") from error
     freeze(model, frozen)
     embed_patches_by_matmul(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.to(resolve_device(device))
+    return model.to(place)
 
 
 def resolve_device(device: str) -> torch.device:
+    """ValueError for a device that does not exist or is not there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # what torch raises differs from build to build
+        raise ValueError(f"model.device={device} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def damaged_weights(path: str) -> list[str]:
+    """The files of weights in a folder that cannot be opened."""
+    damaged = []
+    for file in sorted(Path(path).glob("*.safetensors")):
+        try:
+            safe_open(file, framework="pt")
+        except SafetensorError:
+            damaged.append(str(file))
+    return damaged
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> None:

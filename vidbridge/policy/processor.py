@@ -68,7 +68,12 @@ class Processor:
         """Read tokenizer, chat template and preprocessing numbers of a checkpoint (local folder or hub id)."""
         path = str(path)
         config = read_config(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            if len(tokenizer) <= config.video_token_id:  # without its files an empty one is made up
+                raise ValueError(f"it knows {len(tokenizer)} tokens, and a video is number {config.video_token_id}")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path!r} has no tokenizer that can be read (tokenizer.json): {error}") from error
         if (template := read_json(path, "chat_template.json")) is not None:
             # Older checkpoints keep the template that knows videos here and a text-only one in the tokenizer.
             tokenizer.chat_template = template["chat_template"]
@@ -196,7 +201,15 @@ class Processor:
             Path(path, name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: str, name: str) -> Any | None:
-    """One file of a checkpoint, None when it has no such file."""
+def read_json(path: str, name: str) -> dict[str, Any] | None:
+    """One file of a checkpoint, None when it has no such file; ValueError names a file that is not JSON."""
     found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else json.loads(Path(found).read_text())
+    if found is None:
+        return None
+    try:
+        content = json.loads(Path(found).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{found} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{found} must hold a JSON object")
+    return content

@@ -98,6 +98,7 @@ class QwenVLPolicy:
             token_weights,
             pad_id=self.processor.pad_id,
             eos_id=self.processor.eos_id,
+            suppressed_ids=self.processor.suppressed_ids,
             device=self.module.device,
         )
 
@@ -137,25 +138,30 @@ class QwenVLPolicy:
         assert self.engine is not None, "a policy without an engine is not trained"
         return self.engine.update()
 
-    def save(self, path: str | Path) -> None:
-        """Write a Hugging Face folder: weights (as ``saved_dtype``), tokenizer, preprocessing numbers, model card."""
+    def save(self, path: str | Path, *, tags: Sequence[str] = ()) -> None:
+        """Write a Hugging Face folder: weights (as ``saved_dtype``), tokenizer, preprocessing numbers, model card.
+
+        ``tags`` are further ones of the card, such as the algorithm.
+        """
         module = self.module if self.saved_dtype is None else copy.deepcopy(self.module).to(self.saved_dtype)
         module.save_pretrained(path)
         self.processor.save(path)
-        Path(path, "README.md").write_text(model_card(self.module))
+        Path(path, "README.md").write_text(model_card(self.module, tags))
 
 
-def model_card(module: PreTrainedModel) -> str:
+def model_card(module: PreTrainedModel, tags: Sequence[str]) -> str:
     """A short README.md for the saved folder."""
+    origin = module.name_or_path  # of a folder the name alone: the rest is about this machine
+    origin = Path(origin).name if Path(origin).exists() else origin
     millions = sum(weight.numel() for weight in module.parameters()) / 1e6
     return f"""---
 library_name: transformers
 pipeline_tag: video-text-to-text
-tags: [vidbridge, grpo, qwen2_5_vl]
+tags: [{', '.join(['vidbridge', 'qwen2_5_vl', *tags])}]
 ---
 # {type(module).__name__}, {millions:.1f} M parameters, trained with vidbridge
 
-Started from `{Path(module.name_or_path).name}`. It answers questions about videos as `<think>..</think>` followed by
+Started from `{origin}`. It answers questions about videos as `<think>..</think>` followed by
 `<answer>..</answer>`.
 
     from transformers import AutoTokenizer, {type(module).__name__}

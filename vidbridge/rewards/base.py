@@ -60,7 +60,10 @@ class GatedSum:
         )
 
     def maximum(self, task: str) -> float:
-        """The most that a completion of this task can earn; a term with a negative weight earns at best nothing."""
+        """The most that a completion of this task can earn when no weight is negative.
+
+        A term with a negative weight counts as nothing: it costs, unless the term itself is below 0, as wording can be.
+        """
         best = sum(max(weight, 0.0) * self.terms[name].maximum for name, weight in self._weights(task).items())
         return best * math.prod(gate.maximum for gate in self.gates.values())
 

@@ -16,6 +16,6 @@ class Choice:
 
     def __call__(self, sample: Sample, completions: Sequence[Completion]) -> list[float]:
         if not sample.options:
-            raise ValueError(f"{sample.uid}: a choice needs a row with options")
+            raise ValueError("a choice needs a row with options")
         letters = [read_option(answer_of(completion.text), sample.options) for completion in completions]
         return [float(letter == sample.answer) for letter in letters]

@@ -29,7 +29,7 @@ class EventRecall:
         captions = [answer_of(completion.text) for completion in completions]
         (events,) = _events_in(self.judge, [sample.answer])
         if not events:
-            raise JudgeUnavailable(f"{sample.uid}: the judge reads no event out of the reference {sample.answer!r}")
+            raise JudgeUnavailable(f"the judge reads no event out of the reference {sample.answer!r}")
         return _shares(self.judge, [(events, caption) for caption in captions], STRICT)
 
 

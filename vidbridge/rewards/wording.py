@@ -14,15 +14,16 @@ CONNECTIVES = (
 )  # fmt: skip
 HEDGES = (
     "maybe", "perhaps", "possibly", "probably", "presumably", "apparently", "supposedly", "seemingly", "likely",
-    "might", "may", "seem", "seems", "seemed", "unclear", "uncertain", "hard to tell", "not sure",
+    "might", "may", "could", "seem", "seems", "seemed", "appear", "appears", "unclear", "uncertain", "hard to tell",
+    "not sure",
 )  # fmt: skip
 
-BONUS = 0.2  # for each different connective
+BONUS = 0.2  # for each connective, repeats too
 MAX_BONUS = 0.4
 COST = 0.2  # for each hedge
 
-
-_CONNECTIVE = re.compile(rf"\b(?:{'|'.join(CONNECTIVES)})\b")
+# "next to" and the "after" of "after-effect" tell no order
+_CONNECTIVE = re.compile(rf"(?<!\w-)\b(?!next to\b)(?:{'|'.join(CONNECTIVES)})\b(?!-\w)")
 _HEDGE = re.compile(rf"\b(?:{'|'.join(HEDGES)})\b")
 
 
@@ -44,4 +45,4 @@ def wording(caption: str) -> float:
     hedges = len(_HEDGE.findall(words))
     if hedges:
         return -COST * hedges
-    return min(BONUS * len(set(_CONNECTIVE.findall(words))), MAX_BONUS)
+    return min(BONUS * len(_CONNECTIVE.findall(words)), MAX_BONUS)

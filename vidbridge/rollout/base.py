@@ -11,7 +11,11 @@ Progress = Callable[[float], None]  # told the share of the work done so far, in
 
 
 class RolloutEngine(Protocol):
-    """Samples completions. The result is a function of weights, prompts and seed, and of nothing else."""
+    """Samples completions. The result is a function of weights, prompts and seed, and of nothing else.
+
+    The random numbers of a prompt come from ``seed`` and its number, which counts from ``first``: how prompts are cut
+    into calls changes nothing.
+    """
 
     def generate(
         self,
@@ -19,6 +23,7 @@ class RolloutEngine(Protocol):
         group_size: int,
         *,
         seed: int,
+        first: int = 0,
         greedy: bool = False,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Sequence
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 
@@ -14,8 +15,9 @@ from vidbridge.types import Completion, EncodedPrompt
 
 
 class BatchedRollout:
-    """The rollout that shares the learner's weights. At most ``max_rows`` completions are decoded at a time.
+    """The rollout that shares the learner's weights.
 
+    At most ``max_rows`` completions are decoded together, or one group where a group is larger.
     ``sampler_logprobs`` belong to the distribution at ``temperature`` over the tokens that are not suppressed, in
     greedy mode too.
     """
@@ -43,18 +45,16 @@ class BatchedRollout:
         group_size: int,
         *,
         seed: int,
+        first: int = 0,
         greedy: bool = False,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
-        # All random numbers are drawn here, so that how prompts are cut into chunks changes nothing.
-        generator = torch.Generator().manual_seed(seed)
-        shape = (len(prompts), group_size, self.max_completion_tokens)
-        uniforms = None if greedy else torch.rand(shape, generator=generator, dtype=torch.float64)
         chunk_size = max(1, self.max_rows // group_size)
         completions: list[Completion] = []
         for start in range(0, len(prompts), chunk_size):
             chunk = prompts[start : start + chunk_size]
-            drawn = None if uniforms is None else uniforms[start : start + chunk_size].flatten(0, 1)
+            places = range(first + start, first + start + len(chunk))
+            drawn = None if greedy else uniforms_of(seed, places, group_size, self.max_completion_tokens)
 
             def report(share: float) -> None:
                 if progress is not None:
@@ -135,6 +135,12 @@ class BatchedRollout:
                 )
             )
         return completions
+
+
+def uniforms_of(seed: int, places: Sequence[int], group_size: int, num_tokens: int) -> torch.Tensor:
+    """Numbers [N, T] in [0, 1), ``group_size`` rows for each prompt; those of prompt i come from (seed, i) alone."""
+    drawn = [np.random.default_rng([seed, place]).random((group_size, num_tokens)) for place in places]
+    return torch.from_numpy(np.concatenate(drawn))
 
 
 def draw(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Mapping, Self, Sequence
+from typing import Any, ClassVar, Iterator, Mapping, Self, Sequence
 
 import numpy as np
 
@@ -14,6 +15,23 @@ from vidbridge.media.frames import FrameBudget
 from vidbridge.text import prompts
 from vidbridge.text.options import LETTERS
 from vidbridge.types import Clip, Prompt, Sample, VideoRef
+
+MULTIPLE_CHOICE = "MCQA"  # the released problem type whose rows must have options
+
+
+class DataError(ValueError):
+    """Rows or videos that cannot be used; the message says where and why, one problem a line."""
+
+
+@contextmanager
+def as_data_errors(sample: Sample) -> Iterator[None]:
+    """While a sample is worked on, a ValueError is about that sample, and becomes a DataError with its uid."""
+    try:
+        yield
+    except DataError:
+        raise  # says where already
+    except ValueError as error:
+        raise DataError(f"{sample.uid}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +53,7 @@ class Question:
 
     text: str
     answer: str
+    found: str  # where the notes on the video tell it: "So second grows"
     options: tuple[str, ...] = ()
 
     @property
@@ -70,13 +89,21 @@ class Draft:
     answer: str
     clip: Clip
     options: tuple[str, ...] = ()
-    rationale: str = ""
+    notes: str = ""  # reasoning: what is to be seen
+    conclusion: str = ""  # reasoning: what follows from the notes and the question alone
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rationale(self) -> str:
+        return f"{self.notes} {self.conclusion}".strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of a task file: the released JSONL schema, then our extras."""
+    """One line of a task file: the released JSONL schema, then our extras.
+
+    DataError for a row whose answer nobody could give: it is empty, or the letter of no option.
+    """
 
     uid: str
     problem: str
@@ -86,6 +113,18 @@ class Row:
     options: tuple[str, ...] = ()
     rationale: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.answer:
+            raise DataError(f"{self.uid}: the answer in {self.solution!r} is empty")
+        if not self.options and self.problem_type != MULTIPLE_CHOICE:
+            return
+        distinct = {" ".join(option.lower().split()) for option in self.options} - {""}
+        if not 2 <= len(distinct) == len(self.options) <= len(LETTERS):
+            raise DataError(f"{self.uid}: options must be 2 to {len(LETTERS)} different texts, found {[*self.options]}")
+        letters = LETTERS[: len(self.options)]
+        if self.answer not in list(letters):
+            raise DataError(f"{self.uid}: the answer must be a letter from A to {letters[-1]}, found {self.answer!r}")
 
     @property
     def answer(self) -> str:

@@ -26,7 +26,7 @@ class Caption(Task):
             problem="Describe the video, event by event.",
             answer=source.caption,
             clip=source.clip,
-            rationale=source.notes(),
+            notes=source.notes(),
         )
 
     def ask(self, sample: Sample) -> str:

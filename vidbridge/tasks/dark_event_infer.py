@@ -32,7 +32,7 @@ class DarkEventInfer(Task):
             problem="What happens while the screen is black?",
             answer=hidden.text,
             clip=blackout(source.clip, hidden.start_s, hidden.end_s),
-            rationale=f"{source.notes(hidden)} Before {hidden.before}; after {hidden.after}.",
+            notes=f"{source.notes(hidden)} Before {hidden.before}; after {hidden.after}.",
             meta={"dark": [hidden.start_s, hidden.end_s]},
         )
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -24,6 +25,14 @@ class MixVidQA(Task):
 
     piece_s: tuple[float, float] = (1.5, 2.0)  # shortest and longest piece
 
+    def __post_init__(self) -> None:
+        match self.piece_s:
+            case [int() | float() as shortest, int() | float() as longest] if 0 < shortest <= longest < math.inf:
+                return
+        raise ValueError(
+            f"tasks.mix_vid_qa.piece_s must be two numbers, 0 < shortest <= longest, got {self.piece_s!r}"
+        )
+
     def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
         """Either source may come first; the question is about the first of ``sources``."""
         asked, other = sources
@@ -35,7 +44,8 @@ class MixVidQA(Task):
             problem=asked.question.text,
             answer=asked.question.answer,
             clip=interleave((ordered[0].clip, ordered[1].clip), pieces),
-            rationale=asked.notes(),
+            notes=asked.notes(),
+            conclusion=f"{asked.question.found}.",
             meta={
                 "pieces": [[piece.source, round(piece.start_s, 3), round(piece.end_s, 3)] for piece in pieces],
                 "asked": asked_place,

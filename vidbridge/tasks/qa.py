@@ -30,7 +30,8 @@ class QA(Task):
             answer=question.letter,
             options=question.options,
             clip=source.clip,
-            rationale=f"{source.notes()} So {question.options[LETTERS.index(question.letter)]}.",
+            notes=source.notes(),
+            conclusion=f"{question.found}. {question.letter}. {question.options[LETTERS.index(question.letter)]}.",
         )
 
     def ask(self, sample: Sample) -> str:

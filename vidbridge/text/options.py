@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Sequence
+import unicodedata
+from typing import Iterable, Sequence
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -17,14 +18,14 @@ _CLOSE = r"[)\]}*\"'”’`$]"
 _ARTICLE_OR_PRONOUN = "AI"
 _GOES_ON = (
     r"(?:is|was|are|were|and|or|nor|but|because|since|as|not|has|does|can|cannot|could|would|must|should|may|might"
-    r"|\w+n['’]t|fits|matches|seems|looks|describes|says|states|then|instead|rather|wrong|incorrect)\b"
+    r"|\w+n['’]t|fits|matches|seems|looks|describes|says|states|then|instead|rather|over|better than|wrong|incorrect)\b"
 )
 
 # A small letter is an option only where its neighbours say so: something that announces an option
 # before it ("choose b", "(b", or the start of a clause), and the end of a phrase after it.
 _ANNOUNCES = re.compile(
     rf"(?:^|[.,;:!?=)/\n]|{_OPEN}|\b(?:answers?|options?|choices?|letters?|is|be|choose|chose|pick|select|say|not"
-    r"|and|or|nor|neither|either|than|of|it['’]s))\s*$",
+    r"|and|or|nor|neither|either|both|than|over|of|it['’]s))\s*$",
     re.IGNORECASE,
 )
 _ENDS = re.compile(rf"\s*(?:$|[.,;:!?/\n]|{_CLOSE}|{_GOES_ON})", re.IGNORECASE)
@@ -34,18 +35,26 @@ _NO = (
     r"\b(?:not|never|cannot|\w+n['’]t|neither|nor|rather than|instead of|except|unlike"
     r"|rul(?:e|es|ed|ing) out|eliminat\w+|exclud\w+)"
 )
+# The same for letters alone ("B over A", "B fits better than A"): an option text may well stand after "over".
+_LESS = r"\b(?:over|(?:better|closer|stronger|\w{1,20}ier|more(?: \w{1,20})?) than)"
 _AFTER_NO = (
     r"(?: (?:the|be|it|is|options?|answer|choice|letter|simply|just|likely|either|choose|pick|select)\b)*[ :]{0,2}"
 )
 _AUXILIARY = r"(?:(?:is|are|was|were|do|does|did|can|could|will|would|must|should|seems?|looks?|be|both) )"
 _WRONG = r"(?:wrong|incorrect|false|ruled out|out|eliminated|excluded|impossible|unlikely)\b"
 
+# What stands between options that are only listed ("A or B", "(A), (B)", "option A and option B").
+_LISTED = re.compile(r"(?:[^\w?!]|_|\b(?:and|or|options?)\b)*", re.IGNORECASE)
+# Words in parentheses; a letter dressed in them, as in "(B)" or "(option B)", is none.
+_ASIDE = re.compile(r"\((?![^\w()]*(?:(?:option|answer|choice|letter)\W+)?\w\W*\))[^()]*\)", re.IGNORECASE)
+
 
 def read_option(answer: str, options: Sequence[str]) -> str | None:
     """The last option letter that ``answer`` states without rejecting it; failing that, the last option text.
 
     ``options`` are distinct texts without letters. Only whole words count, and an option text is not
-    searched for letters ("vitamin B" is no B). None when no option is stated.
+    searched for letters ("vitamin B" is no B). A list ("A or B") states none of its options, and an aside in
+    parentheses counts only where nothing else states one. None when no option is stated.
 
     >>> options = ("moves left", "grows", "spins", "hides")
     >>> read_option("Not A. The answer is (b)", options), read_option("It grows.", options), read_option("E", options)
@@ -53,19 +62,21 @@ def read_option(answer: str, options: Sequence[str]) -> str | None:
     """
     assert len(options) <= len(LETTERS), f"{len(options)} options are more than there are letters"
     known = LETTERS[: len(options)]
+    answer, *options = (unicodedata.normalize("NFKC", text) for text in (answer, *options))  # full-width letters
     texts = {_plain(text): letter for text, letter in zip(options, known) if not re.fullmatch(r"[a-z]?", _plain(text))}
     answer = re.sub(r"[^\S\n]+", " ", answer)  # single blanks, which also keeps the patterns below fast
     if _plain(answer) in texts:
         return texts[_plain(answer)]
     phrases = _phrases(answer, texts)
-    letters = [(place, letter) for place, letter in _letters(answer, known) if not _within(place, phrases)]
+    letters = {span: letter for span, letter in _letters(answer, known).items() if not _within(span, phrases)}
     rejected = _rejections(answer, known)
-    stated = [letter for place, letter in letters if not _within(place, rejected)]
-    if stated:
-        return stated[-1]
-    refused = {letter for _, letter in letters}
-    named = [letter for span, letter in phrases.items() if letter not in refused and not _denied(answer, span)]
-    return named[-1] if named else None
+    stated = {span: letter for span, letter in letters.items() if not _within(span, rejected)}
+    asides = [match.span() for match in _ASIDE.finditer(answer)]
+    stated = {span: letter for span, letter in stated.items() if not _within(span, asides)} or stated
+    if not stated:
+        refused = set(letters.values())
+        stated = {s: letter for s, letter in phrases.items() if letter not in refused and not _denied(answer, s)}
+    return _choice(_blanked(answer, phrases), stated)  # blanked, since "A. grows B. spins" is a list too
 
 
 def _plain(text: str) -> str:
@@ -83,20 +94,21 @@ def _phrases(answer: str, texts: dict[str, str]) -> dict[Span, str]:
     return {match.span(): texts[_plain(match[0])] for match in matches if _plain(match[0]) in texts}
 
 
-def _letters(answer: str, known: str) -> list[tuple[int, str]]:
-    """Place and letter of everything that reads as an option letter, rejected ones included."""
+def _letters(answer: str, known: str) -> dict[Span, str]:
+    """Where something reads as an option letter, in order, rejected ones included."""
     if not known:
-        return []
-    found = []
+        return {}
+    found = {}
     before = r"(?<![^\W_])(?<![^\W_]['’-])(?<!\b[^\W\d_]\.)"  # a word of its own: not the d of "I'd", the e of "i.e."
     after = r"(?![^\W_])(?!['’-][^\W_])(?!\.[^\W\d_]\.)"  # nor the i of "i.e."
+    one_more = rf"(?-i:[{known}])\b"  # "A B" lists two options
     for match in re.finditer(f"{before}[{known}{known.lower()}]{after}", answer):
         letter, left, right = match[0], answer[max(0, match.start() - 20) : match.start()], answer[match.end() :]
-        if letter.upper() in _ARTICLE_OR_PRONOUN and re.match(rf" (?!{_GOES_ON})\w", right, re.IGNORECASE):
+        if letter.upper() in _ARTICLE_OR_PRONOUN and re.match(rf" (?!{_GOES_ON}|{one_more})\w", right, re.IGNORECASE):
             continue
         if letter.islower() and not (_ANNOUNCES.search(left) and _ENDS.match(right)):
             continue
-        found.append((match.start(), letter.upper()))
+        found[match.span()] = letter.upper()
     return found
 
 
@@ -106,7 +118,7 @@ def _rejections(answer: str, known: str) -> list[Span]:
         return []
     one = rf"(?:(?:option|choice|answer) )?{_OPEN}{{0,4}}(?<![^\W_])[{known}{known.lower()}](?![^\W_]){_CLOSE}{{0,4}}"
     some = rf"{one}(?:(?: ?, ?{one}){{0,25}} ?,? ?(?:\b(?:or|nor|and)\b|/|&) ?{one})?"
-    negated = rf"{_NO}{_AFTER_NO}{some}"
+    negated = rf"(?:{_NO}|{_LESS}){_AFTER_NO}{some}"
     refuted = rf"{some} (?:{_AUXILIARY}*(?:{_WRONG}|cannot\b|\w+n['’]t\b)|{_AUXILIARY}+(?:not|never)\b)"
     return [match.span() for pattern in (negated, refuted) for match in re.finditer(pattern, answer, re.IGNORECASE)]
 
@@ -117,5 +129,26 @@ def _denied(answer: str, span: Span) -> bool:
     return bool(re.search(rf"{_NO}(?: (?!but\b)\w+){{0,3}} ?{_OPEN}{{0,4}}$", left, re.IGNORECASE))
 
 
-def _within(place: int, spans: list[Span] | dict[Span, str]) -> bool:
-    return any(start <= place < end for start, end in spans)
+def _within(span: Span, spans: Iterable[Span]) -> bool:
+    return any(start <= span[0] < end for start, end in spans)
+
+
+def _blanked(answer: str, spans: Iterable[Span]) -> str:
+    letters = list(answer)
+    for start, end in spans:
+        letters[start:end] = " " * (end - start)
+    return "".join(letters)
+
+
+def _choice(answer: str, stated: dict[Span, str]) -> str | None:
+    """The last of the stated options that is not one of several in a list."""
+    lists: list[set[str]] = []
+    previous_end = 0
+    for (start, end), letter in stated.items():
+        if lists and _LISTED.fullmatch(answer, previous_end, start):
+            lists[-1].add(letter)
+        else:
+            lists.append({letter})
+        previous_end = end
+    alone = [letters for letters in lists if len(letters) == 1]
+    return alone[-1].pop() if alone else None

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, Mapping
 
+METRICS = "metrics.jsonl"
+
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
     """Add one line and leave nothing in a buffer, so that a killed run has a record to its end.

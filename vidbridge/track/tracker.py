@@ -13,12 +13,12 @@ import numpy as np
 from vidbridge.track.completions import completion_rows
 from vidbridge.track.console import Console
 from vidbridge.track.curves import draw_curves
-from vidbridge.track.metrics_file import append_line, read_lines
+from vidbridge.track.metrics_file import METRICS, append_line, read_lines
 from vidbridge.track.page import write_page
 from vidbridge.track.wandb_sink import WandbSink
 from vidbridge.types import Group, StepResult
 
-METRICS, COMPLETIONS, SUMMARY = "metrics.jsonl", "completions.jsonl", "summary.json"
+COMPLETIONS, SUMMARY = "completions.jsonl", "summary.json"
 CURVES, PAGE = "curves.png", "completions.html"
 
 
