@@ -62,7 +62,7 @@ class Counting(Task):
             answer=self.letters[len(source.events) - 3],
             options=options,
             clip=source.clip,
-            rationale=source.notes(),
+            notes=source.notes(),
         )
 
     def ask(self, sample):
