@@ -97,3 +97,18 @@ def test_stages_follow_one_another(tasks, folder):
     assert kinds == [{"caption"}, {"caption"}, {"qa"}, {"qa"}, {"qa"}], "the last stage goes on"
     for group in step.groups(3):
         assert f"<answer>{group.sample.answer}</answer>" not in group.completions[0].text
+
+
+def test_a_blind_task_has_no_video_and_is_given_its_notes(tasks, folder):
+    step = make_step(tasks, folder, [SftStage(steps=2, shares={"caption": 1, "qa": 1}, blind=["qa"])])
+    groups = step.groups(0)
+    weights = step._token_weights(groups)
+    # every row has the same share, 1 / 8: in halves where the video is seen, all of it on what follows the notes else
+    assert weights.sum(dim=1).tolist() == pytest.approx([1 / 8] * 8)
+    assert {group.sample.task for group in groups} == {"qa", "caption"}
+    for group, row in zip(groups, weights):
+        end = step._notes_end(group)
+        assert step.processor.decode(group.completions[0].token_ids[:end]).endswith(group.sample.meta["notes"])
+        blind = group.sample.task == "qa"
+        assert bool(group.prompt.clips) != blind and len(group.encoded.video_grid_thw) == (0 if blind else 1)
+        assert row[:end].sum().item() == pytest.approx(0.0 if blind else 1 / 16)

@@ -135,7 +135,7 @@ class GrpoConfig(AlgoConfig):
 class SftStage:
     steps: int = MISSING
     shares: Dict[str, float] = field(default_factory=dict)  # task mix of this stage
-    blind: bool = False  # without the videos: learn to answer from the notes in the gold reasoning
+    blind: List[str] = field(default_factory=list)  # tasks shown without their videos: conclude from given notes
     spoil: Dict[str, float] = field(default_factory=dict)  # rates of data.spoil.Spoiler; empty: gold answers
 
 

@@ -54,7 +54,7 @@ class SftStep:
         started = time.perf_counter()
         groups = self.groups(step)
         loaded = time.perf_counter()
-        weights = self._token_weights(groups, blind=self.stages[self._stage(step)].blind)
+        weights = self._token_weights(groups)
         loss_sum = 0.0
         for batch in self.policy.micro_batches(groups, torch.ones(len(groups)), weights):
             logprobs, _ = self.policy.logprobs(batch)
@@ -70,11 +70,11 @@ class SftStep:
         """The stage that a step belongs to; the last one goes on."""
         return min(int(np.searchsorted(self.ends, step, side="right")), len(self.stages) - 1)
 
-    def _token_weights(self, groups: Sequence[Group], *, blind: bool) -> torch.Tensor:
+    def _token_weights(self, groups: Sequence[Group]) -> torch.Tensor:
         """[N, T], adding up to at most 1: half of a completion's share goes to its notes, half to what follows.
 
         Counted by tokens alone, an answer of one letter would be lost among thirty tokens of notes on the video.
-        Blind, the notes cannot be known: they are given, and what follows from them is all there is to learn.
+        Without a video the notes cannot be known: they are given, and what follows is all there is to learn.
         """
         mask = loss_mask(groups)
         ends = torch.tensor([self._notes_end(group) for group in groups])
@@ -83,7 +83,8 @@ class SftStep:
             token_weights(mask & part, LossNorm.sequence, max_completion_tokens=mask.shape[1])
             for part in (follows, ~follows)
         )
-        return conclusion if blind else (conclusion + notes) / 2
+        sees = torch.tensor([bool(group.prompt.clips) for group in groups])[:, None]
+        return torch.where(sees, conclusion + notes, 2 * conclusion) / 2
 
     def _notes_end(self, group: Group) -> int:
         """How many tokens of the completion are notes on the video; none where a sample has no notes, or skips them."""
@@ -95,12 +96,12 @@ class SftStep:
 
     def _groups(self, step: int) -> list[Group]:
         stage = self._stage(step)
-        blind = self.stages[stage].blind
         rng = np.random.default_rng([self.seed, step])
         groups = []
         for sample in self.mixtures[stage].batch(step):
             task = self.tasks[sample.task]
             with as_data_errors(sample):
+                blind = sample.task in self.stages[stage].blind
                 prompt = Prompt(messages=chat(task.ask(sample), 0), clips=()) if blind else task.prompt(sample)
                 text = self.spoilers[stage].completion(sample, rng)
                 completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
