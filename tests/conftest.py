@@ -12,12 +12,20 @@ from hypothesis import settings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from vidbridge.data.shapes import Shapes
+from vidbridge.media.frames import FrameBudget
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.caption import Caption
+from vidbridge.tasks.mix_vid_qa import MixVidQA
+from vidbridge.tasks.qa import QA
+from vidbridge.tiny import create_folder, texts_of
 from vidbridge.types import Clip, Prompt
 
 # No time limit for an example: a busy machine is not a bug.
 settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")
 
+SHAPES_FRAMES = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304)  # as in model=tiny
 SPECIAL = (
     "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
 ).split()
@@ -98,6 +106,23 @@ def random_qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "max_pixels": 4096,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes_tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
+    """Three tasks of the embedded world with 12 training rows each, their videos real files."""
+    data = Shapes(root=str(tmp_path_factory.mktemp("shapes")), seed=1, num_rows={"train": 12})
+    return {
+        task.name: task.with_rows(data.rows(task, "train"), SHAPES_FRAMES) for task in (Caption(), MixVidQA(), QA())
+    }
+
+
+@pytest.fixture(scope="session")
+def untrained_folder(shapes_tasks: dict[str, Task], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model before any training, with the words of those rows."""
+    folder = tmp_path_factory.mktemp("untrained")
+    create_folder(folder, texts_of(shapes_tasks), seed=0)
     return folder
 
 

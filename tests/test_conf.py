@@ -66,14 +66,14 @@ def test_a_model_brings_the_numbers_that_fit_it():
     def numbers(*overrides):
         config = config_of(*overrides)
         rollout = (config.rollout.max_completion_tokens, config.rollout.max_rows)
-        return config.optim.lr, *rollout, config.prompts_per_step, config.engine.micro_batch_groups
+        return config.optim.lr, *rollout, config.prompts_per_step, config.engine.max_packed_tokens
 
-    assert numbers() == (2e-4, 64, 256, 12, 1)
+    assert numbers() == (2e-4, 64, 256, 12, 1024)
     for size in (3, 7, 32, 72):
-        assert numbers(f"model=qwen2_5_vl_{size}b") == (1e-6, 2048, 32, 32, 1)
+        assert numbers(f"model=qwen2_5_vl_{size}b") == (1e-6, 2048, 32, 32, 16384)
         assert config_of(f"model=qwen2_5_vl_{size}b").model.path == f"Qwen/Qwen2.5-VL-{size}B-Instruct"
     # the command line and debug=.. come after the model
-    assert numbers("model=qwen2_5_vl_7b", "optim.lr=1e-5", "debug=smoke") == (1e-5, 2048, 32, 2, 1)
+    assert numbers("model=qwen2_5_vl_7b", "optim.lr=1e-5", "debug=smoke") == (1e-5, 2048, 32, 2, 16384)
 
 
 def test_tasks_can_be_left_out():

@@ -11,7 +11,7 @@ from tests.policy.builders import make_policy, ragged_prompts
 from tests.rewards.builders import sample
 from vidbridge.evaluate import Evaluator, TaskScore, bootstrap_interval, normalised_mean, task_score
 from vidbridge.rewards.base import GatedSum
-from vidbridge.rollout.batched import BatchedRollout
+from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 
 
 class Prompts:
@@ -46,7 +46,7 @@ def test_what_an_item_is_sampled_with_does_not_depend_on_how_many_fit_in_memory(
         evaluator = Evaluator(
             tasks={"test": {"qa": Prompts()}},
             processor=policy.processor,
-            rollout=BatchedRollout(policy, max_completion_tokens=8, max_rows=max_rows),
+            rollout=SharedPrefixRollout(policy, max_completion_tokens=8, max_rows=max_rows),
             reward=reward,
             max_rows=max_rows,
             seed=seed,

@@ -6,33 +6,25 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
+from tests.conftest import SHAPES_FRAMES
 from vidbridge.config import SftStage
-from vidbridge.data.shapes import Shapes
-from vidbridge.media.frames import FrameBudget
 from vidbridge.policy.engine_local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.sft import SftStep
 from vidbridge.tasks.base import DataError
-from vidbridge.tasks.caption import Caption
-from vidbridge.tasks.qa import QA
 from vidbridge.tiny import TAGS, create_folder, texts_of
 
-FRAMES = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304)
+
+@pytest.fixture(scope="module")
+def tasks(shapes_tasks):
+    return {name: shapes_tasks[name] for name in ("caption", "qa")}
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    data = Shapes(root=str(tmp_path_factory.mktemp("data")), seed=1, num_rows={"train": 12})
-    return {task.name: task.with_rows(data.rows(task, "train"), FRAMES) for task in (Caption(), QA())}
-
-
-@pytest.fixture(scope="module")
-def folder(tasks, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    create_folder(path, texts_of(tasks), seed=0)
-    return path
+def folder(untrained_folder):
+    return untrained_folder
 
 
 def test_the_untrained_folder_is_loaded_as_any_other(folder, tasks):
@@ -48,18 +40,18 @@ def test_the_untrained_folder_is_loaded_as_any_other(folder, tasks):
     assert tokenizer.decode(tokenizer("<think>").input_ids, skip_special_tokens=True) == "<think>", "tags are text"
 
 
-def test_the_same_seed_makes_the_same_weights(folder, tasks, tmp_path):
-    create_folder(tmp_path, texts_of(tasks), seed=0)
+def test_the_same_seed_makes_the_same_weights(folder, shapes_tasks, tmp_path):
+    create_folder(tmp_path, texts_of(shapes_tasks), seed=0)
     assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    create_folder(tmp_path, texts_of(tasks), seed=1)
+    create_folder(tmp_path, texts_of(shapes_tasks), seed=1)
     assert (tmp_path / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
 
 
-def make_step(tasks, folder, stages, micro_batch_groups=4):
+def make_step(tasks, folder, stages, max_packed_tokens=512):
     module = load_model(str(folder), device="cpu")
-    processor = Processor.from_folder(folder, FRAMES)
+    processor = Processor.from_folder(folder, SHAPES_FRAMES)
     policy = QwenVLPolicy(
-        module, processor, LocalEngine(module, lr=2e-3, total_updates=100), micro_batch_groups=micro_batch_groups
+        module, processor, LocalEngine(module, lr=2e-3, total_updates=100), max_packed_tokens=max_packed_tokens
     )
     return SftStep(stages, tasks=tasks, processor=processor, policy=policy, prompts_per_step=8, seed=0)
 
@@ -75,13 +67,13 @@ def test_the_loss_falls_and_starts_at_the_size_of_the_vocabulary(tasks, folder):
 
 def test_micro_batches_give_the_same_loss(tasks, folder):
     stages = [SftStage(steps=2, shares={"caption": 1, "qa": 1})]
-    losses = [make_step(tasks, folder, stages, size)(0).metrics["sft/loss"] for size in (1, 3, 8)]
+    losses = [make_step(tasks, folder, stages, size)(0).metrics["sft/loss"] for size in (1, 512, 4096)]
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
 
 
 def test_a_row_whose_gold_answer_cannot_be_given_is_named(tasks, folder):
     row = replace(tasks["caption"].rows[0], solution="<answer>The square grows <|im_end|></answer>")
-    bad = {"caption": tasks["caption"].with_rows([row], FRAMES)}
+    bad = {"caption": tasks["caption"].with_rows([row], SHAPES_FRAMES)}
     step = make_step(bad, folder, [SftStage(steps=1, shares={"caption": 1})])
     with pytest.raises(DataError, match="caption/train/0: a completion may not hold"):
         step(0)

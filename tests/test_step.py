@@ -8,27 +8,22 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.conftest import SHAPES_FRAMES
 from vidbridge.algo.advantages import AdvantageScale
 from vidbridge.algo.loss import LossNorm
 from vidbridge.config import GrpoConfig
 from vidbridge.data.mixture import Mixture
-from vidbridge.data.shapes import Shapes
 from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import JudgeUnavailable
-from vidbridge.media.frames import FrameBudget
 from vidbridge.policy.engine_local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
-from vidbridge.rollout.batched import BatchedRollout
+from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep, Means, rewards_of
 from vidbridge.tasks.base import DataError
-from vidbridge.tasks.caption import Caption
-from vidbridge.tasks.mix_vid_qa import MixVidQA
-from vidbridge.tiny import create_folder, texts_of
 
-FRAMES = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304)
 MAX_TOKENS = 6
 
 
@@ -56,33 +51,30 @@ class Unreachable:
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    data = Shapes(root=str(tmp_path_factory.mktemp("data")), seed=1, num_rows={"train": 6})
-    return {task.name: task.with_rows(data.rows(task, "train"), FRAMES) for task in (Caption(), MixVidQA())}
+def tasks(shapes_tasks):
+    return {name: shapes_tasks[name] for name in ("caption", "mix_vid_qa")}
 
 
 @pytest.fixture(scope="module")
-def folder(tasks, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    create_folder(path, texts_of(tasks), seed=0)
-    return path
+def folder(untrained_folder):
+    return untrained_folder
 
 
-def make_step(tasks, folder, *, reward=SumOfIds, prompts_per_step=3, micro_batch_groups=2, **algo):
+def make_step(tasks, folder, *, reward=SumOfIds, prompts_per_step=3, max_packed_tokens=400, **algo):
     module = load_model(str(folder), device="cpu")
-    processor = Processor.from_folder(folder, FRAMES, max_prompt_tokens=1024)
+    processor = Processor.from_folder(folder, SHAPES_FRAMES, max_prompt_tokens=1024)
     config = GrpoConfig(**{"group_size": 4, **algo})
     policy = QwenVLPolicy(
         module,
         processor,
         LocalEngine(module, lr=1e-3, total_updates=10, schedule="constant", max_grad_norm=1e9),
-        micro_batch_groups=micro_batch_groups,
+        max_packed_tokens=max_packed_tokens,
         reference=frozen_copy(module) if config.kl_beta > 0 else None,
     )
     return GrpoStep(
         mixture=Mixture(tasks, {"caption": 1, "mix_vid_qa": 1}, prompts_per_step=prompts_per_step, seed=0),
         processor=processor,
-        rollout=BatchedRollout(policy, max_completion_tokens=MAX_TOKENS),
+        rollout=SharedPrefixRollout(policy, max_completion_tokens=MAX_TOKENS),
         reward=GatedSum(gates={}, terms={"it": reward()}, weights={name: {"it": 1.0} for name in tasks}),
         policy=policy,
         algo=config,
@@ -130,8 +122,8 @@ def test_on_policy_loss_by_hand(tasks, folder):
 
 @pytest.mark.parametrize("norm", LossNorm)
 def test_cutting_into_micro_batches_changes_nothing(tasks, folder, norm):
-    whole = make_step(tasks, folder, micro_batch_groups=3, loss_norm=norm)
-    parts = make_step(tasks, folder, micro_batch_groups=1, loss_norm=norm)
+    whole = make_step(tasks, folder, max_packed_tokens=4096, loss_norm=norm)
+    parts = make_step(tasks, folder, max_packed_tokens=1, loss_norm=norm)
     norms = whole(0).metrics["policy/grad_norm"], parts(0).metrics["policy/grad_norm"]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4) and norms[0] > 0
 
@@ -139,8 +131,8 @@ def test_cutting_into_micro_batches_changes_nothing(tasks, folder, norm):
 def test_metrics_do_not_depend_on_the_cut_into_micro_batches(tasks, folder):
     # three groups as 1 + 1 + 1, as 2 + 1 (parts of unequal weight) and as one
     metrics = [
-        timeless(make_step(tasks, folder, micro_batch_groups=size, ppo_epochs=2, kl_beta=0.1)(0).metrics)
-        for size in (1, 2, 3)
+        timeless(make_step(tasks, folder, max_packed_tokens=size, ppo_epochs=2, kl_beta=0.1)(0).metrics)
+        for size in (1, 400, 4096)
     ]
     assert metrics[0] == pytest.approx(metrics[2], rel=1e-3, abs=1e-5)
     assert metrics[1] == pytest.approx(metrics[2], rel=1e-3, abs=1e-5)
@@ -160,6 +152,65 @@ def test_sampler_and_learner_agree_on_what_was_sampled(tasks, folder):
     assert step(0).metrics["rollout/logprob_gap"] < 1e-4
     step.policy.temperature = 2.0  # the learner's; the rollout still samples at 1
     assert step(1).metrics["rollout/logprob_gap"] > 1e-2
+
+
+class SameForHalf:
+    """Tells the siblings of every other question apart, by its wording."""
+
+    maximum = 1.0
+
+    def __call__(self, sample, completions):
+        same = sum(map(ord, sample.uid)) % 2 == 0
+        return [0.5 if same else sum(done.token_ids) % 7 / 7 for done in completions]
+
+
+def test_groups_that_teach_nothing_skip_the_learner_and_change_nothing(tasks, folder, monkeypatch):
+    skipping, learning = (make_step(tasks, folder, reward=SameForHalf, prompts_per_step=6) for _ in range(2))
+    seen = {}
+    for name, step in (("skipping", skipping), ("learning", learning)):
+
+        def spy(groups, *rest, name=name, micro_batches=step.policy.micro_batches):
+            seen[name] = len(groups)
+            return micro_batches(groups, *rest)
+
+        monkeypatch.setattr(step.policy, "micro_batches", spy)
+    learning.algo.kl_beta = 1e-30  # then every group counts, and weighs nothing
+    learning.policy.reference = frozen_copy(learning.policy.module)
+    metrics, all_metrics = skipping(0).metrics, learning(0).metrics
+    assert 0 < metrics["rollout/degenerate_frac"] < 1
+    assert seen == {"skipping": round(6 * (1 - metrics["rollout/degenerate_frac"])), "learning": 6}
+    assert metrics["policy/grad_norm"] == pytest.approx(all_metrics["policy/grad_norm"], rel=1e-4)
+
+
+def test_dynamic_sampling_replaces_what_teaches_nothing(tasks, folder):
+    plain = make_step(tasks, folder, reward=SameForHalf, prompts_per_step=6)(0)
+    result = make_step(tasks, folder, reward=SameForHalf, prompts_per_step=6, max_refills=9)(0)
+    idle = round(6 * plain.metrics["rollout/degenerate_frac"])
+    assert 0 < idle < 6
+    assert result.metrics["rollout/refilled"] >= idle
+    # the rewards that are logged are those of the first draw: the policy as it is, not the groups that were picked
+    assert result.metrics["reward/caption/total"] == plain.metrics["reward/caption/total"]
+    spreads = [max(r.total for r in g.rewards) - min(r.total for r in g.rewards) for g in result.groups]
+    assert len(spreads) == 6 and min(spreads) > 0
+    again = make_step(tasks, folder, reward=SameForHalf, prompts_per_step=6, max_refills=9)(0)
+    assert timeless(again.metrics) == timeless(result.metrics)
+
+
+def test_dynamic_sampling_gives_up(tasks, folder):
+    result = make_step(tasks, folder, reward=Same, max_refills=2)(0)
+    assert result.metrics["rollout/refilled"] == 6.0  # 2 refills of 3 groups
+    assert len(result.groups) == 3
+
+
+def test_an_overlong_completion_earns_less(tasks, folder):
+    """Siblings that earn the same differ once length counts; what is logged stays the reward alone."""
+    plain, shaped = (make_step(tasks, folder, reward=Same, overlong_frac=frac)(0) for frac in (0.0, 0.9))
+    lengths = [{len(done.token_ids) for done in group.completions} for group in shaped.groups]
+    uneven = sum(len(of_group) > 1 for of_group in lengths) / len(lengths)
+    assert uneven > 0
+    assert plain.metrics["rollout/degenerate_frac"] == 1.0
+    assert shaped.metrics["rollout/degenerate_frac"] == pytest.approx(1.0 - uneven)
+    assert plain.metrics["reward/caption/total"] == shaped.metrics["reward/caption/total"] == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("reward", [Same, Unreachable])
@@ -193,7 +244,7 @@ def test_the_reference_stays_where_it_was(tasks, folder):
 )
 def test_a_row_that_cannot_be_encoded_is_named(tasks, folder, problem, message):
     caption = tasks["caption"]
-    bad = caption.with_rows([replace(row, problem=problem) for row in caption.rows], FRAMES)
+    bad = caption.with_rows([replace(row, problem=problem) for row in caption.rows], SHAPES_FRAMES)
     step = make_step({**tasks, "caption": bad}, folder)
     with pytest.raises(DataError, match=f"caption/train/[0-9]: .*{message}"):
         step(0)

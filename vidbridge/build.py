@@ -1,8 +1,7 @@
-"""From the typed configuration to objects, one function each. Nothing else calls Hydra's instantiate."""
+"""From the typed configuration to objects, one function each."""
 
 from __future__ import annotations
 
-import inspect
 import math
 import random
 from contextlib import contextmanager
@@ -12,8 +11,6 @@ from typing import Any, Callable, Iterator, Mapping
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
@@ -33,7 +30,7 @@ from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import self_test
 from vidbridge.sft import SftStep
 from vidbridge.step import GrpoStep
-from vidbridge.targets import check_arguments, check_targets
+from vidbridge.targets import make
 from vidbridge.tasks.base import Task, as_data_errors
 from vidbridge.tiny import create_folder, texts_of
 from vidbridge.track.console import Console
@@ -189,7 +186,7 @@ def build_policy(config: Config, processor: Processor, *, trains: bool) -> QwenV
         processor,
         build_engine(config, module) if trains else None,
         temperature=config.rollout.temperature,
-        micro_batch_groups=config.engine.micro_batch_groups,
+        max_packed_tokens=config.engine.max_packed_tokens,
         reference=frozen_copy(module) if has_reference else None,
         saved_dtype=DTYPES[spec.saved_dtype.value] if spec.saved_dtype else None,
     )
@@ -291,21 +288,6 @@ def check_tasks(tasks: Mapping[str, Task], processor: Processor, reward: GatedSu
         with as_data_errors(sample):
             processor.encode(task.prompt(sample))
     self_test(tasks, reward)
-
-
-def make(config: Config, where: str, node: Mapping[str, Any], **injected: Any) -> Any:
-    """The object that ``node`` describes, once its names have been checked (see vidbridge/targets.py).
-
-    ``injected`` are objects a configuration cannot hold; those that the target has no parameter for are left out
-    (a reward that asks no judge).
-    """
-    target = check_targets(where, node, ("vidbridge.", *config.allowed_targets))
-    wanted = {name: value for name, value in injected.items() if name in inspect.signature(target).parameters}
-    check_arguments(where, target, node, wanted)
-    try:
-        return instantiate(dict(node), **wanted, _convert_="all")
-    except InstantiationException as error:
-        raise error.__cause__ or error
 
 
 @contextmanager

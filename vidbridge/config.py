@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterable, List, Optional
 from omegaconf import MISSING
 
 from vidbridge.algo.advantages import AdvantageScale
-from vidbridge.algo.loss import LossNorm
+from vidbridge.algo.loss import LossNorm, RatioLevel
 
 REWARD_PARTS = ("name", "gates", "terms")  # every other key of a reward node is a task with its weights
 
@@ -66,7 +66,7 @@ class ModelConfig:
     name: str = MISSING
     path: str = MISSING  # a Hugging Face id or a folder in the same format
     dtype: Dtype = Dtype.float32
-    attn_implementation: Attention = Attention.sdpa
+    attn_implementation: Attention = Attention.sdpa  # of the vision tower; the language model's is policy/attention.py
     frozen: List[str] = field(default_factory=list)  # prefixes of module names that are not trained
     gradient_checkpointing: bool = False
     device: str = "auto"
@@ -102,11 +102,17 @@ class TaskMixConfig:
 class RolloutConfig:
     _target_: str = MISSING
     temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: List[str] = field(default_factory=list)  # strings that end a completion, besides EOS
     max_completion_tokens: int = MISSING
     max_rows: int = MISSING  # sequences decoded together; a group is not divided
 
     def __post_init__(self) -> None:
         _require_positive("rollout", self, "temperature", "max_completion_tokens", "max_rows")
+        _require(0 < self.top_p <= 1, f"rollout.top_p must lie in (0, 1], got {self.top_p}")
+        _require(0 <= self.min_p < 1, f"rollout.min_p must lie in [0, 1), got {self.min_p}")
+        _require(all(self.stop), "rollout.stop must not hold an empty string: every completion would end at once")
 
 
 @dataclass
@@ -122,13 +128,18 @@ class GrpoConfig(AlgoConfig):
     clip_high: float = 0.2
     kl_beta: float = 0.0  # above 0 a frozen reference copy of the model is kept
     loss_norm: LossNorm = LossNorm.sequence
+    ratio_level: RatioLevel = RatioLevel.token
     advantage_scale: AdvantageScale = AdvantageScale.group_std
+    max_refills: int = 0  # times that degenerate groups are replaced by newly sampled ones (dynamic sampling)
+    overlong_frac: float = 0.0  # the last part of max_completion_tokens, over which a penalty grows to 1
 
     def __post_init__(self) -> None:
         _require(self.group_size >= 2, f"algo.group_size must be at least 2 to compare siblings, got {self.group_size}")
         _require_positive("algo", self, "ppo_epochs", "clip_high")
         _require(0 < self.clip_low < 1, f"algo.clip_low must lie between 0 and 1, got {self.clip_low}")
         _require(0 <= self.kl_beta < math.inf, f"algo.kl_beta must not be negative, got {self.kl_beta}")
+        _require(self.max_refills >= 0, f"algo.max_refills must not be negative, got {self.max_refills}")
+        _require(0 <= self.overlong_frac < 1, f"algo.overlong_frac must lie in [0, 1), got {self.overlong_frac}")
 
 
 @dataclass
@@ -175,10 +186,10 @@ class OptimConfig:
 @dataclass
 class EngineConfig:
     _target_: str = MISSING
-    micro_batch_groups: int = MISSING  # groups in one forward and backward pass; a matter of memory only
+    max_packed_tokens: int = MISSING  # in one forward and backward pass; a matter of memory and speed only
 
     def __post_init__(self) -> None:
-        _require_positive("engine", self, "micro_batch_groups")
+        _require_positive("engine", self, "max_packed_tokens")
 
 
 @dataclass

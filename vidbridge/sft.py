@@ -16,7 +16,7 @@ from vidbridge.config import SftStage
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.prefetch import Prefetch
 from vidbridge.data.spoil import Spoiler
-from vidbridge.policy.collate import loss_mask
+from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.tasks.base import Task, as_data_errors

@@ -13,12 +13,12 @@ from typing import Iterator, Mapping, Sequence
 
 import torch
 
-from vidbridge.algo.advantages import degenerate, group_advantages
+from vidbridge.algo.advantages import degenerate, group_advantages, overlong_penalty
 from vidbridge.algo.loss import grpo_loss, token_weights
 from vidbridge.config import GrpoConfig
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.prefetch import Prefetch
-from vidbridge.policy.collate import loss_mask
+from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
@@ -27,6 +27,8 @@ from vidbridge.scoring import reward_metrics, score_groups
 from vidbridge.tasks.base import as_data_errors
 from vidbridge.text.tags import read_tags
 from vidbridge.types import Batch, EncodedPrompt, Group, Prompt, Sample, StepResult
+
+_REFILLS_FROM = 10**6  # steps down the deck: farther than any run goes
 
 
 class GrpoStep:
@@ -53,23 +55,15 @@ class GrpoStep:
         clock = Clock()
         with clock("data"):
             prompts = self.prompts(step)
-        with clock("rollout"):
-            groups = self._sample(prompts, seed=self.mixture.seed * 1_000_003 + step)
-        with clock("reward"):
-            groups = score_groups(groups, self.reward)
+        groups, rewards = self._sample(prompts, clock, seed=self._seed(step))
+        metrics = {**reward_metrics(groups), **rollout_metrics(groups, rewards)}
+        if self.algo.max_refills:
+            groups, rewards, more = self._refilled(groups, rewards, step, clock)
+            metrics |= more
         with clock("learner"):
-            rewards = rewards_of(groups, self.algo.group_size)
-            trainable = torch.tensor([group.trainable for group in groups])
-            advantages = group_advantages(rewards, trainable, self.algo.advantage_scale)
-            learned = self._learn(groups, advantages.flatten())
-        metrics = {
-            **reward_metrics(groups),
-            **rollout_metrics(groups),
-            "rollout/degenerate_frac": (degenerate(rewards) & trainable).float().mean().item(),
-            **learned,
-            **clock.metrics(),
-        }
-        return StepResult(metrics=metrics, groups=tuple(groups))
+            advantages = group_advantages(rewards, trainable(groups), self.algo.advantage_scale)
+            metrics |= self._learn(groups, advantages.flatten())
+        return StepResult(metrics={**metrics, **clock.metrics()}, groups=tuple(groups))
 
     def _prompts(self, step: int) -> list[tuple[Sample, Prompt, EncodedPrompt]]:
         prompts = []
@@ -79,18 +73,58 @@ class GrpoStep:
                 prompts.append((sample, prompt, self.processor.encode(prompt)))
         return prompts
 
-    def _sample(self, prompts: Sequence[tuple[Sample, Prompt, EncodedPrompt]], *, seed: int) -> list[Group]:
-        self.rollout.sync(self.policy)
-        siblings = self.rollout.generate([encoded for _, _, encoded in prompts], self.algo.group_size, seed=seed)
-        return [
-            Group(sample=sample, prompt=prompt, encoded=encoded, completions=completions)
-            for (sample, prompt, encoded), completions in zip(prompts, siblings, strict=True)
-        ]
+    def _seed(self, step: int) -> int:
+        return self.mixture.seed * 1_000_003 + step
+
+    def _sample(
+        self, prompts: Sequence[tuple[Sample, Prompt, EncodedPrompt]], clock: Clock, *, seed: int
+    ) -> tuple[list[Group], torch.Tensor]:
+        """A scored group for each prompt, and the rewards [P, G] that advantages are made of."""
+        with clock("rollout"):
+            self.rollout.sync(self.policy)
+            siblings = self.rollout.generate([encoded for _, _, encoded in prompts], self.algo.group_size, seed=seed)
+            groups = [
+                Group(sample=sample, prompt=prompt, encoded=encoded, completions=completions)
+                for (sample, prompt, encoded), completions in zip(prompts, siblings, strict=True)
+            ]
+        with clock("reward"):
+            groups = score_groups(groups, self.reward)
+        lengths = torch.tensor([[len(done.token_ids) for done in group.completions] for group in groups])
+        penalty = overlong_penalty(lengths, self.max_completion_tokens, self.algo.overlong_frac)
+        return groups, rewards_of(groups, self.algo.group_size) + penalty
+
+    def _refilled(
+        self, groups: list[Group], rewards: torch.Tensor, step: int, clock: Clock
+    ) -> tuple[list[Group], torch.Tensor, dict[str, float]]:
+        """Dynamic sampling (DAPO, arXiv 2503.14476, equation 11): groups that teach something in the place of others.
+
+        At most ``max_refills`` times; what is still missing then stays as it is. Refills come from far down the same
+        endless deck, so that they too are a function of (seed, step).
+        """
+        num_sampled = len(groups)
+        for refill in range(1, self.algo.max_refills + 1):
+            idle = (degenerate(rewards) | ~trainable(groups)).nonzero().flatten().tolist()
+            if not idle:
+                break
+            at = refill * _REFILLS_FROM + step
+            with clock("data"):
+                prompts = self._prompts(at)[: len(idle)]
+            fresh, fresh_rewards = self._sample(prompts, clock, seed=self._seed(at))
+            num_sampled += len(fresh)
+            rewards = rewards.clone()
+            useful = (~degenerate(fresh_rewards) & trainable(fresh)).nonzero().flatten().tolist()
+            for place, new in zip(idle, useful):
+                groups[place], rewards[place] = fresh[new], fresh_rewards[new]
+        return groups, rewards, {"rollout/refilled": float(num_sampled - len(groups))}
 
     def _learn(self, groups: list[Group], advantages: torch.Tensor) -> dict[str, float]:
         """``ppo_epochs`` updates on these completions; advantages [N]."""
+        # of all groups, so that leaving some out changes no denominator
         weights = token_weights(loss_mask(groups), self.algo.loss_norm, self.max_completion_tokens)
-        batches = list(self.policy.micro_batches(groups, advantages, weights))
+        teaches = advantages.view(len(groups), -1).ne(0).any(dim=1) | (trainable(groups) & (self.algo.kl_beta > 0))
+        rows = teaches.repeat_interleave(self.algo.group_size)
+        groups = [group for group, counts in zip(groups, teaches.tolist()) if counts]
+        batches = list(self.policy.micro_batches(groups, advantages[rows], weights[rows]))
         metrics = Means()
         for epoch in range(self.algo.ppo_epochs):
             for place, batch in enumerate(batches):
@@ -116,6 +150,7 @@ class GrpoStep:
                     clip_low=self.algo.clip_low,
                     clip_high=self.algo.clip_high,
                     kl_beta=self.algo.kl_beta,
+                    ratio_level=self.algo.ratio_level,
                 )
                 self.policy.backward(out.loss)
                 metrics.add({"policy/loss": out.loss.item() * len(batches)})
@@ -134,14 +169,20 @@ def rewards_of(groups: Sequence[Group], group_size: int) -> torch.Tensor:
     )
 
 
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What the completions look like, whatever they earned."""
+def trainable(groups: Sequence[Group]) -> torch.Tensor:
+    """[P] bool"""
+    return torch.tensor([group.trainable for group in groups])
+
+
+def rollout_metrics(groups: Sequence[Group], rewards: torch.Tensor) -> dict[str, float]:
+    """What the completions look like, whatever they earned, and how many groups earned all the same."""
     completions = [completion for group in groups for completion in group.completions]
     tokens = sum(len(completion.token_ids) for completion in completions)
     return {
         "rollout/tokens": float(tokens),
         "rollout/completion_tokens": tokens / len(completions),
         "rollout/truncated_frac": sum(not completion.finished for completion in completions) / len(completions),
+        "rollout/degenerate_frac": (degenerate(rewards) & trainable(groups)).float().mean().item(),
         "rollout/well_formed_frac": sum(read_tags(done.text) is not None for done in completions) / len(completions),
     }
 
@@ -161,7 +202,7 @@ class Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.seconds[stage] = time.perf_counter() - started
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
     def metrics(self) -> dict[str, float]:
         stages = {f"time/{stage}_s": seconds for stage, seconds in self.seconds.items()}

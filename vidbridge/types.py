@@ -4,7 +4,7 @@
 
 All are frozen: a stage never edits what it was given, it returns something new.
 Letters in shapes: P prompts, G siblings (completions of one prompt), N = P*G rows,
-T completion tokens (padded), L prompt tokens (padded), V videos, S video patches.
+T completion tokens (padded), L prompt tokens (padded), S tokens of a packed row, V videos.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class EncodedPrompt:
     input_ids: torch.Tensor  # [L] int64, video placeholders expanded
     position_ids: torch.Tensor  # [3, L] int64: temporal, height, width (mRoPE)
     rope_delta: int  # position of the first completion token = L + rope_delta
-    pixel_values: torch.Tensor  # [S, channels * temporal_patch * patch * patch] float32
+    pixel_values: torch.Tensor  # [patches, channels * temporal_patch * patch * patch] float32
     video_grid_thw: torch.Tensor  # [V, 3] int64, in patches
 
 
@@ -124,21 +124,22 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch for the learner: P prompts once, N completion rows that point at them.
+    """One micro-batch for the learner: whole groups packed into one row of S tokens, every prompt once.
 
-    Two groups of 8: ``prompt_ids.shape == (2, L)``, ``completion_ids.shape == (16, T)``,
-    ``row_prompt == [0] * 8 + [1] * 8``.
+    Two groups of 8 with prompts of 100 tokens and completions of 21: ``input_ids.shape == (520,)`` (the last token of
+    a completion predicts nothing), ``completion_ids.shape == (16, 21)``.
     """
 
-    prompt_ids: torch.Tensor  # [P, L] int64, left-padded
-    prompt_mask: torch.Tensor  # [P, L] bool, False on padding
-    prompt_positions: torch.Tensor  # [3, P, L] int64
-    rope_deltas: torch.Tensor  # [P] int64: first completion position - prompt length
-    pixel_values: torch.Tensor  # [S, D] float32, all prompts' videos in order
+    input_ids: torch.Tensor  # [S] int64: p1 c11 .. c1G p2 c21 ..
+    position_ids: torch.Tensor  # [3, S] int64; every completion starts where its prompt ends
+    group_ids: torch.Tensor  # [S] int64, from 0
+    sibling_ids: torch.Tensor  # [S] int64: 0 in a prompt, 1..G in its completions
+    pixel_values: torch.Tensor  # [patches, D] float32, all prompts' videos in order
     video_grid_thw: torch.Tensor  # [V, 3] int64
-    row_prompt: torch.Tensor  # [N] int64, the prompt of each row
     completion_ids: torch.Tensor  # [N, T] int64, right-padded
-    loss_mask: torch.Tensor  # [N, T] bool, True on the tokens that were sampled
+    predictors: torch.Tensor  # [N, T] int64, place in the packed row whose output predicts this completion token
+    sampled_mask: torch.Tensor  # [N, T] bool, False on padding
+    loss_mask: torch.Tensor  # [N, T] bool, the same without rows of groups that are not trainable
     advantages: torch.Tensor  # [N] float32
     token_weights: torch.Tensor  # [N, T] float32, the loss is the sum of weight * token loss
     sampler_logprobs: torch.Tensor | None = None  # [N, T] as the rollout reported them, 0 on padding

@@ -5,8 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidbridge.algo.logprobs import token_logprobs
-from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
+from vidbridge.algo.loss import LossNorm, RatioLevel, grpo_loss, token_weights
 
 NORMS = list(LossNorm)
 MAX_TOKENS = 4
@@ -16,7 +15,9 @@ def mask_of(*lengths):
     return torch.arange(MAX_TOKENS)[None] < torch.tensor(lengths)[:, None]
 
 
-def loss_of(logprobs, advantages, mask, norm=LossNorm.sequence, weights=None, old=None, ref=None, kl_beta=0.0):
+def loss_of(
+    logprobs, advantages, mask, norm=LossNorm.sequence, weights=None, old=None, ref=None, kl_beta=0.0, **options
+):
     return grpo_loss(
         logprobs,
         old_logprobs=old,
@@ -27,6 +28,7 @@ def loss_of(logprobs, advantages, mask, norm=LossNorm.sequence, weights=None, ol
         clip_low=0.2,
         clip_high=0.3,
         kl_beta=kl_beta,
+        **options,
     )
 
 
@@ -191,12 +193,35 @@ def test_what_padding_holds_does_not_matter():
         assert dirty.grad.isfinite().all() and (dirty.grad[~mask] == 0).all()
 
 
-def test_a_suppressed_token_in_the_padding_leaves_the_gradient_of_the_model_finite():
-    logits = torch.randn(1, 2, 5, generator=torch.Generator().manual_seed(3), requires_grad=True)
-    logprobs, _ = token_logprobs(logits, torch.tensor([[1, 4]]), 1.0, torch.tensor([4]))  # 4 pads, and is suppressed
-    mask = torch.tensor([[True, False]])
-    loss_of(logprobs, torch.ones(1), mask).loss.backward()
-    assert logits.grad.isfinite().all() and (logits.grad[0, 1] == 0).all() and (logits.grad[0, 0, :4] != 0).all()
+def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_its_tokens():
+    """Log-ratios .3 and -.1 of two tokens: exp(.1) = 1.10517, not clipped; advantage 2, sequence norm, one row."""
+    old = torch.tensor([[-1.0, -1.0, -9.0, -9.0]])
+    logprobs = torch.tensor([[-0.7, -1.1, 5.0, 5.0]], requires_grad=True)
+    got = loss_of(logprobs, torch.tensor([2.0]), mask_of(2), old=old, ratio_level=RatioLevel.sequence)
+    assert got.loss.item() == pytest.approx(-2 * math.exp(0.1))
+    assert got.metrics["policy/ratio_max"] == pytest.approx(math.exp(0.1))
+    got.loss.backward()
+    # d loss / d logprob = -A * ratio / length, the same for both tokens
+    assert logprobs.grad[0].tolist() == pytest.approx([-math.exp(0.1), -math.exp(0.1), 0, 0])
+
+
+def test_a_sequence_beyond_the_clip_has_no_gradient_in_any_token():
+    """Token by token the second (ratio exp(-.1)) would still be pulled up; the sequence (exp(.4) > 1.3) is not."""
+    old = torch.tensor([[-1.0, -1.0, 0.0, 0.0]])
+    for level, second in ((RatioLevel.token, -math.exp(-0.1) / 2), (RatioLevel.sequence, 0.0)):
+        logprobs = torch.tensor([[-0.1, -1.1, 0.0, 0.0]], requires_grad=True)
+        loss_of(logprobs, torch.ones(1), mask_of(2), old=old, ratio_level=level).loss.backward()
+        assert logprobs.grad[0, :2].tolist() == pytest.approx([0.0, second])
+
+
+def test_on_policy_both_ratios_give_the_gradient_of_grpo():
+    logprobs, _, advantages, mask = random_batch(5, 4, 4)
+    gradients = []
+    for level in RatioLevel:
+        leaf = logprobs.clone().requires_grad_()
+        loss_of(leaf, advantages, mask, ratio_level=level).loss.backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_zero_advantages_ask_for_nothing():

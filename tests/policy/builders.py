@@ -19,12 +19,12 @@ FRAMES = FrameBudget(fps=None, max_frames=8, min_pixels=64, max_pixels=1024)
 SAMPLE = Sample(uid="qa/train/0", task="qa", question="what?", answer="A", videos=())
 
 
-def make_policy(folder: Path, *, lr: float = 1e-3, temperature: float = 1.0, micro_batch_groups: int = 1, **loading):
+def make_policy(folder: Path, *, lr: float = 1e-3, temperature: float = 1.0, max_packed_tokens: int = 4096, **loading):
     module = load_model(str(folder), device="cpu", **loading)
     engine = LocalEngine(module, lr=lr, total_updates=10, schedule="constant")
     processor = Processor.from_folder(folder, FRAMES)
     return QwenVLPolicy(
-        module, processor, engine, temperature=temperature, micro_batch_groups=micro_batch_groups
+        module, processor, engine, temperature=temperature, max_packed_tokens=max_packed_tokens
     )
 
 
@@ -58,6 +58,21 @@ def sampled_groups(prompts: Sequence[Prompt], encoded: Sequence[EncodedPrompt], 
         Group(sample=SAMPLE, prompt=prompt, encoded=tensors, completions=siblings)
         for prompt, tensors, siblings in zip(prompts, encoded, completions)
     ]
+
+
+def random_groups(policy: QwenVLPolicy, lengths: Sequence[Sequence[int]], *, text_only: bool = False) -> list[Group]:
+    """Completions of these numbers of random words, the last of them EOS; a group of its own for each inner list."""
+    videos = [*ragged_prompts(), video_prompt(text="what is red?")]
+    words = torch.tensor(sorted(set(range(len(policy.processor.tokenizer))) - set(policy.suppressed_ids.tolist())))
+    generator = torch.Generator().manual_seed(sum(map(sum, lengths)))
+    groups = []
+    for place, of_group in enumerate(lengths):
+        prompt = videos[-1] if text_only else videos[place % len(videos)]
+        rows = [words[torch.randint(len(words), (length - 1,), generator=generator)].tolist() for length in of_group]
+        completions = tuple(Completion(text="", token_ids=(*row, policy.processor.eos_id)) for row in rows)
+        encoded = policy.processor.encode(prompt)
+        groups.append(Group(sample=SAMPLE, prompt=prompt, encoded=encoded, completions=completions))
+    return groups
 
 
 def whole_batch(policy: QwenVLPolicy, groups: Sequence[Group]):

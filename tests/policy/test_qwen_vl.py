@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from tests.policy.builders import make_group, make_policy, ragged_groups, ragged_prompts, whole_batch
-from vidbridge.policy.collate import loss_mask
+from tests.policy.builders import make_policy, ragged_groups, whole_batch
+from vidbridge.policy.packing import packed_tokens
 from vidbridge.policy.qwen_vl import frozen_copy, model_card
 
 
 @pytest.fixture(scope="module")
 def policy(random_qwen_folder):
-    return make_policy(random_qwen_folder, temperature=0.7, micro_batch_groups=2)
+    return make_policy(random_qwen_folder, temperature=0.7)
 
 
 def row_logprobs(policy, batch):
@@ -45,30 +45,26 @@ def test_logprobs_equal_one_plain_model_call_per_completion(policy, random_qwen_
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_batch_of_ragged_groups_equals_batches_of_one(policy):
+def test_micro_batches_cover_every_row_once(policy):
     groups = ragged_groups(policy)
-    together = row_logprobs(policy, whole_batch(policy, groups))
-    alone = [row for group in groups for row in row_logprobs(policy, whole_batch(policy, [group]))]
-    for one, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-
-
-def test_micro_batches_cover_every_row_once_and_in_order(policy):
-    groups = ragged_groups(policy)
+    lengths = [packed_tokens(group) for group in groups]
+    assert lengths[1] > max(lengths[0], lengths[2])
+    policy.max_packed_tokens = max(lengths[1], lengths[0] + lengths[2])
     weights = torch.arange(6.0)[:, None].expand(6, 64)
     parts = list(policy.micro_batches(groups, torch.arange(6.0), weights))
-    assert [len(part.prompt_ids) for part in parts] == [2, 1]
-    assert torch.cat([part.advantages for part in parts]).tolist() == [0, 1, 2, 3, 4, 5]
+    order = [2, 3, 4, 5, 0, 1] if lengths[2] > lengths[0] else [2, 3, 0, 1, 4, 5]  # the longest first
+    assert torch.cat([part.advantages for part in parts]).tolist() == order
+    assert len(parts) == 2
     for part in parts:
         assert part.token_weights.shape == part.completion_ids.shape
         assert torch.equal(part.token_weights[:, 0], part.advantages)
-    rows = [row for part in parts for row in row_logprobs(policy, part)]
-    for one, other in zip(rows, row_logprobs(policy, whole_batch(policy, groups)), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    whole = row_logprobs(policy, whole_batch(policy, groups))
+    for row, place in zip([row for part in parts for row in row_logprobs(policy, part)], order, strict=True):
+        torch.testing.assert_close(row, whole[place], atol=1e-5, rtol=1e-5)
 
 
 def test_micro_batch_gradients_add_up_to_the_whole(random_qwen_folder):
-    policy = make_policy(random_qwen_folder, micro_batch_groups=1)
+    policy = make_policy(random_qwen_folder, max_packed_tokens=1)
     groups = ragged_groups(policy)
     gradients = []
     parts = list(policy.micro_batches(groups, torch.ones(6), torch.ones(6, 64)))
@@ -79,22 +75,6 @@ def test_micro_batch_gradients_add_up_to_the_whole(random_qwen_folder):
         gradients.append([weight.grad.clone() for weight in policy.module.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
-
-
-def test_rows_of_an_untrainable_group_are_kept_but_masked(policy):
-    prompt = ragged_prompts()[0]
-    groups = [make_group(policy, prompt, ["A", "it"]), make_group(policy, prompt, ["B", "is"], trainable=False)]
-    assert loss_mask(groups).tolist() == [[True, True], [True, True], [False, False], [False, False]]  # word, EOS
-    assert torch.equal(whole_batch(policy, groups).loss_mask, loss_mask(groups))
-
-
-def test_a_batch_with_one_completion_a_prompt_copies_nothing(policy):
-    """SFT's case: G = 1. The same numbers as rows of a batch of pairs."""
-    pairs = ragged_groups(policy)
-    singles = [dataclasses.replace(group, completions=group.completions[:1]) for group in pairs]
-    rows = row_logprobs(policy, whole_batch(policy, singles))
-    for one, other in zip(rows, row_logprobs(policy, whole_batch(policy, pairs))[::2], strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_gradient_checkpointing_changes_no_number(policy, random_qwen_folder):

@@ -67,8 +67,8 @@ def test_dark_event_infer_hides_an_inner_event_that_leaves_a_trace():
     draft = DarkEventInfer().construct([source(SCENE)], np.random.default_rng(0))
     assert draft.answer == "the square grows" and draft.meta == {"dark": [1.0, 2.0]}
     assert draft.rationale == (
-        "red square: first moves left, second dark, last hides. "
-        "Before small red, left centre; after medium red, left centre."
+        "small red square, middle centre: first moves left, second dark, last hides. "
+        "Before small red square, left centre; after medium red square, left centre."
     )
     assert (draft.clip.frames[8:16] == 0).all() and draft.clip.frames[7].any() and draft.clip.frames[16].any()
     # "hides" in the middle could not be told from before and after
@@ -80,7 +80,7 @@ def test_mix_vid_qa_asks_about_its_first_source_wherever_that_is_shown():
     places = set()
     for seed in range(20):
         draft = MixVidQA().construct([source(SCENE), source(OTHER)], np.random.default_rng(seed))
-        assert "square" in draft.problem and draft.rationale.startswith("red square")
+        assert "square" in draft.problem and draft.rationale.startswith("small red square")
         assert [piece[0] for piece in draft.meta["pieces"]] == [0, 1, 0, 1]
         assert len(draft.clip.frames) == 48
         places.add(draft.meta["asked"])
@@ -101,4 +101,6 @@ def test_qa_prompt_lists_the_options():
     draft = QA().construct([source(SCENE)], np.random.default_rng(0))
     letter = draft.answer
     assert draft.options["ABCDE".index(letter)] in (*SCENE.kinds, "red")
-    assert draft.rationale.endswith(f" {letter}. {draft.options['ABCDE'.index(letter)]}.")
+    # the options are read up to the right one
+    read = [f"{each} {option}" for each, option in zip("ABCDE", draft.options) if each <= letter]
+    assert draft.rationale.endswith(f". {', '.join(read)}.")

@@ -18,6 +18,22 @@ class AdvantageScale(str, Enum):
     batch_std = "batch_std"  # the spread of all rewards of the step: arXiv 2508.08221
 
 
+def overlong_penalty(
+    lengths: torch.Tensor,  # [P, G] tokens of each completion
+    max_completion_tokens: int,
+    overlong_frac: float,  # the last part of the allowed length, over which the penalty grows; 0: there is none
+) -> torch.Tensor:  # [P, G] float64, from 0 down to -1
+    """Soft overlong punishment, to be added to the reward: DAPO (arXiv 2503.14476) equation 13.
+
+    >>> overlong_penalty(torch.tensor([[60, 80, 90, 100]]), max_completion_tokens=100, overlong_frac=0.2)
+    tensor([[ 0.0000,  0.0000, -0.5000, -1.0000]], dtype=torch.float64)
+    """
+    if overlong_frac == 0:
+        return torch.zeros(lengths.shape, dtype=torch.float64)
+    buffer = overlong_frac * max_completion_tokens
+    return ((max_completion_tokens - buffer - lengths.double()) / buffer).clamp(min=-1.0, max=0.0)
+
+
 def degenerate(rewards: torch.Tensor) -> torch.Tensor:
     """Which groups have nothing to teach because all siblings earned the same: [P, G] -> [P] bool."""
     return rewards.amax(dim=1) - rewards.amin(dim=1) <= _ROUNDING

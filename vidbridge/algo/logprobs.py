@@ -2,34 +2,83 @@
 
 from __future__ import annotations
 
+from typing import Any, Iterator
+
 import torch
 
+_CHUNK_VALUES = 2**26  # logits held at a time: 256 MB in 32 bits, and as much again for their gradient
 
-def token_logprobs(
-    logits: torch.Tensor,  # [N, T, V], logits[:, t] predict ids[:, t]
-    ids: torch.Tensor,  # [N, T] int64
+
+def linear_logprobs(
+    hidden: torch.Tensor,  # [M, D] hidden states that predict ``ids``
+    weight: torch.Tensor,  # [V, D] of the vocabulary projection
+    ids: torch.Tensor,  # [M] int64
     temperature: float,
-    suppressed: torch.Tensor | None,  # [K] int64, token ids that the sampler never draws
-) -> tuple[torch.Tensor, torch.Tensor]:  # [N, T], [N, T] float32, in nats
+    suppressed: torch.Tensor,  # [K] int64, token ids that the sampler never draws
+    chunk_size: int | None = None,  # places at a time; None: as many as 2**26 logits allow
+) -> tuple[torch.Tensor, torch.Tensor]:  # [M], [M] float32, in nats
     """Log-probability of each token, and the entropy at each place (for logging: it carries no gradient).
 
     The policy is the distribution that the sampler drew from, so the same temperature and the same
-    suppressed tokens apply here. A suppressed token has log-probability -inf; where ``ids`` is padding
-    the caller's mask must hide it.
+    suppressed tokens apply here. Logits [M, V] would be the largest tensor of all (8 completions of 2048 tokens
+    and 152,000 words: 10 GB), so they never exist at once: chunk by chunk, and once more for the gradient.
     """
-    scaled = logits.float() / temperature
-    if suppressed is not None:
-        scaled = scaled.index_fill(-1, suppressed, -torch.inf)
-    log_norm = scaled.logsumexp(dim=-1)
-    # picking before normalising spares a second [N, T, V] tensor in the graph
-    picked = scaled.gather(-1, ids[..., None]).squeeze(-1)
-    return picked - log_norm, _entropy(scaled.detach(), log_norm.detach())
+    size = chunk_size or max(1, _CHUNK_VALUES // len(weight))
+    logprobs, entropy = _LinearLogprobs.apply(hidden, weight, ids, temperature, suppressed, size)
+    return logprobs, entropy
 
 
-def _entropy(scaled: torch.Tensor, log_norm: torch.Tensor) -> torch.Tensor:
-    """-sum p log p, row by row so that only [T, V] is held; p log p of a suppressed token is 0, not nan."""
-    rows = []
-    for row, norm in zip(scaled, log_norm):
-        logprobs = row - norm[:, None]
-        rows.append(-(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(dim=-1))
-    return torch.stack(rows)
+class _LinearLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        ids: torch.Tensor,
+        temperature: float,
+        suppressed: torch.Tensor,
+        size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logprobs, log_norms, entropies = (torch.empty(len(ids), device=hidden.device) for _ in range(3))
+        for rows in _chunks(len(ids), size):
+            scaled = _scaled_logits(hidden[rows], weight, temperature, suppressed)
+            log_norms[rows] = scaled.logsumexp(dim=-1)
+            logprobs[rows] = scaled.gather(1, ids[rows, None]).squeeze(1) - log_norms[rows]
+            entropies[rows] = _entropy_(scaled, log_norms[rows])
+        ctx.save_for_backward(hidden, weight, ids, suppressed, log_norms)
+        ctx.temperature, ctx.size = temperature, size
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """d logprob / d logits = one_hot - softmax."""
+        hidden, weight, ids, suppressed, log_norms = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)  # many chunks add up
+        for rows in _chunks(len(ids), ctx.size):
+            scaled = _scaled_logits(hidden[rows], weight, ctx.temperature, suppressed)
+            scaled.sub_(log_norms[rows, None]).exp_().mul_(-grad[rows, None])
+            scaled.scatter_add_(1, ids[rows, None], grad[rows, None])
+            grad_logits = scaled.div_(ctx.temperature).to(weight.dtype)
+            grad_hidden[rows] = grad_logits @ weight
+            grad_weight += grad_logits.T @ hidden[rows]
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
+
+
+def _chunks(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, start + size)
+
+
+def _scaled_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, temperature: float, suppressed: torch.Tensor
+) -> torch.Tensor:
+    """[m, V] float32, -inf for the suppressed tokens."""
+    return (hidden @ weight.T).float().div_(temperature).index_fill_(1, suppressed, -torch.inf)
+
+
+def _entropy_(scaled: torch.Tensor, log_norm: torch.Tensor) -> torch.Tensor:
+    """-sum p log p [m], overwriting ``scaled`` [m, V]; p log p of a suppressed token is 0, not nan."""
+    scaled.sub_(log_norm[:, None]).clamp_(min=torch.finfo(scaled.dtype).min)
+    return -(scaled.exp() * scaled).sum(dim=-1)

@@ -17,6 +17,13 @@ class LossNorm(str, Enum):
     constant = "constant"  # the longest length allowed, then the rows: Dr. GRPO (arXiv 2503.20783)
 
 
+class RatioLevel(str, Enum):
+    """What is compared with the policy that sampled, and clipped."""
+
+    token = "token"  # every token by itself: PPO, GRPO, DAPO
+    sequence = "sequence"  # the whole completion, per token: GSPO (arXiv 2507.18071)
+
+
 def token_weights(
     loss_mask: torch.Tensor,  # [N, T] bool, the whole batch of one update
     norm: LossNorm,
@@ -48,17 +55,23 @@ def grpo_loss(
     clip_low: float,
     clip_high: float,
     kl_beta: float,
+    ratio_level: RatioLevel = RatioLevel.token,
 ) -> LossOutput:
     """sum of weight * (-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) + kl_beta * kl).
 
     GRPO (arXiv 2402.03300) equations 3 and 4, with the two-sided clip of DAPO (arXiv 2503.14476)
-    equation 10. On policy the ratio is 1 and its gradient that of the log-probability. ``kl`` is the k3
-    estimate exp(d) - d - 1 with d = ref - policy: unbiased and never negative.
+    equation 10. On policy the ratio is 1 and its gradient that of the log-probability. At the level of the
+    sequence it is the geometric mean over the completion's tokens: GSPO (arXiv 2507.18071) equation 7. ``kl`` is
+    the k3 estimate exp(d) - d - 1 with d = ref - policy: unbiased and never negative.
     """
     assert kl_beta == 0 or ref_logprobs is not None, "kl_beta needs ref_logprobs"
     old = logprobs.detach() if old_logprobs is None else old_logprobs
     # mask before exp: padding may hold -inf or anything, and 0 * inf is nan in the gradient too
-    ratio = torch.where(loss_mask, logprobs - old, 0.0).exp()
+    log_ratio = torch.where(loss_mask, logprobs - old, 0.0)
+    if ratio_level is RatioLevel.sequence:
+        log_ratio = log_ratio.sum(dim=1, keepdim=True) / loss_mask.sum(dim=1, keepdim=True).clamp(min=1)
+        log_ratio = torch.where(loss_mask, log_ratio, 0.0)
+    ratio = log_ratio.exp()
     gain = advantages[:, None]
     losses = -torch.minimum(ratio * gain, ratio.clamp(1 - clip_low, 1 + clip_high) * gain)
 

@@ -182,7 +182,7 @@ def describe(scene: Scene, rng: np.random.Generator) -> Source:
     return Source(
         clip=render(scene),
         fps=FPS,
-        subject=f"{scene.actor.colour} {scene.actor.shape}",
+        subject=_look(scene.actor),
         events=events,
         caption=caption(scene),
         question=_question(scene, rng),
@@ -195,7 +195,7 @@ def _ordinal(scene: Scene, index: int) -> str:
 
 def _look(thing: Thing) -> str:
     column, row = thing.cell
-    return f"{thing.size} {thing.colour}, {_PLACES[0][column]} {_PLACES[1][row]}"
+    return f"{thing.size} {thing.colour} {thing.shape}, {_PLACES[0][column]} {_PLACES[1][row]}"
 
 
 def caption(scene: Scene) -> str:

@@ -90,6 +90,9 @@ class LocalEngine:
 
     def update(self) -> dict[str, float]:
         """Metrics policy/lr and policy/skipped_updates (so far), and policy/grad_norm before clipping if finite."""
+        for master in self.masters:
+            if master.grad is None:  # nothing was gathered: zero, so that leaving out what adds nothing changes nothing
+                master.grad = torch.zeros_like(master)
         lr = self.lr_at(self.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

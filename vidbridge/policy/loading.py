@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from vidbridge.policy.attention import enable_shared_prefix
 from vidbridge.policy.processor import read_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -49,6 +50,7 @@ def load_model(
         raise ValueError(f"cannot load a model from {path!r}: {error}") from error
     freeze(model, frozen)
     embed_patches_by_matmul(model)
+    enable_shared_prefix(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.to(place)

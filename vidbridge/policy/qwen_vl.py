@@ -1,8 +1,4 @@
-"""The policy: Qwen2.5-VL as a distribution over completions, with its gradient, its update and its saved form.
-
-The forward here is the plain one: every completion is a full row [prompt | completion]. It is the reference that a
-faster forward has to agree with.
-"""
+"""The policy: Qwen2.5-VL as a distribution over completions, with its gradient, its update and its saved form."""
 
 from __future__ import annotations
 
@@ -14,44 +10,24 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from vidbridge.algo.logprobs import token_logprobs
-from vidbridge.policy.collate import collate
+from vidbridge.algo.logprobs import linear_logprobs
+from vidbridge.policy.attention import last_hidden, packed_attention
 from vidbridge.policy.engine_local import Engine
+from vidbridge.policy.packing import fill_rows, pack, packed_tokens
 from vidbridge.policy.processor import Processor
 from vidbridge.types import Batch, Group
 
 
-def embed_prompts(
-    module: PreTrainedModel, prompt_ids: torch.Tensor, pixel_values: torch.Tensor, video_grid_thw: torch.Tensor
+def embed(
+    module: PreTrainedModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, video_grid_thw: torch.Tensor
 ) -> torch.Tensor:
-    """Input embeddings [P, L, hidden] of prompts [P, L], video features in the place of their placeholders."""
-    embeddings = module.get_input_embeddings()(prompt_ids)
+    """Input embeddings [.., hidden] of tokens [..], video features in the place of their placeholders, in order."""
+    embeddings = module.get_input_embeddings()(input_ids)
     if len(video_grid_thw) == 0:
         return embeddings
     features = torch.cat(module.get_video_features(pixel_values, video_grid_thw).pooler_output)
-    is_video = (prompt_ids == module.config.video_token_id).unsqueeze(-1)
+    is_video = (input_ids == module.config.video_token_id).unsqueeze(-1)
     return embeddings.masked_scatter(is_video, features.to(embeddings.dtype))
-
-
-def completion_logits(module: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Logits [N, T, V] that predict ``batch.completion_ids``. Each video is encoded once, whatever G is."""
-    prompts = embed_prompts(module, batch.prompt_ids, batch.pixel_values, batch.video_grid_thw)
-    mask, positions, rope_deltas = batch.prompt_mask, batch.prompt_positions, batch.rope_deltas
-    if len(batch.row_prompt) > len(prompts):
-        prompts, mask, positions = prompts[batch.row_prompt], mask[batch.row_prompt], positions[:, batch.row_prompt]
-        rope_deltas = rope_deltas[batch.row_prompt]
-    # The last token predicts nothing that counts. Padding after a completion needs no mask: nothing later sees it.
-    completions = batch.completion_ids[:, :-1]
-    steps = torch.arange(completions.shape[1], device=completions.device)
-    first_position = mask.sum(dim=1) + rope_deltas
-    completion_positions = (first_position[:, None] + steps).expand(3, -1, -1)
-    return module(
-        inputs_embeds=torch.cat([prompts, module.get_input_embeddings()(completions)], dim=1),
-        attention_mask=torch.cat([mask, torch.ones_like(completions, dtype=torch.bool)], dim=1),
-        position_ids=torch.cat([positions, completion_positions], dim=2),
-        use_cache=False,
-        logits_to_keep=batch.completion_ids.shape[1],
-    ).logits
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
@@ -73,48 +49,45 @@ class QwenVLPolicy:
         engine: Engine | None = None,
         *,
         temperature: float = 1.0,
-        micro_batch_groups: int = 1,
+        max_packed_tokens: int = 4096,
         reference: PreTrainedModel | None = None,
         saved_dtype: torch.dtype | None = None,
     ):
-        if temperature <= 0 or micro_batch_groups < 1:
+        if temperature <= 0 or max_packed_tokens < 1:
             raise ValueError(
-                f"temperature must be > 0 and micro_batch_groups >= 1, got {temperature} and {micro_batch_groups}"
+                f"temperature must be > 0 and max_packed_tokens >= 1, got {temperature} and {max_packed_tokens}"
             )
         self.module = module
         self.processor = processor
         self.engine = engine
         self.temperature = temperature
-        self.micro_batch_groups = micro_batch_groups
+        self.max_packed_tokens = max_packed_tokens
         self.reference = reference
         self.saved_dtype = saved_dtype
         self.suppressed_ids = processor.suppressed_ids.to(module.device)
 
     def collate(self, groups: Sequence[Group], advantages: torch.Tensor, token_weights: torch.Tensor) -> Batch:
-        """Tensors of all ``groups`` on the model's device; advantages [N], token_weights [N, T or wider]."""
-        return collate(
-            groups,
-            advantages,
-            token_weights,
-            pad_id=self.processor.pad_id,
-            eos_id=self.processor.eos_id,
-            suppressed_ids=self.processor.suppressed_ids,
-            device=self.module.device,
-        )
+        """All ``groups`` as one packed row on the model's device; advantages [N], token_weights [N, T or wider]."""
+        suppressed = self.processor.suppressed_ids
+        return pack(groups, advantages, token_weights, suppressed_ids=suppressed, device=self.module.device)
 
     def micro_batches(
         self, groups: Sequence[Group], advantages: torch.Tensor, token_weights: torch.Tensor
     ) -> Iterator[Batch]:
-        """The same as one Batch, ``micro_batch_groups`` groups at a time; losses of the parts add up to the whole's."""
-        row = 0
-        for start in range(0, len(groups), self.micro_batch_groups):
-            part = groups[start : start + self.micro_batch_groups]
-            stop = row + sum(len(group.completions) for group in part)
-            yield self.collate(part, advantages[row:stop], token_weights[row:stop])
-            row = stop
+        """The same in rows of at most ``max_packed_tokens``, the longest groups first.
+
+        The losses of the parts add up to the loss of the whole.
+        """
+        rows = torch.arange(len(advantages)).split([len(group.completions) for group in groups])
+        for chosen in fill_rows([packed_tokens(group) for group in groups], self.max_packed_tokens):
+            places = torch.cat([rows[index] for index in chosen])
+            yield self.collate([groups[index] for index in chosen], advantages[places], token_weights[places])
 
     def logprobs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities [N, T] of the completion tokens, with gradient, and entropies [N, T], without."""
+        """Log-probabilities [N, T] of the completion tokens, with gradient, and entropies [N, T], without.
+
+        Both are 0 on padding.
+        """
         self.module.train()
         return self._token_logprobs(self.module, batch)
 
@@ -126,9 +99,19 @@ class QwenVLPolicy:
             return self._token_logprobs(self.reference, batch)[0]
 
     def _token_logprobs(self, module: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        return token_logprobs(
-            completion_logits(module, batch), batch.completion_ids, self.temperature, self.suppressed_ids
+        embeddings = embed(module, batch.input_ids[None], batch.pixel_values, batch.video_grid_thw)
+        attention = packed_attention(batch.group_ids, batch.sibling_ids)
+        hidden = last_hidden(module, embeddings, batch.position_ids[:, None], attention)[0]
+        mask = batch.sampled_mask
+        logprobs, entropies = linear_logprobs(
+            hidden.index_select(0, batch.predictors[mask]),  # its gradient is the same every time, that of [..] is not
+            module.lm_head.weight,
+            batch.completion_ids[mask],
+            self.temperature,
+            self.suppressed_ids,
         )
+        table = torch.zeros(mask.shape, device=mask.device)
+        return table.masked_scatter(mask, logprobs), table.masked_scatter(mask, entropies)
 
     def backward(self, loss: torch.Tensor) -> None:
         assert self.engine is not None, "a policy without an engine is not trained"

@@ -43,7 +43,7 @@ class TimedEvent:
     text: str  # "the square grows"
     noted: str  # in short, with its place in the order: "second grows"
     lasting: bool  # whether the frames before and after tell what happened
-    before: str  # how its subject looks until then: "small red, left top"
+    before: str  # how its subject looks until then: "small red square, left top"
     after: str
 
 
@@ -70,13 +70,13 @@ class Source:
 
     clip: Clip  # every frame, at a constant rate
     fps: int
-    subject: str  # what the events are about, as it starts: "red square"
+    subject: str  # what the events are about, as it starts: "small red square, left top"
     events: tuple[TimedEvent, ...]
     caption: str
     question: Question
 
     def notes(self, hidden: TimedEvent | None = None) -> str:
-        """What a careful viewer would note down: "red square: first moves left, second dark, last hides." """
+        """What a careful viewer would note down: "big red pie, left top: first grows, second dark, last hides." """
         noted = [f"{event.noted.split()[0]} dark" if event is hidden else event.noted for event in self.events]
         return f"{self.subject}: {', '.join(noted)}."
 

@@ -31,8 +31,14 @@ class QA(Task):
             options=question.options,
             clip=source.clip,
             notes=source.notes(),
-            conclusion=f"{question.found}. {question.letter}. {question.options[LETTERS.index(question.letter)]}.",
+            conclusion=f"{question.found}. {_read_until(question.letter, question.options)}.",
         )
 
     def ask(self, sample: Sample) -> str:
         return f"{sample.question}\n{prompts.option_lines(sample.options)}\nAnswer with one letter."
+
+
+def _read_until(letter: str, options: Sequence[str]) -> str:
+    """The options one by one up to the right one: what a letter stands for is looked up by reading, not at a glance."""
+    up_to = LETTERS.index(letter) + 1
+    return ", ".join(f"{each} {option}" for each, option in zip(LETTERS[:up_to], options))

@@ -16,7 +16,8 @@ PANELS = (
     ("score / maximum on val", "val/sampled/", ""),
     ("completion length, tokens", "rollout/completion_tokens", ""),
     ("entropy, nats a token", "policy/entropy", ""),
-    ("loss", "", "/loss"),
+    ("gradient norm", "policy/grad_norm", ""),
+    ("supervised loss", "sft/loss", ""),  # that of GRPO is zero by construction as long as it is on-policy
 )
 
 

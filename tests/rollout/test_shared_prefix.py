@@ -1,13 +1,18 @@
 """Sampling against Hugging Face generate, against the learner, and against itself in other batchings."""
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from experiments.bench.peers import generate
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
-from vidbridge.rollout.batched import BatchedRollout, draw, uniforms_of
+from vidbridge.rollout.decoding import SharedPrefixCache
+from vidbridge.rollout.sampling import draw, truncate, uniforms_of
+from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +26,7 @@ def encoded(policy):
 
 
 def make_rollout(policy, *, max_completion_tokens=16, max_rows=64):
-    return BatchedRollout(
+    return SharedPrefixRollout(
         policy, max_completion_tokens=max_completion_tokens, temperature=policy.temperature, max_rows=max_rows
     )
 
@@ -118,6 +123,106 @@ def test_draw_inverts_the_cumulative_distribution():
     assert draw(logprobs, uniforms).tolist() == [0, 0, 2, 2, 3, 3]
 
 
-def test_bad_settings_are_refused(policy):
-    with pytest.raises(ValueError, match="temperature must be > 0"):
-        BatchedRollout(policy, max_completion_tokens=4, temperature=0.0)
+@given(
+    weights=st.lists(st.integers(0, 50), min_size=2, max_size=12).filter(any),
+    top_p=st.floats(0.05, 1),
+    min_p=st.floats(0, 0.95),
+)
+def test_truncation_keeps_the_likeliest_and_no_more_than_it_must(weights, top_p, min_p):
+    probabilities = torch.tensor([weights], dtype=torch.float64) / sum(weights)
+    by_p = truncate(probabilities.log(), top_p=top_p, min_p=0.0).exp()[0]
+    kept = by_p[by_p > 0]
+    assert by_p.max() == pytest.approx(probabilities.max())
+    assert kept.sum() >= top_p - 1e-9 or len(kept) == (probabilities > 0).sum()
+    assert kept.sum() - kept.min() < top_p + 1e-9 or len(kept) == 1  # without the least likely it would not be enough
+    by_min = truncate(probabilities.log(), top_p=1.0, min_p=min_p).exp()[0]
+    for before, after in zip(probabilities[0], by_min):
+        if abs(before - min_p * probabilities.max()) > 1e-9:
+            assert after == pytest.approx(before if before >= min_p * probabilities.max() else 0.0)
+
+
+def test_sampling_equals_generate_in_distribution(policy, encoded, random_qwen_folder):
+    """Two samples of 3-token beginnings, ours and generate's: chi-square of the common ones."""
+    number, prompt = 4000, encoded[2]
+    (ours,) = make_rollout(policy, max_completion_tokens=3, max_rows=number).generate([prompt], number, seed=9)
+    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_qwen_folder)
+    torch.manual_seed(0)
+    theirs = generate(
+        plain,
+        prompt,
+        num_return_sequences=number,
+        do_sample=True,
+        temperature=policy.temperature,
+        top_k=0,
+        max_new_tokens=3,
+        suppress_tokens=policy.suppressed_ids.tolist(),
+    )
+    eos_id = policy.processor.eos_id
+    counts = [
+        Counter(done.token_ids for done in ours),
+        Counter(tuple(row[: row.index(eos_id) + 1] if eos_id in row else row) for row in theirs.tolist()),
+    ]
+    common = [beginning for beginning, count in (counts[0] + counts[1]).items() if count >= 20]
+    table = torch.tensor([[count[beginning] for beginning in common] for count in counts], dtype=torch.float64)
+    table = torch.cat([table, number - table.sum(dim=1, keepdim=True)], dim=1)  # all others together
+    expected = table.sum(dim=0) / 2
+    chi_square = ((table - expected) ** 2 / expected).sum().item()
+    degrees = table.shape[1] - 1
+    assert degrees > 30
+    assert abs(chi_square - degrees) < 4 * (2 * degrees) ** 0.5  # mean and deviation of chi-square
+
+
+def test_rows_that_have_ended_leave_and_change_nothing(policy, encoded, monkeypatch):
+    kept = []
+    keep = SharedPrefixCache.keep
+    monkeypatch.setattr(SharedPrefixCache, "keep", lambda cache, *args: kept.append(args) or keep(cache, *args))
+    rollout = make_rollout(policy, max_completion_tokens=40)
+    leaving = rollout.generate(encoded, 8, seed=7)
+    assert kept
+    monkeypatch.setattr("vidbridge.rollout.shared_prefix._WORTH_LEAVING", 0.0)
+    kept.clear()
+    staying = rollout.generate(encoded, 8, seed=7)
+    assert not kept
+    for one, other in zip([c for g in leaving for c in g], [c for g in staying for c in g], strict=True):
+        assert (one.token_ids, one.text, one.finished) == (other.token_ids, other.text, other.finished)
+        assert one.sampler_logprobs == pytest.approx(other.sampler_logprobs, abs=1e-4)
+
+
+def test_room_grows_with_the_completions(policy, encoded, monkeypatch):
+    """More tokens than the first piece of room holds: the same as with room for all from the start."""
+    rollout = make_rollout(policy, max_completion_tokens=40)
+    wide = rollout.generate(encoded, 2, seed=5)
+    monkeypatch.setattr("vidbridge.rollout.decoding._COLUMNS", 3)
+    narrow = rollout.generate(encoded, 2, seed=5)
+    assert [[c.token_ids for c in group] for group in wide] == [[c.token_ids for c in group] for group in narrow]
+
+
+def test_a_stop_string_ends_a_completion(policy, encoded):
+    """The same random numbers with and without: cut after the token that completes the string, which stays."""
+    options = {"max_completion_tokens": 30, "temperature": policy.temperature}
+    free = SharedPrefixRollout(policy, **options).generate(encoded, 16, seed=8)
+    cut = SharedPrefixRollout(policy, stop=["grows", "</answer>"], **options).generate(encoded, 16, seed=8)
+    num_stopped = 0
+    for one, other in zip([c for g in free for c in g], [c for g in cut for c in g], strict=True):
+        assert one.token_ids[: len(other.token_ids)] == other.token_ids
+        stops = [one.text.find(word) + len(word) for word in ("grows", "</answer>") if word in one.text]
+        if stops:
+            num_stopped += 1
+            assert other.text == one.text[: min(stops)] and other.finished
+            assert policy.processor.eos_id not in other.token_ids
+        else:
+            assert other.token_ids == one.token_ids
+    assert num_stopped > 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be > 0"),
+        ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]"),
+        ({"min_p": 1.0}, r"min_p in \[0, 1\)"),
+    ],
+)
+def test_bad_settings_are_refused(policy, setting, message):
+    with pytest.raises(ValueError, match=message):
+        SharedPrefixRollout(policy, max_completion_tokens=4, **setting)

@@ -1,0 +1,184 @@
+"""The model's side of sampling: prompts are read once each, then all completions get their next token together."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from vidbridge.policy.attention import last_hidden
+from vidbridge.policy.qwen_vl import embed
+from vidbridge.types import EncodedPrompt
+
+_COLUMNS = 64  # room is made, and a captured graph reads, in pieces of this size
+
+
+class SharedPrefixCache:
+    """Keys and values of P prompts of up to L tokens, and of W completions of each: a grid [P, W], all equally long.
+
+    Filled by one forward pass over the prompts with ``Prefill`` in the place of a mask, then by one pass for each new
+    token of the whole grid with ``Decode`` there.
+    """
+
+    def __init__(self, prompt_mask: torch.Tensor, width: int):  # prompt_mask [P, L] bool, padding at the end
+        self.prompt_mask, self.width = prompt_mask, width
+        self.prompts: list[tuple[torch.Tensor, torch.Tensor]] = []  # a layer: [P, K, L, D], K key heads
+        self.grid: list[tuple[torch.Tensor, torch.Tensor]] = []  # a layer: [P, K, W, columns, D]
+        self.version = 0  # of the tensors: a captured graph is bound to them
+
+    @property
+    def columns(self) -> int:
+        return self.grid[0][0].shape[3] if self.grid else 0
+
+    def reserve(self, columns: int) -> None:
+        """Make room for completions of ``columns`` tokens: static tensors, doubled when they are full."""
+        if columns <= self.columns:
+            return
+        more = max(columns, 2 * self.columns, _COLUMNS) - self.columns
+        if not self.grid:
+            num_prompts, heads, _, size = self.prompts[0][0].shape
+            empty = self.prompts[0][0].new_empty(num_prompts, heads, self.width, 0, size)
+            self.grid = [(empty, empty)] * len(self.prompts)
+        self.grid = [(F.pad(keys, (0, 0, 0, more)), F.pad(values, (0, 0, 0, more))) for keys, values in self.grid]
+        self.version += 1
+
+    def keep(self, prompts: torch.Tensor, slots: torch.Tensor) -> None:
+        """Only these prompts [P'] and, of each, these completions [P', W']."""
+        mask = self.prompt_mask[prompts]
+        length = int(mask.sum(dim=1).max())  # the longest may have left
+        self.prompt_mask, self.width = mask[:, :length], slots.shape[1]
+        self.prompts = [(keys[prompts, :, :length], values[prompts, :, :length]) for keys, values in self.prompts]
+        self.grid = [(_kept(keys, prompts, slots), _kept(values, prompts, slots)) for keys, values in self.grid]
+        self.version += 1
+
+
+def _kept(tensor: torch.Tensor, prompts: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """[P, K, W, columns, D] -> [P', K, W', columns, D]."""
+    return tensor.transpose(1, 2)[prompts[:, None], slots].transpose(1, 2).contiguous()
+
+
+class Prefill:
+    """Causal attention over prompts [P, L], whose keys and values go into ``cache``."""
+
+    def __init__(self, cache: SharedPrefixCache):
+        self.cache = cache
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        self.cache.prompts.append((key, value))
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+        return out.transpose(1, 2)
+
+
+class Decode:
+    """One new token of every completion: it sees its prompt, read once for all siblings, and its own past.
+
+    ``column`` [1] is where the new token goes: a tensor, so that a captured graph can be told. ``visible`` columns are
+    read, at least up to ``column``; those after it are hidden.
+    """
+
+    def __init__(self, cache: SharedPrefixCache, column: torch.Tensor, visible: int):
+        self.cache, self.column, self.visible = cache, column, visible
+        padding = ~cache.prompt_mask  # [P, L]
+        later = torch.arange(visible, device=column.device) > column
+        hidden = torch.cat([padding, later.expand(len(padding), -1)], dim=1)
+        self.hidden = hidden[:, None, None, None]  # [P, 1, 1, 1, L + visible]
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """query [N, H, 1, D], key and value [N, K, 1, D] with N = P * W."""
+        width = self.cache.width
+        prompt_keys, prompt_values = self.cache.prompts[layer]
+        keys, values = self.cache.grid[layer]
+        num_prompts, heads, length, size = prompt_keys.shape
+
+        def to_grid(tensor: torch.Tensor) -> torch.Tensor:
+            """[N, heads * R, 1, D] -> [P, heads, W, R, D]."""
+            return tensor.view(num_prompts, width, heads, -1, size).transpose(1, 2)
+
+        keys.index_copy_(3, self.column, to_grid(key))
+        values.index_copy_(3, self.column, to_grid(value))
+        queries = to_grid(query)
+        together = queries.flatten(2, 3)  # [P, K, W * R, D]: one product with the prompt's keys for all siblings
+        scores = torch.cat(
+            [
+                (together @ prompt_keys.mT).unflatten(2, queries.shape[2:4]),  # [P, K, W, R, L]
+                queries @ keys[:, :, :, : self.visible].mT,  # [P, K, W, R, visible]
+            ],
+            dim=-1,
+        )
+        weights = scores.float().mul_(scaling).masked_fill_(self.hidden, -torch.inf).softmax(dim=-1).to(query.dtype)
+        of_prompt, own = weights.split([length, self.visible], dim=-1)
+        out = (of_prompt.flatten(2, 3) @ prompt_values).unflatten(2, queries.shape[2:4])
+        out = out + own @ values[:, :, :, : self.visible]
+        return out.transpose(1, 2).reshape(num_prompts * width, 1, -1, size)
+
+
+def prefill(
+    module: PreTrainedModel, prompts: Sequence[EncodedPrompt], width: int, *, pad_id: int
+) -> tuple[SharedPrefixCache, torch.Tensor]:
+    """Read every prompt once: a cache with room for ``width`` completions each, and the logits [P, V] that follow."""
+    ids = pad_sequence([p.input_ids for p in prompts], batch_first=True, padding_value=pad_id)
+    positions = pad_sequence([p.position_ids.T for p in prompts], batch_first=True).permute(2, 0, 1)
+    lengths = torch.tensor([len(p.input_ids) for p in prompts])
+    tensors = (
+        ids,
+        positions,
+        torch.arange(ids.shape[1]) < lengths[:, None],
+        torch.cat([p.pixel_values for p in prompts]),
+        torch.cat([p.video_grid_thw for p in prompts]),
+        lengths - 1,
+    )
+    ids, positions, mask, pixels, grids, last = (tensor.to(module.device) for tensor in tensors)
+    cache = SharedPrefixCache(mask, width)
+    hidden = last_hidden(module, embed(module, ids, pixels, grids), positions, Prefill(cache))
+    return cache, module.lm_head(hidden[torch.arange(len(prompts), device=module.device), last])
+
+
+class DecodeStep:
+    """The forward pass for the newest token of every completion: on a GPU one captured graph, launched as a whole."""
+
+    def __init__(self, module: PreTrainedModel, cache: SharedPrefixCache):
+        self.module, self.cache = module, cache
+        self._captured_for: tuple[int, int] | None = None
+
+    def __call__(self, token_ids: torch.Tensor, positions: torch.Tensor, column: int) -> torch.Tensor:
+        """token_ids [N] and their positions [N] go to ``column`` of the cache -> logits [N, V] of the next token."""
+        self.cache.reserve(column + 1)
+        inputs = (token_ids, positions, torch.tensor([column], device=token_ids.device))
+        if not token_ids.is_cuda:
+            return self._forward(inputs, visible=column + 1)
+        visible = -(-(column + 1) // _COLUMNS) * _COLUMNS
+        if self._captured_for != (self.cache.version, visible):
+            self._capture(inputs, visible)
+            self._captured_for = (self.cache.version, visible)
+        for static, new in zip(self._inputs, inputs):
+            static.copy_(new)
+        self._graph.replay()
+        return self._logits
+
+    def _forward(self, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], visible: int) -> torch.Tensor:
+        token_ids, positions, column = inputs
+        embeddings = self.module.get_input_embeddings()(token_ids[:, None])
+        attention = Decode(self.cache, column, visible)
+        hidden = last_hidden(self.module, embeddings, positions.view(1, -1, 1).expand(3, -1, -1), attention)
+        return self.module.lm_head(hidden[:, 0])
+
+    def _capture(self, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], visible: int) -> None:
+        token_ids, positions, column = inputs
+        self._inputs = token_ids.clone(), positions.clone(), column.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # once outside: what libraries set up on first use must not become part of the graph. It writes what the
+            # replay will write again.
+            self._forward(self._inputs, visible=visible)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = self._forward(self._inputs, visible=visible)

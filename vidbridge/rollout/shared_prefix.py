@@ -1,0 +1,152 @@
+"""Sampling all siblings of many prompts together: each prompt is read once, then all completions grow at once."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+
+from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.rollout.base import Progress
+from vidbridge.rollout.decoding import DecodeStep, prefill
+from vidbridge.rollout.sampling import StopStrings, draw, truncate, uniforms_of
+from vidbridge.types import Completion, EncodedPrompt
+
+_WORTH_LEAVING = 0.75  # ended rows leave the batch once no more than this part of it need remain
+
+
+class SharedPrefixRollout:
+    """The rollout that shares the learner's weights, and a prompt among its completions.
+
+    At most ``max_rows`` completions are decoded together, or one group where a group is larger. A completion ends with
+    EOS, or with the token that completes one of ``stop``. ``sampler_logprobs`` belong to the distribution at
+    ``temperature`` over the tokens that are not suppressed, which the learner differentiates: in greedy mode too, and
+    before ``top_p`` and ``min_p`` take tokens out.
+    """
+
+    def __init__(
+        self,
+        policy: QwenVLPolicy,
+        *,
+        max_completion_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        max_rows: int = 128,
+    ):
+        if temperature <= 0 or max_completion_tokens < 1 or max_rows < 1:
+            raise ValueError(
+                f"temperature must be > 0, max_completion_tokens and max_rows >= 1, "
+                f"got {temperature}, {max_completion_tokens} and {max_rows}"
+            )
+        if not (0 < top_p <= 1 and 0 <= min_p < 1):
+            raise ValueError(f"top_p must lie in (0, 1] and min_p in [0, 1), got {top_p} and {min_p}")
+        self.policy = policy
+        self.max_completion_tokens = max_completion_tokens
+        self.temperature, self.top_p, self.min_p = temperature, top_p, min_p
+        self.stop = StopStrings(stop, policy.processor.decode) if stop else None
+        self.max_rows = max_rows
+
+    def sync(self, policy: QwenVLPolicy) -> None:
+        """Nothing is copied: the policy's module is sampled as it is at each call."""
+        self.policy = policy
+
+    def generate(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        group_size: int,
+        *,
+        seed: int,
+        first: int = 0,
+        greedy: bool = False,
+        progress: Progress | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        chunk_size = max(1, self.max_rows // group_size)
+        completions: list[Completion] = []
+        for start in range(0, len(prompts), chunk_size):
+            chunk = prompts[start : start + chunk_size]
+            places = range(first + start, first + start + len(chunk))
+            drawn = None if greedy else uniforms_of(seed, places, group_size, self.max_completion_tokens)
+
+            def report(share: float) -> None:
+                if progress is not None:
+                    progress((start + share * len(chunk)) / len(prompts))
+
+            completions += self._decode(chunk, group_size, drawn, report)
+        return [tuple(completions[i : i + group_size]) for i in range(0, len(completions), group_size)]
+
+    @torch.no_grad()
+    def _decode(
+        self, prompts: Sequence[EncodedPrompt], group_size: int, uniforms: torch.Tensor | None, report: Progress
+    ) -> list[Completion]:
+        """Completions of ``prompts``, siblings next to each other. ``uniforms`` [N, T] in [0, 1), None: greedy."""
+        module, processor, limit = self.policy.module.eval(), self.policy.processor, self.max_completion_tokens
+        cache, logits = prefill(module, prompts, group_size, pad_id=processor.pad_id)
+        device, num_rows = logits.device, len(prompts) * group_size
+        step = DecodeStep(module, cache)
+        logits = logits.repeat_interleave(group_size, dim=0)
+        first_positions = torch.tensor([len(p.input_ids) + p.rope_delta for p in prompts], device=device)
+        first_positions = first_positions.repeat_interleave(group_size)  # [N]
+        uniforms = None if uniforms is None else uniforms.to(device)
+        token_ids = torch.full((num_rows, limit), processor.pad_id, device=device)
+        logprobs = torch.zeros(num_rows, limit, device=device)
+        lengths = torch.zeros(num_rows, dtype=torch.long, device=device)  # 0: not ended yet
+        rows = torch.arange(num_rows, device=device).view(-1, group_size)  # [P, W], what stands where in the cache
+
+        for column in range(limit):
+            here = rows.flatten()
+            distribution = self._distribution(logits)
+            token = self._choose(distribution, None if uniforms is None else uniforms[here, column])
+            # a row that has ended goes on while its siblings do; nothing after its length is read
+            token_ids[here, column] = token
+            logprobs[here, column] = distribution.gather(1, token[:, None]).squeeze(1)
+            ends = (lengths[here] == 0) & self._ends(token, token_ids[here, : column + 1])
+            lengths[here[ends]] = column + 1
+            report((column + 1) / limit)
+
+            open_rows = lengths[rows] == 0  # [P, W]
+            num_prompts, width = torch.stack([open_rows.any(dim=1).sum(), open_rows.sum(dim=1).amax()]).tolist()
+            if num_prompts == 0 or column + 1 == limit:
+                break
+            if num_prompts * width <= _WORTH_LEAVING * rows.numel():
+                keep = open_rows.any(dim=1).nonzero().flatten()  # [P']
+                # [P', W']: the open ones first; where a prompt has fewer than the others, ended ones fill up
+                slots = open_rows[keep].int().argsort(dim=1, descending=True, stable=True)[:, :width]
+                cache.keep(keep, slots)
+                rows = rows[keep[:, None], slots]
+            here = rows.flatten()
+            logits = step(token_ids[here, column], first_positions[here] + column, column)
+        report(1.0)
+        return self._read(token_ids, logprobs, lengths)
+
+    def _distribution(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities [N, V] at the temperature, -inf for what is never sampled."""
+        scaled = logits.float() / self.temperature
+        return scaled.index_fill_(1, self.policy.suppressed_ids, -torch.inf).log_softmax(dim=-1)
+
+    def _choose(self, distribution: torch.Tensor, uniforms: torch.Tensor | None) -> torch.Tensor:
+        """A token [N] for each row [N, V]; the likeliest one without ``uniforms`` [N]."""
+        if uniforms is None:
+            return distribution.argmax(dim=-1)
+        return draw(truncate(distribution, top_p=self.top_p, min_p=self.min_p), uniforms)
+
+    def _ends(self, token: torch.Tensor, so_far: torch.Tensor) -> torch.Tensor:
+        """[N] bool: is the newest ``token`` [N] of the rows ``so_far`` [N, t] the last one?"""
+        ends = token == self.policy.processor.eos_id
+        return ends if self.stop is None else ends | self.stop(so_far)
+
+    def _read(self, token_ids: torch.Tensor, logprobs: torch.Tensor, lengths: torch.Tensor) -> list[Completion]:
+        completions = []
+        for ids, values, length in zip(token_ids.tolist(), logprobs.tolist(), lengths.tolist()):
+            finished = length > 0
+            ids, values = (ids[:length], values[:length]) if finished else (ids, values)
+            completions.append(
+                Completion(
+                    text=self.policy.processor.decode(ids),
+                    token_ids=tuple(ids),
+                    sampler_logprobs=tuple(values),
+                    finished=finished,
+                )
+            )
+        return completions
