@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Iterable
 
+from vidbridge.text.prompts import option_lines
 from vidbridge.types import Group
 
 COLUMNS = ("step", "uid", "task", "question", "reference", "video", "completion", "finished", "total", "gates", "terms")
@@ -20,7 +21,7 @@ def completion_rows(step: int, groups: Iterable[Group]) -> list[dict[str, Any]]:
                     "step": step,
                     "uid": group.sample.uid,
                     "task": group.sample.task,
-                    "question": group.sample.question,
+                    "question": "\n".join([group.sample.question, option_lines(group.sample.options)]).strip(),
                     "reference": group.sample.answer,
                     "video": group.sample.videos[0].path,
                     "completion": completion.text,

@@ -40,10 +40,11 @@ def write_page(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _section(step: int, rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
     first = rows[0]
     lines = "".join(_line(row) for row in rows)
+    question = html.escape(first["question"]).replace("\n", "<br>")  # the options stand on lines of their own
     return (
         f"<section><video controls loop muted src='{_source(Path(first['video']), folder)}'></video><div>"
         f"<h3>step {step}, {html.escape(first['uid'])}</h3>"
-        f"<p>{html.escape(first['question'])}<br>reference: <b>{html.escape(first['reference'])}</b></p>"
+        f"<p>{question}<br>reference: <b>{html.escape(first['reference'])}</b></p>"
         f"<table><tr><th>reward</th><th>completion</th></tr>{lines}</table></div></section>\n"
     )
 
