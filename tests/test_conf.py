@@ -9,7 +9,7 @@ import pytest
 from tests.composing import composed, config_of
 from vidbridge import launch
 from vidbridge.algo.advantages import AdvantageScale
-from vidbridge.algo.loss import LossNorm
+from vidbridge.algo.loss import LossNorm, RatioLevel
 from vidbridge.config import GrpoConfig, SftConfig, WandbMode, did_you_mean
 from vidbridge.targets import check_targets
 
@@ -51,7 +51,11 @@ def test_an_ablation_of_the_reward_is_evaluated_by_the_whole_reward_on_all_tasks
 def test_the_other_algorithms_change_what_they_are_named_for():
     dr_grpo, dapo = config_of("algo=dr_grpo").algo, config_of("algo=dapo").algo
     assert dr_grpo == GrpoConfig(loss_norm=LossNorm.constant, advantage_scale=AdvantageScale.none)
-    assert dapo == GrpoConfig(loss_norm=LossNorm.token, clip_high=0.28)
+    assert dapo == GrpoConfig(
+        loss_norm=LossNorm.token, clip_high=0.28, ppo_epochs=2, max_refills=2, overlong_frac=0.2
+    )
+    gspo = config_of("algo=gspo").algo
+    assert gspo == GrpoConfig(ratio_level=RatioLevel.sequence, ppo_epochs=2, clip_low=3e-4, clip_high=4e-4)
     assert isinstance(config_of("algo=sft").algo, SftConfig)
 
 
@@ -112,7 +116,7 @@ MISTAKES = {
     "task_mix.size_frac=0": ["task_mix.size_frac must be positive"],
     "model=qwen": ["no 'qwen'", "Known: qwen2_5_vl_32b"],
     "hydra.run.dir=/dev/null/run": ["hydra.run.dir", "Not a directory"],
-    "algo=gpro": ["no 'gpro'", "Did you mean 'grpo'?"],
+    "algo=grpoo": ["no 'grpoo'", "Did you mean 'grpo'?"],
     "task_mix=nope": ["no 'nope'", "naive_matched"],
     "task_mix.shares.qa=-1": ["task_mix.shares.qa must not be negative"],
     "+task_mix.shares.poetry=1": ["no task 'poetry'"],

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import SHAPES_FRAMES
-from vidbridge.algo.advantages import AdvantageScale
+from vidbridge.algo.advantages import AdvantageScale, overlong_penalty
 from vidbridge.algo.loss import LossNorm
 from vidbridge.config import GrpoConfig
 from vidbridge.data.mixture import Mixture
@@ -21,7 +21,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.step import GrpoStep, Means, rewards_of
+from vidbridge.step import GrpoStep, Means, lengths_of, rewards_of
 from vidbridge.tasks.base import DataError
 
 MAX_TOKENS = 6
@@ -94,7 +94,16 @@ def timeless(metrics):
     return {name: value for name, value in metrics.items() if not name.startswith("time/")}
 
 
-def test_a_step_depends_on_weights_seed_and_number_alone(tasks, folder):
+@pytest.fixture
+def two_threads():
+    """Sums in another order show only where there is more than one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_step_depends_on_weights_seed_and_number_alone(tasks, folder, two_threads):
     one, two = make_step(tasks, folder), make_step(tasks, folder)
     first = one(0)
     again = two(0)
@@ -187,7 +196,7 @@ def test_dynamic_sampling_replaces_what_teaches_nothing(tasks, folder):
     result = make_step(tasks, folder, reward=SameForHalf, prompts_per_step=6, max_refills=9)(0)
     idle = round(6 * plain.metrics["rollout/degenerate_frac"])
     assert 0 < idle < 6
-    assert result.metrics["rollout/refilled"] >= idle
+    assert result.metrics["rollout/extra_groups"] >= idle and result.metrics["rollout/idle_frac"] == 0.0
     # the rewards that are logged are those of the first draw: the policy as it is, not the groups that were picked
     assert result.metrics["reward/caption/total"] == plain.metrics["reward/caption/total"]
     spreads = [max(r.total for r in g.rewards) - min(r.total for r in g.rewards) for g in result.groups]
@@ -198,19 +207,24 @@ def test_dynamic_sampling_replaces_what_teaches_nothing(tasks, folder):
 
 def test_dynamic_sampling_gives_up(tasks, folder):
     result = make_step(tasks, folder, reward=Same, max_refills=2)(0)
-    assert result.metrics["rollout/refilled"] == 6.0  # 2 refills of 3 groups
+    assert result.metrics["rollout/extra_groups"] == 6.0  # 2 refills of 3 groups
+    assert result.metrics["rollout/idle_frac"] == 1.0
     assert len(result.groups) == 3
 
 
 def test_an_overlong_completion_earns_less(tasks, folder):
-    """Siblings that earn the same differ once length counts; what is logged stays the reward alone."""
-    plain, shaped = (make_step(tasks, folder, reward=Same, overlong_frac=frac)(0) for frac in (0.0, 0.9))
-    lengths = [{len(done.token_ids) for done in group.completions} for group in shaped.groups]
-    uneven = sum(len(of_group) > 1 for of_group in lengths) / len(lengths)
-    assert uneven > 0
-    assert plain.metrics["rollout/degenerate_frac"] == 1.0
-    assert shaped.metrics["rollout/degenerate_frac"] == pytest.approx(1.0 - uneven)
-    assert plain.metrics["reward/caption/total"] == shaped.metrics["reward/caption/total"] == pytest.approx(0.7)
+    """Siblings that earn the same differ once length counts: the learner moves, and the log says by how much."""
+    plain, shaped = (make_step(tasks, folder, reward=Same, overlong_frac=frac) for frac in (0.0, 0.9))
+    before = weights_of(shaped)
+    results = [step(0) for step in (plain, shaped)]
+    lengths = lengths_of(results[1].groups)
+    assert lengths.min() < lengths.max() == MAX_TOKENS
+    penalty = overlong_penalty(lengths, MAX_TOKENS, 0.9).mean().item()
+    assert [result.metrics["rollout/overlong_penalty"] for result in results] == [0.0, pytest.approx(penalty)]
+    # what is called the reward, and what is called degenerate, is of the task alone
+    for name in ("reward/caption/total", "rollout/degenerate_frac"):
+        assert results[0].metrics[name] == results[1].metrics[name]
+    assert same(before, weights_of(plain)) and not same(before, weights_of(shaped))
 
 
 @pytest.mark.parametrize("reward", [Same, Unreachable])

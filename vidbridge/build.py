@@ -200,8 +200,8 @@ def build_engine(config: Config, module: nn.Module) -> Engine:
     return make(config, "engine", node, module=module, total_updates=updates, **optim)
 
 
-def build_rollout(config: Config, policy: QwenVLPolicy, *, temperature: float) -> RolloutEngine:
-    return make(config, "rollout", {**vars(config.rollout), "temperature": temperature}, policy=policy)
+def build_rollout(config: Config, policy: QwenVLPolicy, **changes: float) -> RolloutEngine:
+    return make(config, "rollout", {**vars(config.rollout), **changes}, policy=policy)
 
 
 def build_step(
@@ -231,7 +231,7 @@ def build_step(
             tasks, config.task_mix.shares, prompts_per_step=config.prompts_per_step, seed=config.seed, total=total
         ),
         processor=processor,
-        rollout=build_rollout(config, policy, temperature=config.rollout.temperature),
+        rollout=build_rollout(config, policy),
         reward=reward,
         policy=policy,
         algo=config.algo,
@@ -250,7 +250,8 @@ def build_evaluator(
     return Evaluator(
         tasks=tasks,
         processor=processor,
-        rollout=build_rollout(config, policy, temperature=1.0),
+        # whatever training samples with, so that scores of different runs compare
+        rollout=build_rollout(config, policy, temperature=1.0, top_p=1.0, min_p=0.0),
         reward=reward,
         max_rows=config.rollout.max_rows,
         seed=config.seed,

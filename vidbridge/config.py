@@ -186,7 +186,7 @@ class OptimConfig:
 @dataclass
 class EngineConfig:
     _target_: str = MISSING
-    max_packed_tokens: int = MISSING  # in one forward and backward pass; a matter of memory and speed only
+    max_packed_tokens: int = MISSING  # in one forward and backward pass; a longer group goes alone
 
     def __post_init__(self) -> None:
         _require_positive("engine", self, "max_packed_tokens")

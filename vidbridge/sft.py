@@ -57,9 +57,9 @@ class SftStep:
         weights = self._token_weights(groups)
         loss_sum = 0.0
         for batch in self.policy.micro_batches(groups, torch.ones(len(groups)), weights):
+            batch = batch.to(self.policy.module.device)
             logprobs, _ = self.policy.logprobs(batch)
-            # where, not times: padding has log-probability -inf, and -inf * 0 is not 0
-            loss = -torch.where(batch.loss_mask, batch.token_weights * logprobs, 0.0).sum()
+            loss = -(batch.token_weights * logprobs).sum()
             self.policy.backward(loss)
             loss_sum += loss.item()
         metrics = {"sft/loss": loss_sum, "sft/tokens": float((weights > 0).sum()), **self.policy.update()}
@@ -107,4 +107,4 @@ class SftStep:
                 completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
                 encoded = self.processor.encode(prompt)
             groups.append(Group(sample=sample, prompt=prompt, encoded=encoded, completions=(completion,)))
-        return sorted(groups, key=lambda group: len(group.encoded.input_ids))  # little padding in a micro-batch
+        return groups

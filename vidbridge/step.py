@@ -55,19 +55,24 @@ class GrpoStep:
         clock = Clock()
         with clock("data"):
             prompts = self.prompts(step)
-        groups, rewards = self._sample(prompts, clock, seed=self._seed(step))
-        metrics = {**reward_metrics(groups), **rollout_metrics(groups, rewards)}
+        groups = self._sample(prompts, clock, seed=self._seed(step))
+        # of these, before any is replaced: the policy as it is
+        metrics = {**reward_metrics(groups), **rollout_metrics(groups)}
         if self.algo.max_refills:
-            groups, rewards, more = self._refilled(groups, rewards, step, clock)
+            groups, more = self._refilled(groups, step, clock)
             metrics |= more
         with clock("learner"):
+            penalty = overlong_penalty(lengths_of(groups), self.max_completion_tokens, self.algo.overlong_frac)
+            metrics["rollout/overlong_penalty"] = penalty.mean().item()
+            rewards = rewards_of(groups, self.algo.group_size) + penalty
             advantages = group_advantages(rewards, trainable(groups), self.algo.advantage_scale)
             metrics |= self._learn(groups, advantages.flatten())
         return StepResult(metrics={**metrics, **clock.metrics()}, groups=tuple(groups))
 
-    def _prompts(self, step: int) -> list[tuple[Sample, Prompt, EncodedPrompt]]:
+    def _prompts(self, step: int, limit: int | None = None) -> list[tuple[Sample, Prompt, EncodedPrompt]]:
+        """Those of the batch, or its first ``limit``."""
         prompts = []
-        for sample in self.mixture.batch(step):
+        for sample in self.mixture.batch(step)[:limit]:
             with as_data_errors(sample):
                 prompt = self.mixture.tasks[sample.task].prompt(sample)
                 prompts.append((sample, prompt, self.processor.encode(prompt)))
@@ -78,8 +83,8 @@ class GrpoStep:
 
     def _sample(
         self, prompts: Sequence[tuple[Sample, Prompt, EncodedPrompt]], clock: Clock, *, seed: int
-    ) -> tuple[list[Group], torch.Tensor]:
-        """A scored group for each prompt, and the rewards [P, G] that advantages are made of."""
+    ) -> list[Group]:
+        """A scored group for each prompt."""
         with clock("rollout"):
             self.rollout.sync(self.policy)
             siblings = self.rollout.generate([encoded for _, _, encoded in prompts], self.algo.group_size, seed=seed)
@@ -88,34 +93,28 @@ class GrpoStep:
                 for (sample, prompt, encoded), completions in zip(prompts, siblings, strict=True)
             ]
         with clock("reward"):
-            groups = score_groups(groups, self.reward)
-        lengths = torch.tensor([[len(done.token_ids) for done in group.completions] for group in groups])
-        penalty = overlong_penalty(lengths, self.max_completion_tokens, self.algo.overlong_frac)
-        return groups, rewards_of(groups, self.algo.group_size) + penalty
+            return score_groups(groups, self.reward)
 
-    def _refilled(
-        self, groups: list[Group], rewards: torch.Tensor, step: int, clock: Clock
-    ) -> tuple[list[Group], torch.Tensor, dict[str, float]]:
-        """Dynamic sampling (DAPO, arXiv 2503.14476, equation 11): groups that teach something in the place of others.
+    def _refilled(self, groups: list[Group], step: int, clock: Clock) -> tuple[list[Group], dict[str, float]]:
+        """Dynamic sampling: other groups in the place of those whose siblings all earned the same.
 
-        At most ``max_refills`` times; what is still missing then stays as it is. Refills come from far down the same
-        endless deck, so that they too are a function of (seed, step).
+        DAPO (arXiv 2503.14476) equation 11, at most ``max_refills`` times; what is idle then stays. Refills come from
+        far down the same endless deck, so that they too are a function of (seed, step).
         """
-        num_sampled = len(groups)
+        groups, num_extra = list(groups), 0
         for refill in range(1, self.algo.max_refills + 1):
-            idle = (degenerate(rewards) | ~trainable(groups)).nonzero().flatten().tolist()
-            if not idle:
+            places = [place for place, group in enumerate(groups) if is_idle(group)]
+            if not places:
                 break
             at = refill * _REFILLS_FROM + step
             with clock("data"):
-                prompts = self._prompts(at)[: len(idle)]
-            fresh, fresh_rewards = self._sample(prompts, clock, seed=self._seed(at))
-            num_sampled += len(fresh)
-            rewards = rewards.clone()
-            useful = (~degenerate(fresh_rewards) & trainable(fresh)).nonzero().flatten().tolist()
-            for place, new in zip(idle, useful):
-                groups[place], rewards[place] = fresh[new], fresh_rewards[new]
-        return groups, rewards, {"rollout/refilled": float(num_sampled - len(groups))}
+                prompts = self._prompts(at, limit=len(places))
+            fresh = self._sample(prompts, clock, seed=self._seed(at))
+            num_extra += len(fresh)
+            for place, group in zip(places, (group for group in fresh if not is_idle(group))):
+                groups[place] = group
+        idle_frac = sum(map(is_idle, groups)) / len(groups)
+        return groups, {"rollout/extra_groups": float(num_extra), "rollout/idle_frac": idle_frac}
 
     def _learn(self, groups: list[Group], advantages: torch.Tensor) -> dict[str, float]:
         """``ppo_epochs`` updates on these completions; advantages [N]."""
@@ -128,6 +127,7 @@ class GrpoStep:
         metrics = Means()
         for epoch in range(self.algo.ppo_epochs):
             for place, batch in enumerate(batches):
+                batch = batch.to(self.policy.module.device)
                 num_tokens = int(batch.loss_mask.sum())
                 logprobs, entropy = self.policy.logprobs(batch)
                 if epoch == 0:
@@ -140,6 +140,7 @@ class GrpoStep:
                     if batch.sampler_logprobs is not None:
                         gap = (logprobs.detach() - batch.sampler_logprobs).abs()  # float noise, unless the two disagree
                         metrics.add({"rollout/logprob_gap": masked_mean(gap, batch)}, weight=num_tokens)
+                        metrics.add({"rollout/logprob_gap_max": (gap * batch.loss_mask).max().item()})
                 out = grpo_loss(
                     logprobs,
                     old_logprobs=batch.old_logprobs,
@@ -169,12 +170,22 @@ def rewards_of(groups: Sequence[Group], group_size: int) -> torch.Tensor:
     )
 
 
+def lengths_of(groups: Sequence[Group]) -> torch.Tensor:
+    """Tokens of each completion, [P, G] int64."""
+    return torch.tensor([[len(done.token_ids) for done in group.completions] for group in groups])
+
+
+def is_idle(group: Group) -> bool:
+    """Nothing can be learnt from it: all siblings earned the same, or they could not be scored."""
+    return not group.trainable or bool(degenerate(rewards_of([group], len(group.completions))))
+
+
 def trainable(groups: Sequence[Group]) -> torch.Tensor:
     """[P] bool"""
     return torch.tensor([group.trainable for group in groups])
 
 
-def rollout_metrics(groups: Sequence[Group], rewards: torch.Tensor) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """What the completions look like, whatever they earned, and how many groups earned all the same."""
     completions = [completion for group in groups for completion in group.completions]
     tokens = sum(len(completion.token_ids) for completion in completions)
@@ -182,7 +193,7 @@ def rollout_metrics(groups: Sequence[Group], rewards: torch.Tensor) -> dict[str,
         "rollout/tokens": float(tokens),
         "rollout/completion_tokens": tokens / len(completions),
         "rollout/truncated_frac": sum(not completion.finished for completion in completions) / len(completions),
-        "rollout/degenerate_frac": (degenerate(rewards) & trainable(groups)).float().mean().item(),
+        "rollout/degenerate_frac": sum(group.trainable and is_idle(group) for group in groups) / len(groups),
         "rollout/well_formed_frac": sum(read_tags(done.text) is not None for done in completions) / len(completions),
     }
 

@@ -9,7 +9,7 @@ T completion tokens (padded), L prompt tokens (padded), S tokens of a packed row
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Mapping
 
 import numpy as np
@@ -86,7 +86,7 @@ class EncodedPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sampled answer. ``token_ids`` ends with EOS when ``finished``."""
+    """One sampled answer. ``token_ids`` ends with EOS when ``finished``, unless a stop string ended it."""
 
     text: str  # decoded, without EOS and padding
     token_ids: tuple[int, ...]
@@ -145,6 +145,12 @@ class Batch:
     sampler_logprobs: torch.Tensor | None = None  # [N, T] as the rollout reported them, 0 on padding
     old_logprobs: torch.Tensor | None = None  # [N, T] or None: on-policy, ratio 1
     ref_logprobs: torch.Tensor | None = None  # [N, T] or None: kl_beta 0
+
+    def to(self, device: torch.device) -> Batch:
+        """The same there; itself if it is there already."""
+        there: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        there = {name: None if tensor is None else tensor.to(device) for name, tensor in there.items()}
+        return replace(self, **there)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from experiments.bench.peers import generate
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
-from vidbridge.rollout.decoding import SharedPrefixCache
-from vidbridge.rollout.sampling import draw, truncate, uniforms_of
+from vidbridge.rollout.decoding import Decode, SharedPrefixCache
+from vidbridge.rollout.sampling import StopStrings, draw, truncate, uniforms_of
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 
 
@@ -213,6 +214,57 @@ def test_a_stop_string_ends_a_completion(policy, encoded):
         else:
             assert other.token_ids == one.token_ids
     assert num_stopped > 5
+
+
+def byte_level_tokenizer():
+    """Like the real one: tokens are bytes, not characters; without merges every byte is a token."""
+    vocabulary = {symbol: place for place, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return tokenizer
+
+
+@pytest.mark.parametrize("stop", ["</answer>", "\u3002", "\u7b54\u6848", "e"])
+def test_a_stop_string_of_many_tokens_and_bytes_is_found_when_it_is_whole(stop):
+    tokenizer = byte_level_tokenizer()
+    stops = StopStrings([stop], tokenizer.decode)
+    ids = tokenizer.encode(f"t\u7b54 x<answ{stop} more").ids
+    ends = [bool(stops(torch.tensor([ids[:length]]))[0]) for length in range(1, len(ids) + 1)]
+    whole = len(tokenizer.encode(f"t\u7b54 x<answ{stop}").ids)
+    assert ends.index(True) == whole - 1
+
+
+def test_top_p_and_min_p_leave_what_they_should_and_report_the_whole_distribution(policy, encoded):
+    """With next to nothing left, sampling is greedy, token for token; the log-probabilities are those of all tokens."""
+    options = {"max_completion_tokens": 12, "temperature": policy.temperature}
+    greedy = SharedPrefixRollout(policy, **options).generate(encoded, 2, seed=0, greedy=True)
+    for narrow in ({"top_p": 1e-6}, {"min_p": 0.9999}):
+        sampled = SharedPrefixRollout(policy, **options, **narrow).generate(encoded, 2, seed=0)
+        assert sampled == greedy
+    wide = SharedPrefixRollout(policy, **options).generate(encoded, 8, seed=0)
+    cut = SharedPrefixRollout(policy, top_p=0.5, **options).generate(encoded, 8, seed=0)
+    assert cut != wide
+    batch = whole_batch(policy, sampled_groups(ragged_prompts(), encoded, cut))
+    gap = (policy.logprobs(batch)[0].detach() - batch.sampler_logprobs).abs()
+    assert gap[batch.loss_mask].max() < 1e-4
+
+
+def test_decoding_in_16_bits_is_as_exact_as_the_inputs():
+    """Large scores, as the key biases of Qwen give them, must not be rounded to 16 bits before the softmax."""
+    torch.manual_seed(0)
+    cache = SharedPrefixCache(torch.ones(1, 40, dtype=torch.bool), width=2)
+    query = 8 * torch.randn(2, 4, 1, 16)
+    key, value = torch.randn(1, 2, 40, 16) + 4, torch.randn(1, 2, 40, 16)
+    new_key, new_value = (torch.randn(2, 2, 1, 16) for _ in range(2))
+    halves = [tensor.bfloat16() for tensor in (query, key, value, new_key, new_value)]
+    query, key, value, new_key, new_value = halves
+    cache.prompts.append((key, value))
+    cache.reserve(1)
+    got = Decode(cache, torch.tensor([0]), visible=1).attend(0, query, new_key, new_value, 0.25)
+    keys = torch.cat([key.expand(2, -1, -1, -1), new_key], dim=2).float().repeat_interleave(2, dim=1)
+    values = torch.cat([value.expand(2, -1, -1, -1), new_value], dim=2).float().repeat_interleave(2, dim=1)
+    want = ((query.float() @ keys.mT * 0.25).softmax(dim=-1) @ values).transpose(1, 2)
+    assert ((got.float() - want).norm() / want.norm()).item() < 0.01  # a bfloat16 number has 2 to 3 digits
 
 
 @pytest.mark.parametrize(

@@ -55,15 +55,17 @@ class _LinearLogprobs(torch.autograd.Function):
         """d logprob / d logits = one_hot - softmax."""
         hidden, weight, ids, suppressed, log_norms = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)  # many chunks add up
+        # in 32 bits, because many chunks add up
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for rows in _chunks(len(ids), ctx.size):
             scaled = _scaled_logits(hidden[rows], weight, ctx.temperature, suppressed)
             scaled.sub_(log_norms[rows, None]).exp_().mul_(-grad[rows, None])
             scaled.scatter_add_(1, ids[rows, None], grad[rows, None])
             grad_logits = scaled.div_(ctx.temperature).to(weight.dtype)
             grad_hidden[rows] = grad_logits @ weight
-            grad_weight += grad_logits.T @ hidden[rows]
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden[rows]
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 
 def _chunks(total: int, size: int) -> Iterator[slice]:

@@ -82,7 +82,7 @@ def grpo_loss(
     metrics = {
         "policy/clip_low_frac": (held_low.sum() / num_tokens).item(),
         "policy/clip_high_frac": (held_high.sum() / num_tokens).item(),
-        "policy/ratio_max": ratio.detach().max().item(),
+        "policy/ratio_max": torch.where(loss_mask, ratio.detach(), 0.0).max().item(),
     }
     if ref_logprobs is not None:
         drift = torch.where(loss_mask, ref_logprobs - logprobs, 0.0)

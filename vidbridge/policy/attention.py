@@ -1,4 +1,4 @@
-"""Attention in which G completions share one prompt.
+"""Attention in which G completions share one prompt, and the windows of a video are computed together.
 
 A packed row holds whole groups, [p1 c11 .. c1G | p2 c21 .. | ..]. A token sees, of its own group and up to itself, the
 prompt and its own completion, so that every completion is computed as if it stood alone after the prompt, while the
@@ -19,10 +19,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "shared_prefix"
+WINDOWS = "flash_windows"  # with "flash" in its name, transformers hands over all windows in one call
 
 
 @runtime_checkable
-class Attention(Protocol):
+class Attends(Protocol):
     """Takes the place of a mask: one object for all layers of one forward pass."""
 
     def attend(
@@ -45,7 +46,7 @@ def _attend(
     scaling: float,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    if isinstance(attention_mask, Attention):
+    if isinstance(attention_mask, Attends):
         layer = module.layer_idx
         assert isinstance(layer, int)
         return attention_mask.attend(layer, query, key, value, scaling), None
@@ -53,17 +54,43 @@ def _attend(
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
 
 
+def _attend_in_windows(
+    module: nn.Module,
+    query: torch.Tensor,  # [1, H, S, D]
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,  # [W + 1], where the windows begin and end
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """For the vision tower: windows of the same size in one call, where transformers would make one for each."""
+    bounds = cu_seq_lens_q.cpu()
+    starts, lengths = bounds[:-1], bounds.diff()
+    tensors = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [S, H, D]
+    places, outs = [], []
+    for length in lengths.unique().tolist():
+        windows = (starts[lengths == length][:, None] + torch.arange(length)).to(tensors[0].device)
+        query, key, value = (_take(tensor, windows) for tensor in tensors)  # [n, length, H, D]
+        outs.append(_sdpa(query, key, value, scaling).flatten(0, 1))
+        places.append(windows.flatten())
+    return torch.cat(outs).index_select(0, torch.cat(places).argsort())[None], None
+
+
 AttentionInterface.register(NAME, _attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(WINDOWS, _attend_in_windows)
 
 
 def enable_shared_prefix(module: PreTrainedModel) -> None:
-    """From now on the language model of ``module`` understands an ``Attention`` in the place of a mask."""
+    """From now on the language model of ``module`` understands an ``Attends`` in the place of a mask."""
     module.model.language_model.config._attn_implementation = NAME
+    if module.model.visual.config._attn_implementation == "sdpa":
+        module.model.visual.config._attn_implementation = WINDOWS
 
 
 def last_hidden(
-    module: PreTrainedModel, embeddings: torch.Tensor, position_ids: torch.Tensor, attention: Attention
+    module: PreTrainedModel, embeddings: torch.Tensor, position_ids: torch.Tensor, attention: Attends
 ) -> torch.Tensor:
     """Final hidden states [B, S, hidden] of input embeddings [B, S, hidden] at mRoPE positions [3, B, S]."""
     return module.model.language_model(
@@ -74,7 +101,7 @@ def last_hidden(
     ).last_hidden_state
 
 
-def packed_attention(group_ids: torch.Tensor, sibling_ids: torch.Tensor) -> Attention:
+def packed_attention(group_ids: torch.Tensor, sibling_ids: torch.Tensor) -> Attends:
     """For a packed row [S]: the group of each token, and its completion's number from 1 (0: the prompt)."""
     kind = PackedFlex if group_ids.is_cuda else PackedSdpa
     return kind(group_ids, sibling_ids)
@@ -102,7 +129,8 @@ class PackedSdpa:
             num_rows, width = self.completions.shape
             own = torch.ones(width, width, dtype=torch.bool).tril().expand(num_rows, -1, -1)
             given = _real(prompts)[self.row_prompt][:, None].expand(-1, width, -1)
-            self.mask = torch.cat([given, own], dim=2)[:, None]  # [N, 1, T, L + T]
+            sees = torch.cat([given, own], dim=2)[:, None]  # [N, 1, T, L + T]
+            self.mask = torch.zeros(sees.shape).masked_fill_(~sees, -torch.inf)  # once for all layers
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
@@ -115,12 +143,12 @@ class PackedSdpa:
             given = (tensor.index_select(0, self.row_prompt) for tensor in (key, value))
             query, key, value = (_take(tensor, self.completions) for tensor in tensors)  # [N, T, heads, D]
             key, value = (torch.cat(pair, dim=1) for pair in zip(given, (key, value)))  # [N, L + T, heads, D]
-            parts.append(_sdpa(query, key, value, scaling, attn_mask=self.mask).flatten(0, 1))
+            parts.append(_sdpa(query, key, value, scaling, attn_mask=self.mask.to(query.dtype)).flatten(0, 1))
         return torch.cat(parts).index_select(0, self.places)[None]
 
 
 def _take(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """tensor[places]; unlike that, its gradient is added up in the same order every time."""
+    """tensor[places]; on a CPU, unlike that, its gradient is added up in the same order every time."""
     return tensor.index_select(0, places.flatten()).unflatten(0, places.shape)
 
 

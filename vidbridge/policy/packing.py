@@ -48,9 +48,8 @@ def pack(
     token_weights: torch.Tensor,  # [N, T or wider]
     *,
     suppressed_ids: torch.Tensor,  # [K], those that the sampler never draws
-    device: torch.device,
 ) -> Batch:
-    """One Batch of all ``groups``, on ``device``."""
+    """One Batch of all ``groups``, on the CPU."""
     completions = [completion for group in groups for completion in group.completions]
     assert len(advantages) == len(token_weights) == len(completions), "one advantage and row of weights a completion"
     completion_ids, sampled = pad_completions(completions)
@@ -75,23 +74,21 @@ def pack(
                 predictors.append(torch.cat([torch.tensor([last_of_prompt]), length + torch.arange(len(segment))]))
             length += len(segment)
 
-    reported = pad_logprobs(completions)
-    tensors = {
-        "input_ids": torch.cat(ids),
-        "position_ids": torch.cat(positions, dim=1),
-        "group_ids": torch.cat(group_ids),
-        "sibling_ids": torch.cat(sibling_ids),
-        "pixel_values": torch.cat([group.encoded.pixel_values for group in groups]),
-        "video_grid_thw": torch.cat([group.encoded.video_grid_thw for group in groups]),
-        "completion_ids": completion_ids,
-        "predictors": pad_sequence(predictors, batch_first=True),
-        "sampled_mask": sampled,
-        "loss_mask": sampled & rows_trainable(groups)[:, None],
-        "advantages": advantages.float(),
-        "token_weights": token_weights[:, : completion_ids.shape[1]].float(),
-    }
-    on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return Batch(**on_device, sampler_logprobs=None if reported is None else reported.to(device))
+    return Batch(
+        input_ids=torch.cat(ids),
+        position_ids=torch.cat(positions, dim=1),
+        group_ids=torch.cat(group_ids),
+        sibling_ids=torch.cat(sibling_ids),
+        pixel_values=torch.cat([group.encoded.pixel_values for group in groups]),
+        video_grid_thw=torch.cat([group.encoded.video_grid_thw for group in groups]),
+        completion_ids=completion_ids,
+        predictors=pad_sequence(predictors, batch_first=True),
+        sampled_mask=sampled,
+        loss_mask=sampled & rows_trainable(groups)[:, None],
+        advantages=advantages.float(),
+        token_weights=token_weights[:, : completion_ids.shape[1]].float(),
+        sampler_logprobs=pad_logprobs(completions),
+    )
 
 
 def pad_completions(completions: Sequence[Completion]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -67,16 +67,15 @@ class QwenVLPolicy:
         self.suppressed_ids = processor.suppressed_ids.to(module.device)
 
     def collate(self, groups: Sequence[Group], advantages: torch.Tensor, token_weights: torch.Tensor) -> Batch:
-        """All ``groups`` as one packed row on the model's device; advantages [N], token_weights [N, T or wider]."""
-        suppressed = self.processor.suppressed_ids
-        return pack(groups, advantages, token_weights, suppressed_ids=suppressed, device=self.module.device)
+        """All ``groups`` as one packed row; advantages [N], token_weights [N, T or wider]."""
+        return pack(groups, advantages, token_weights, suppressed_ids=self.processor.suppressed_ids)
 
     def micro_batches(
         self, groups: Sequence[Group], advantages: torch.Tensor, token_weights: torch.Tensor
     ) -> Iterator[Batch]:
-        """The same in rows of at most ``max_packed_tokens``, the longest groups first.
+        """The same in rows of at most ``max_packed_tokens``, the longest groups first; a group is not divided.
 
-        The losses of the parts add up to the loss of the whole.
+        They wait in the memory of the CPU. The losses of the parts add up to the loss of the whole.
         """
         rows = torch.arange(len(advantages)).split([len(group.completions) for group in groups])
         for chosen in fill_rows([packed_tokens(group) for group in groups], self.max_packed_tokens):
@@ -104,7 +103,7 @@ class QwenVLPolicy:
         hidden = last_hidden(module, embeddings, batch.position_ids[:, None], attention)[0]
         mask = batch.sampled_mask
         logprobs, entropies = linear_logprobs(
-            hidden.index_select(0, batch.predictors[mask]),  # its gradient is the same every time, that of [..] is not
+            hidden.index_select(0, batch.predictors[mask]),  # on a CPU the same gradient every time, unlike [..]
             module.lm_head.weight,
             batch.completion_ids[mask],
             self.temperature,

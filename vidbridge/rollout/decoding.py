@@ -13,7 +13,7 @@ from vidbridge.policy.attention import last_hidden
 from vidbridge.policy.qwen_vl import embed
 from vidbridge.types import EncodedPrompt
 
-_COLUMNS = 64  # room is made, and a captured graph reads, in pieces of this size
+_COLUMNS = 64  # that room is made for at first
 
 
 class SharedPrefixCache:
@@ -50,7 +50,10 @@ class SharedPrefixCache:
         mask = self.prompt_mask[prompts]
         length = int(mask.sum(dim=1).max())  # the longest may have left
         self.prompt_mask, self.width = mask[:, :length], slots.shape[1]
-        self.prompts = [(keys[prompts, :, :length], values[prompts, :, :length]) for keys, values in self.prompts]
+        self.prompts = [
+            (keys[prompts, :, :length].contiguous(), values[prompts, :, :length].contiguous())
+            for keys, values in self.prompts
+        ]
         self.grid = [(_kept(keys, prompts, slots), _kept(values, prompts, slots)) for keys, values in self.grid]
         self.version += 1
 
@@ -69,7 +72,8 @@ class Prefill:
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        self.cache.prompts.append((key, value))
+        # as views of transposed tensors they would be copied at every step
+        self.cache.prompts.append((key.contiguous(), value.contiguous()))
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
         return out.transpose(1, 2)
 
@@ -107,16 +111,24 @@ class Decode:
         together = queries.flatten(2, 3)  # [P, K, W * R, D]: one product with the prompt's keys for all siblings
         scores = torch.cat(
             [
-                (together @ prompt_keys.mT).unflatten(2, queries.shape[2:4]),  # [P, K, W, R, L]
-                queries @ keys[:, :, :, : self.visible].mT,  # [P, K, W, R, visible]
+                _product(together, prompt_keys.mT).unflatten(2, queries.shape[2:4]),  # [P, K, W, R, L]
+                _product(queries, keys[:, :, :, : self.visible].mT),  # [P, K, W, R, visible]
             ],
             dim=-1,
         )
-        weights = scores.float().mul_(scaling).masked_fill_(self.hidden, -torch.inf).softmax(dim=-1).to(query.dtype)
+        weights = scores.mul_(scaling).masked_fill_(self.hidden, -torch.inf).softmax(dim=-1).to(query.dtype)
         of_prompt, own = weights.split([length, self.visible], dim=-1)
         out = (of_prompt.flatten(2, 3) @ prompt_values).unflatten(2, queries.shape[2:4])
         out = out + own @ values[:, :, :, : self.visible]
         return out.transpose(1, 2).reshape(num_prompts * width, 1, -1, size)
+
+
+def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """one @ other in 32 bits, as attention kernels have it: large scores would lose too much in 16."""
+    if one.is_cuda and one.dtype != torch.float32:
+        flat = torch.bmm(one.flatten(0, -3), other.flatten(0, -3), out_dtype=torch.float32)
+        return flat.unflatten(0, one.shape[:-2])
+    return one.float() @ other.float()
 
 
 def prefill(
@@ -145,7 +157,8 @@ class DecodeStep:
 
     def __init__(self, module: PreTrainedModel, cache: SharedPrefixCache):
         self.module, self.cache = module, cache
-        self._captured_for: tuple[int, int] | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._captured_for: int | None = None  # version of the cache
 
     def __call__(self, token_ids: torch.Tensor, positions: torch.Tensor, column: int) -> torch.Tensor:
         """token_ids [N] and their positions [N] go to ``column`` of the cache -> logits [N, V] of the next token."""
@@ -153,10 +166,9 @@ class DecodeStep:
         inputs = (token_ids, positions, torch.tensor([column], device=token_ids.device))
         if not token_ids.is_cuda:
             return self._forward(inputs, visible=column + 1)
-        visible = -(-(column + 1) // _COLUMNS) * _COLUMNS
-        if self._captured_for != (self.cache.version, visible):
-            self._capture(inputs, visible)
-            self._captured_for = (self.cache.version, visible)
+        if self._captured_for != self.cache.version:
+            self._capture(inputs)
+            self._captured_for = self.cache.version
         for static, new in zip(self._inputs, inputs):
             static.copy_(new)
         self._graph.replay()
@@ -169,16 +181,16 @@ class DecodeStep:
         hidden = last_hidden(self.module, embeddings, positions.view(1, -1, 1).expand(3, -1, -1), attention)
         return self.module.lm_head(hidden[:, 0])
 
-    def _capture(self, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], visible: int) -> None:
+    def _capture(self, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
         token_ids, positions, column = inputs
         self._inputs = token_ids.clone(), positions.clone(), column.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             # once outside: what libraries set up on first use must not become part of the graph. It writes what the
             # replay will write again.
-            self._forward(self._inputs, visible=visible)
-        torch.cuda.current_stream().wait_stream(stream)
+            self._forward(self._inputs, visible=self.cache.columns)
+        torch.cuda.current_stream().wait_stream(self._stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._logits = self._forward(self._inputs, visible=visible)
+            self._logits = self._forward(self._inputs, visible=self.cache.columns)

@@ -50,8 +50,8 @@ class StopStrings:
 
     def __init__(self, strings: Sequence[str], decode: Callable[[Sequence[int]], str]):
         self.strings, self.decode = tuple(strings), decode
-        # a string cannot reach farther back than this many tokens, but for parts of a character
-        self.reach = max(map(len, self.strings)) + 4
+        # tokens hold at least a byte each; a few more, so that the first character is whole
+        self.reach = max(len(string.encode()) for string in self.strings) + 4
         self.may_end = lru_cache(maxsize=None)(self._may_end)
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
@@ -65,4 +65,5 @@ class StopStrings:
 
     def _may_end(self, token: int) -> bool:
         text = self.decode([token])
-        return any(string[-1] in text for string in self.strings)
+        part_of_character = "\ufffd" in text
+        return part_of_character or any(string[-1] in text for string in self.strings)

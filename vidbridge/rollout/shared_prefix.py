@@ -18,7 +18,8 @@ _WORTH_LEAVING = 0.75  # ended rows leave the batch once no more than this part 
 class SharedPrefixRollout:
     """The rollout that shares the learner's weights, and a prompt among its completions.
 
-    At most ``max_rows`` completions are decoded together, or one group where a group is larger. A completion ends with
+    At most ``max_rows`` completions are decoded together, or one group where a group is larger. Completions that have
+    ended leave, as far as the others still form a grid of prompts times siblings. A completion ends with
     EOS, or with the token that completes one of ``stop``. ``sampler_logprobs`` belong to the distribution at
     ``temperature`` over the tokens that are not suppressed, which the learner differentiates: in greedy mode too, and
     before ``top_p`` and ``min_p`` take tokens out.
@@ -101,8 +102,8 @@ class SharedPrefixRollout:
             # a row that has ended goes on while its siblings do; nothing after its length is read
             token_ids[here, column] = token
             logprobs[here, column] = distribution.gather(1, token[:, None]).squeeze(1)
-            ends = (lengths[here] == 0) & self._ends(token, token_ids[here, : column + 1])
-            lengths[here[ends]] = column + 1
+            growing = here[lengths[here] == 0]
+            lengths[growing[self._ends(token_ids, growing, column)]] = column + 1
             report((column + 1) / limit)
 
             open_rows = lengths[rows] == 0  # [P, W]
@@ -131,10 +132,13 @@ class SharedPrefixRollout:
             return distribution.argmax(dim=-1)
         return draw(truncate(distribution, top_p=self.top_p, min_p=self.min_p), uniforms)
 
-    def _ends(self, token: torch.Tensor, so_far: torch.Tensor) -> torch.Tensor:
-        """[N] bool: is the newest ``token`` [N] of the rows ``so_far`` [N, t] the last one?"""
-        ends = token == self.policy.processor.eos_id
-        return ends if self.stop is None else ends | self.stop(so_far)
+    def _ends(self, token_ids: torch.Tensor, rows: torch.Tensor, column: int) -> torch.Tensor:
+        """[len(rows)] bool: is the token at ``column`` of these rows of ``token_ids`` their last one?"""
+        ends = token_ids[rows, column] == self.policy.processor.eos_id
+        if self.stop is not None:
+            first = max(column + 1 - self.stop.reach, 0)
+            ends |= self.stop(token_ids[rows, first : column + 1])
+        return ends
 
     def _read(self, token_ids: torch.Tensor, logprobs: torch.Tensor, lengths: torch.Tensor) -> list[Completion]:
         completions = []

@@ -15,7 +15,7 @@ PANELS = (
     ("held-out score / maximum", "held_out/", "/mean"),
     ("score / maximum on val", "val/sampled/", ""),
     ("completion length, tokens", "rollout/completion_tokens", ""),
-    ("entropy, nats a token", "policy/entropy", ""),
+    ("entropy of what is learnt from, nats a token", "policy/entropy", ""),
     ("gradient norm", "policy/grad_norm", ""),
     ("supervised loss", "sft/loss", ""),  # that of GRPO is zero by construction as long as it is on-policy
 )

@@ -1,0 +1,214 @@
+"""What is measured: Qwen2.5-VL folders with random weights, and prompts and completions of exactly so many tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
+
+from vidbridge.media.frames import FrameBudget
+from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.policy.loading import load_model
+from vidbridge.policy.processor import Processor
+from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.text.prompts import SYSTEM, chat
+from vidbridge.tiny import SPECIAL_TOKENS, word_tokenizer
+from vidbridge.types import Clip, Completion, EncodedPrompt, Group, Prompt, Sample
+
+PATCH, MERGE, TEMPORAL = 14, 2, 2  # of every Qwen2.5-VL
+NUM_FRAMES = 16
+FRAMES = FrameBudget(fps=None, max_frames=NUM_FRAMES, min_pixels=(PATCH * MERGE) ** 2, max_pixels=2**20)
+QUESTION = (
+    "Watch the whole video closely, from the first frame to the last. Which things move, in which order do they begin, "
+    "and what has changed in the end? Describe the events one after the other, each in a short sentence of its own, "
+    "and say at last which of them you are least sure about."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The numbers in which one Qwen2.5-VL differs from another."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    mrope_section: tuple[int, int, int]
+    tied: bool
+    vision_depth: int
+    vision_hidden_size: int
+    vision_intermediate_size: int
+    vision_heads: int
+    full_attention_blocks: tuple[int, ...]  # of the vision tower; the others see windows of 112 x 112 pixels
+
+
+# 12 M parameters
+SMALL = Shape(
+    hidden_size=256,
+    intermediate_size=1024,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    vocab_size=4096,
+    mrope_section=(4, 6, 6),
+    tied=True,
+    vision_depth=6,
+    vision_hidden_size=192,
+    vision_intermediate_size=512,
+    vision_heads=6,
+    full_attention_blocks=(2, 5),
+)
+# for --quick
+TINY = Shape(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=512,
+    mrope_section=(2, 1, 1),
+    tied=True,
+    vision_depth=2,
+    vision_hidden_size=32,
+    vision_intermediate_size=64,
+    vision_heads=2,
+    full_attention_blocks=(1,),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """The same weights twice."""
+
+    plain: PreTrainedModel  # as it comes from from_pretrained
+    policy: QwenVLPolicy
+
+
+def load_sides(shape: Shape) -> Sides:
+    """Both models on the CPU, in 32 bits, from one folder that is gone afterwards."""
+    disable_progress_bar()
+    with TemporaryDirectory() as name:
+        config = write_settings(Path(name), shape)
+        torch.manual_seed(0)
+        Qwen2_5_VLForConditionalGeneration(config).save_pretrained(name)
+        plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=torch.float32).train()
+        module = load_model(name, device="cpu")
+        processor = Processor.from_folder(name, FRAMES)
+    return Sides(plain=plain, policy=QwenVLPolicy(module, processor, engine_for(module)))
+
+
+def engine_for(module: PreTrainedModel) -> LocalEngine:
+    return LocalEngine(module, lr=1e-6, total_updates=100, schedule="constant")
+
+
+def write_settings(folder: Path, shape: Shape) -> Qwen2_5_VLConfig:
+    """Everything of a model folder but the weights."""
+    # two tokens a word, with and without a space before it; a few rows of the embedding stay empty, as in the real one
+    words = [f"word{number}" for number in range(shape.vocab_size // 2 - 100)]
+    tokenizer = word_tokenizer([SYSTEM, QUESTION, "system user assistant", *words])
+    assert len(tokenizer) <= shape.vocab_size
+    tokenizer.save_pretrained(folder)
+    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))))
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": shape.hidden_size,
+            "intermediate_size": shape.intermediate_size,
+            "num_hidden_layers": shape.num_hidden_layers,
+            "num_attention_heads": shape.num_attention_heads,
+            "num_key_value_heads": shape.num_key_value_heads,
+            "vocab_size": shape.vocab_size,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1000000.0,
+                "mrope_section": list(shape.mrope_section),
+            },
+            "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": shape.vision_depth,
+            "hidden_size": shape.vision_hidden_size,
+            "intermediate_size": shape.vision_intermediate_size,
+            "num_heads": shape.vision_heads,
+            "out_hidden_size": shape.hidden_size,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": TEMPORAL,
+            "window_size": 112,
+            "fullatt_block_indexes": list(shape.full_attention_blocks),
+            "tokens_per_second": 2,
+        },
+        tie_word_embeddings=shape.tied,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        eos_token_id=ids["<|im_end|>"],
+        pad_token_id=ids["<|endoftext|>"],
+    )
+    config.save_pretrained(folder)
+    preprocessor = {
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": TEMPORAL,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    return config
+
+
+def random_clip(video_tokens: int, *, seed: int, num_frames: int = NUM_FRAMES) -> Clip:
+    """Square frames of noise, two a second, that become exactly so many tokens: one for 28 x 28 pixels x 2 frames."""
+    side = math.isqrt(video_tokens * TEMPORAL // num_frames)
+    assert side * side * num_frames == video_tokens * TEMPORAL, f"no square frames give {video_tokens} tokens"
+    pixels = side * PATCH * MERGE
+    frames = np.random.default_rng(seed).integers(0, 256, (num_frames, pixels, pixels, 3), dtype=np.uint8)
+    return Clip(frames=frames, times_s=(np.arange(num_frames) + 0.5) / 2)
+
+
+def random_prompt(video_tokens: int, *, seed: int) -> Prompt:
+    return Prompt(messages=chat(QUESTION, num_videos=1), clips=(random_clip(video_tokens, seed=seed),))
+
+
+def encode(processor: Processor, video_tokens: int, *, seed: int) -> EncodedPrompt:
+    """A random prompt as tensors."""
+    encoded = processor.encode(random_prompt(video_tokens, seed=seed))
+    assert int((encoded.input_ids == processor.config.video_token_id).sum()) == video_tokens
+    return encoded
+
+
+def random_group(
+    processor: Processor, *, video_tokens: int, group_size: int, completion_tokens: int, seed: int = 0
+) -> Group:
+    """A prompt with ``group_size`` completions of exactly ``completion_tokens`` random words."""
+    prompt = random_prompt(video_tokens, seed=seed)
+    allowed = torch.ones(processor.config.text_config.vocab_size, dtype=torch.bool)
+    allowed[processor.suppressed_ids] = allowed[processor.eos_id] = False
+    places = torch.randint(
+        int(allowed.sum()), (group_size, completion_tokens), generator=torch.Generator().manual_seed(seed)
+    )
+    rows = allowed.nonzero().flatten()[places].tolist()
+    return Group(
+        sample=Sample(uid=f"random/{seed}", task="random", question=QUESTION, answer="", videos=()),
+        prompt=prompt,
+        encoded=encode(processor, video_tokens, seed=seed),
+        completions=tuple(Completion(text="", token_ids=tuple(row), finished=False) for row in rows),
+    )
+
+
+def never_end(policy: QwenVLPolicy) -> list[int]:
+    """From now on no completion of ``policy`` ends early; returns what others must suppress for the same effect."""
+    eos = torch.tensor([policy.processor.eos_id], device=policy.suppressed_ids.device)
+    policy.suppressed_ids = torch.cat([policy.suppressed_ids, eos])
+    return policy.suppressed_ids.tolist()

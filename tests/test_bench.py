@@ -1,0 +1,103 @@
+"""Every benchmark runs in its tiny size and writes what it promises; how fast anything is, no test asks."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from experiments.bench import gpu, harness, learner, rollout, step
+from experiments.bench.shape import TINY
+
+
+def figures_of(main, path, *options):
+    """What ``main`` writes; the machine is named."""
+    main(["--quick", "--repeats", "1", "--json", str(path / "figures.json"), *options])
+    figures = json.loads((path / "figures.json").read_text())
+    machine = figures["machine"]
+    assert machine["cpu"] and machine["cores"] >= 1 and machine["torch"] == torch.__version__ and "gpu" in machine
+    return figures
+
+
+def test_learner(tmp_path):
+    figures = figures_of(learner.main, tmp_path, "--plot", str(tmp_path / "cost.png"))
+    rows = figures["rows"]
+    assert [(row["group_size"], row["completion_tokens"], row["video_tokens"]) for row in rows] == [
+        (8, 8, 32), (4, 8, 32), (32, 8, 32), (8, 4, 32), (8, 8, 72)
+    ]  # fmt: skip
+    for row in rows:
+        assert row["speedup"] == row["repeated_s"] / row["packed_s"] > 0
+        assert 0 < row["grad_rel_err"] < 1e-5
+        assert row["packed_mb"] is None or row["memory_ratio"] == row["packed_mb"] / row["repeated_mb"]
+    assert figures["growth_8_to_32"] == rows[2]["packed_s"] / rows[0]["packed_s"]
+    assert (tmp_path / "cost.png").stat().st_size > 0
+
+
+def test_rollout(tmp_path):
+    figures = figures_of(rollout.main, tmp_path)
+    for side in ("sequential", "num_return_sequences"):
+        assert figures[f"vs_{side}"] == figures[f"{side}_s"] / figures["ours_s"] > 0
+    assert figures["several_prompts"]["num_prompts"] == 4 and figures["several_prompts"]["vs_num_return_sequences"] > 0
+
+
+def test_step_without_trl(tmp_path, monkeypatch):
+    monkeypatch.setattr(step, "find_spec", lambda name: None)
+    figures = figures_of(step.main, tmp_path)
+    assert figures["vs_peer_structure"] == figures["peer_structure_s"] / figures["ours_s"] > 0
+    assert figures["trl_s"] is None and figures["vs_trl"] is None
+
+
+def test_gpu_in_its_tiny_size_needs_none(tmp_path):
+    figures = figures_of(gpu.main, tmp_path)
+    assert figures["mfu"] > 0 and figures["speedup"] > 0 and figures["decode_step_s"] > 0
+    assert figures["grad_rel_err"] < 0.05  # of bfloat16
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.main(["--json", str(tmp_path / "figures.json")])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["gpu"] is None and "no CUDA device" in figures["reason"]
+
+
+def test_needed_work_by_hand():
+    policy = gpu.load_policy(TINY, torch.device("cpu"))
+    group = gpu.random_group(policy.processor, video_tokens=72, group_size=2, completion_tokens=3)
+    prompt = len(group.encoded.input_ids)
+    flops = gpu.needed_flops(policy.module, group)
+    # layers of 2 x 32 x 32 (query, output) + 2 x 16 x 32 (key, value) + 3 x 32 x 64; 2 completions of 2 tokens
+    assert flops["text"] == 6 * 2 * (2048 + 1024 + 6144) * (prompt + 4)
+    # the first token of a completion sees the prompt and itself, the second one more
+    pairs = prompt * (prompt + 1) / 2 + 2 * (2 * prompt + 1 + 2)
+    assert flops["text_attention"] == 12 * 32 * 2 * pairs
+    assert flops["lm_head"] == 6 * 512 * 32 * 6
+    # 8 frames of 6 x 6 patches, a window holds 8 x 8: block 0 and block 1 see the same
+    assert flops["vision_attention"] == 12 * 32 * 2 * 8 * 36**2
+    assert gpu.pairs_in_frames((1, 5, 4), 4) == 16**2 + 4**2
+    # bfloat16: 2 layers with 2 norms of 32 and biases of query, key and value; the vocabulary; keys and values of 16
+    weights = 2 * (2048 + 1024 + 6144 + 64 + 64) + 512 * 32
+    assert gpu.needed_bytes(policy.module, group, 3) == 2 * (weights + 2 * 2 * 16 * (prompt + 2 * 3 / 2))
+
+
+def test_medians_take_turns_and_leave_out_the_first_round(monkeypatch):
+    """Calls a b, a b, a b, a b that take 9 8, 1 5, 3 5, 2 7 seconds."""
+    calls, times = [], iter([0, 9, 9, 17, 20, 21, 21, 26, 30, 33, 33, 38, 40, 42, 42, 49])
+    monkeypatch.setattr(harness, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    seconds = harness.medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
+    assert "".join(calls) == "abababab"
+    assert seconds == {"a": 2, "b": 5}
+
+
+def test_peak_memory_counts_what_is_freed_again():
+    """100 MB that are gone when the call returns."""
+    peak, result = harness.peak_extra_mb(lambda: torch.ones(25_000_000).sum().item())
+    assert result == 25_000_000
+    assert peak is None or peak == pytest.approx(100, rel=0.1)
+
+
+def test_relative_error_by_hand():
+    """|(3, 4)| / |(0, 10)|"""
+    found, expected = ([torch.tensor([one]), torch.tensor([other])] for one, other in ((3.0, 14.0), (0.0, 10.0)))
+    assert learner.relative_error(found, expected) == pytest.approx(0.5)
