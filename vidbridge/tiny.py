@@ -63,9 +63,7 @@ def create_folder(folder: Path, texts: Iterable[str], *, seed: int) -> None:
             "num_key_value_heads": 2,
             "vocab_size": len(tokenizer),
             "max_position_embeddings": 1024,
-            # a cell to the right must turn some head by an angle that shows: with the usual theta of 10,000 those of
-            # width are below 0.01, and after 2,600 steps left and right were still mixed up
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 6, 6]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
             # ten times the usual deviation for this depth: with 0.02 a model this narrow learns next to nothing
             "initializer_range": 0.08,
             "bos_token_id": None,

@@ -4,7 +4,8 @@
 
 Three axes from one base point: the group, the completions and the video grow. Memory is the peak beyond the weights
 (activations and gradients), its ratio packed / repeated: 0.5 is half. Both sides have the same weights, completions,
-advantages and objective; the error is that of all gradients together, |packed - repeated| / |repeated|.
+advantages and objective; the error is that of all gradients together, |packed - repeated| / |repeated|. It needs 16 GB:
+the peers' rows of 32 completions take 13.6.
 """
 
 from __future__ import annotations
