@@ -72,7 +72,7 @@ def test_a_model_brings_the_numbers_that_fit_it():
         rollout = (config.rollout.max_completion_tokens, config.rollout.max_rows)
         return config.optim.lr, *rollout, config.prompts_per_step, config.engine.max_packed_tokens
 
-    assert numbers() == (2e-4, 64, 256, 12, 1024)
+    assert numbers() == (2e-4, 64, 256, 12, 2048)
     for size in (3, 7, 32, 72):
         assert numbers(f"model=qwen2_5_vl_{size}b") == (1e-6, 2048, 32, 32, 16384)
         assert config_of(f"model=qwen2_5_vl_{size}b").model.path == f"Qwen/Qwen2.5-VL-{size}B-Instruct"

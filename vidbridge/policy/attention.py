@@ -65,16 +65,15 @@ def _attend_in_windows(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """For the vision tower: windows of the same size in one call, where transformers would make one for each."""
-    bounds = cu_seq_lens_q.cpu()
-    starts, lengths = bounds[:-1], bounds.diff()
-    tensors = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [S, H, D]
-    places, outs = [], []
-    for length in lengths.unique().tolist():
-        windows = (starts[lengths == length][:, None] + torch.arange(length)).to(tensors[0].device)
-        query, key, value = (_take(tensor, windows) for tensor in tensors)  # [n, length, H, D]
-        outs.append(_sdpa(query, key, value, scaling).flatten(0, 1))
-        places.append(windows.flatten())
-    return torch.cat(outs).index_select(0, torch.cat(places).argsort())[None], None
+    lengths = cu_seq_lens_q.diff().tolist()
+    pieces = [tensor[0].transpose(0, 1).split(lengths) for tensor in (query, key, value)]  # windows of [length, H, D]
+    outs: list[torch.Tensor] = [query] * len(lengths)
+    for length in set(lengths):
+        places = [place for place, each in enumerate(lengths) if each == length]
+        alike = (torch.stack([windows[place] for place in places]) for windows in pieces)  # [n, length, H, D]
+        for place, out in zip(places, _sdpa(*alike, scaling=scaling).unbind()):
+            outs[place] = out
+    return torch.cat(outs)[None], None
 
 
 AttentionInterface.register(NAME, _attend)
@@ -108,48 +107,64 @@ def packed_attention(group_ids: torch.Tensor, sibling_ids: torch.Tensor) -> Atte
 
 
 class PackedSdpa:
-    """For CPUs: two dense calls that skip what the mask would hide, prompts by themselves and completions over both.
+    """For CPUs: dense calls that skip what the mask would hide, for prompts by themselves and completions over both.
 
-    A mask over the whole row would be [S, S], most of it hidden: completions do not see each other.
+    A mask over the whole row would be [S, S], most of it hidden: neither groups nor completions see each other.
+    Tensors are cut and joined, never indexed: that would cost more than the attention, going backward.
     """
 
     def __init__(self, group_ids: torch.Tensor, sibling_ids: torch.Tensor):
-        starts = (group_ids.diff(prepend=group_ids[:1] - 1) != 0) | (sibling_ids.diff(prepend=sibling_ids[:1]) != 0)
-        segments = torch.arange(len(group_ids)).tensor_split(starts.nonzero().flatten()[1:])
-        prompts = [places for places in segments if sibling_ids[places[0]] == 0]
-        completions = [places for places in segments if sibling_ids[places[0]] > 0]
-        # padding repeats the row's first token: as a query its result is left out, as a key it is hidden
-        self.prompts = pad_sequence(prompts, batch_first=True)  # [P, L]
-        self.completions = pad_sequence(completions, batch_first=True) if completions else None  # [N, T]
-        real = [_real(segments).flatten() for segments in (prompts, completions) if segments]
-        computed = torch.cat(real).nonzero().flatten()  # where in the results below, without the padding
-        self.places = computed[torch.cat(prompts + completions).argsort()]  # [S]
-        if self.completions is not None:
-            self.row_prompt = torch.tensor([int(group_ids[places[0]]) for places in completions])  # [N]
-            num_rows, width = self.completions.shape
-            own = torch.ones(width, width, dtype=torch.bool).tril().expand(num_rows, -1, -1)
-            given = _real(prompts)[self.row_prompt][:, None].expand(-1, width, -1)
-            sees = torch.cat([given, own], dim=2)[:, None]  # [N, 1, T, L + T]
-            self.mask = torch.zeros(sees.shape).masked_fill_(~sees, -torch.inf)  # once for all layers
+        groups = group_ids.unique_consecutive(return_counts=True)[1].tolist()
+        self.segments = [  # lengths of the prompt and of each completion that is not empty, by group
+            siblings.unique_consecutive(return_counts=True)[1].tolist() for siblings in sibling_ids.split(groups)
+        ]
+        self.masks = [_completion_mask(lengths) for lengths in self.segments]
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        tensors = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [S, heads, D]
-        query, key, value = (_take(tensor, self.prompts) for tensor in tensors)  # [P, L, heads, D]
-        # padding stands at the end, where a causal mask hides it
-        parts = [_sdpa(query, key, value, scaling, is_causal=True).flatten(0, 1)]
-        if self.completions is not None:
-            given = (tensor.index_select(0, self.row_prompt) for tensor in (key, value))
-            query, key, value = (_take(tensor, self.completions) for tensor in tensors)  # [N, T, heads, D]
-            key, value = (torch.cat(pair, dim=1) for pair in zip(given, (key, value)))  # [N, L + T, heads, D]
-            parts.append(_sdpa(query, key, value, scaling, attn_mask=self.mask.to(query.dtype)).flatten(0, 1))
-        return torch.cat(parts).index_select(0, self.places)[None]
+        sizes = [sum(lengths) for lengths in self.segments]
+        groups = zip(*(tensor[0].transpose(0, 1).split(sizes) for tensor in (query, key, value)))  # of [S, heads, D]
+        outs = [
+            self._group(lengths, mask, *tensors, scaling=scaling)
+            for lengths, mask, tensors in zip(self.segments, self.masks, groups)
+        ]
+        return torch.cat(outs)[None]
+
+    def _group(
+        self,
+        lengths: list[int],
+        mask: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scaling: float,
+    ) -> torch.Tensor:
+        """One group [prompt | c1 .. cG]: [S, heads, D] -> [S, H, D]."""
+        if len(lengths) <= 2:  # with a single completion it is an ordinary row
+            return _sdpa(query[None], key[None], value[None], scaling=scaling, is_causal=True)[0]
+        of_prompt, of_completions = zip(*((p, c) for p, *c in (t.split(lengths) for t in (query, key, value))))
+        prompt = _sdpa(*(tensor[None] for tensor in of_prompt), scaling=scaling, is_causal=True)[0]
+        query, key, value = (pad_sequence(pieces, batch_first=True) for pieces in of_completions)  # [G, T, heads, D]
+        key, value = (
+            torch.cat([given.expand(len(own), -1, -1, -1), own], dim=1)  # [G, L + T, heads, D]
+            for given, own in zip(of_prompt[1:], (key, value))
+        )
+        rows = _sdpa(query, key, value, scaling=scaling, attn_mask=mask.to(query.dtype)).unbind()
+        return torch.cat([prompt, *(row[:length] for row, length in zip(rows, lengths[1:]))])
 
 
-def _take(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """tensor[places]; on a CPU, unlike that, its gradient is added up in the same order every time."""
-    return tensor.index_select(0, places.flatten()).unflatten(0, places.shape)
+def _completion_mask(lengths: list[int]) -> torch.Tensor:
+    """To be added to scores [G, 1, T, L + T]: each completion sees the prompt and its own past.
+
+    Padding stands at the end of a completion, where its own past hides it from all that counts.
+    """
+    prompt, *completions = lengths
+    longest = max(completions, default=0)
+    hidden = torch.ones(longest, longest, dtype=torch.bool).triu(1)
+    own = torch.zeros(longest, longest).masked_fill_(hidden, -torch.inf)
+    return torch.cat([torch.zeros(longest, prompt), own], dim=1)[None, None]
 
 
 _compiled_flex_attention = torch.compile(flex_attention)
@@ -176,13 +191,7 @@ class PackedFlex:
         return out.transpose(1, 2)
 
 
-def _real(segments: list[torch.Tensor]) -> torch.Tensor:
-    """[R, longest] bool, False on padding."""
-    lengths = torch.tensor([len(places) for places in segments])
-    return torch.arange(int(lengths.max())) < lengths[:, None]
-
-
-def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, **mask: Any) -> torch.Tensor:
+def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float, **mask: Any) -> torch.Tensor:
     """query [B, S, H, D], key and value [B, L, K, D] -> [B, S, H, D]."""
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     out = F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True, **mask)
