@@ -31,11 +31,24 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
         axes = figure.add_subplot((len(shown) + 2) // 3, 3, place, title=title, xlabel="step")
         for key, label in labels.items():
             steps, values = series(lines, key)
-            axes.plot(steps, values, label=label, marker="o" if len(steps) < 12 else None, markersize=3)
+            marker = "o" if len(steps) < 12 else None
+            (line,) = axes.plot(steps, trailing_means(values), label=label, marker=marker, markersize=3)
+            axes.plot(steps, values, color=line.get_color(), alpha=0.2, zorder=1)
         if len(labels) > 1:
             axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
+
+
+def trailing_means(values: list[float]) -> list[float]:
+    """Each with those before it, a twentieth of all at most: what a batch happens to hold shall not hide the trend.
+
+    >>> trailing_means([1.0, 2.0, 3.0])
+    [1.0, 2.0, 3.0]
+    """
+    width = max(len(values) // 20, 1)
+    windows = [values[max(0, end - width) : end] for end in range(1, len(values) + 1)]
+    return [sum(window) / len(window) for window in windows]
 
 
 def matching(keys: list[str], start: str, end: str) -> dict[str, str]:
