@@ -168,8 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     packed_s = {row["group_size"]: row["packed_s"] for row in reversed(rows)}  # of size 8 the base point, the first row
     growth = packed_s[32] / packed_s[8]
     show(
-        "forward and backward of one group: packed / repeated",
-        ("G", "T", "video", "seconds", "speed-up", "MB beyond weights", "ratio", "error"),
+        "forward and backward of one group, packed / repeated; MB beyond the weights",
+        ("G", "T", "video", "seconds", "speed-up", "MB", "ratio", "error"),
         [
             (
                 *(str(row[axis]) for axis in AXES),
