@@ -63,17 +63,18 @@ def test_a_folder_that_holds_a_run_is_left_as_it_is(tmp_path):
 
 
 def test_of_two_runs_in_one_folder_one_has_it(tmp_path):
-    with launch.claimed(tmp_path, {"seed": 1}):
-        with pytest.raises(ConfigError, match="already holds a run"), launch.claimed(tmp_path, {"seed": 2}):
+    with launch.claimed(tmp_path, {"seed": 1}, again=False):
+        again = launch.claimed(tmp_path, {"seed": 2}, again=False)
+        with pytest.raises(ConfigError, match="already holds a run"), again:
             raise AssertionError("both have it")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"seed": 1}
 
 
 def test_a_run_that_recorded_nothing_gives_its_folder_back(tmp_path):
-    with pytest.raises(DataError), launch.claimed(tmp_path, {}):
+    with pytest.raises(DataError), launch.claimed(tmp_path, {}, again=False):
         raise DataError("no rows")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(DataError), launch.claimed(tmp_path, {}):
+    with pytest.raises(DataError), launch.claimed(tmp_path, {}, again=False):
         (tmp_path / "metrics.jsonl").touch()
         raise DataError("a bad row in the middle")
     assert (tmp_path / "config.yaml").exists()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import random
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
-import numpy as np
-import torch
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
-from vidbridge.config import Config, ConfigError, GrpoConfig, SftConfig, WandbMode, reward_weights
+from vidbridge.checkpoint import Checkpointer
+from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, WandbMode, reward_weights
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.rows import DataError
 from vidbridge.evaluate import Evaluator
@@ -28,6 +26,7 @@ from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import self_test
+from vidbridge.seeding import seed_everything
 from vidbridge.sft import SftStep
 from vidbridge.step import GrpoStep
 from vidbridge.targets import make
@@ -63,11 +62,19 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
         policy=policy,
         evaluator=build_evaluator(config, tasks, processor, eval_reward, policy),
         tracker=build_tracker(config, public=public, run_dir=run_dir, job_type="train"),
+        checkpointer=Checkpointer(
+            run_dir / "checkpoints",
+            every=config.checkpoint.every,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+        ),
+        resume=config.resume is Resume.auto,
         eval=config.eval,
         steps=num_steps(config, tasks["train"]),
         profile_steps=config.profile_steps,
         run_dir=run_dir,
         labels=labels(config),
+        record=public,
     )
 
 
@@ -115,13 +122,6 @@ def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:
         "seed": config.seed,
         "steps": config.steps if trains else None,
     }
-
-
-def seed_everything(seed: int) -> None:
-    """For whatever draws from the global generators; the batches, samples and evaluations carry their own seeds."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def build_tasks(config: Config, splits: set[str]) -> dict[str, dict[str, Task]]:

@@ -192,6 +192,22 @@ class EngineConfig:
         _require_positive("engine", self, "max_packed_tokens")
 
 
+class Resume(str, Enum):
+    never = "never"  # the folder of the run must be a new one
+    auto = "auto"  # go on from the newest good checkpoint in it, or start if there is none
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 0  # steps between two checkpoints; 0: only when the run is told to stop
+    keep_last: int = 2
+    keep_best: bool = False  # and the one with the best score on val (eval.every)
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 0, f"checkpoint.every must be 0 (never) or positive, got {self.every}")
+        _require_positive("checkpoint", self, "keep_last")
+
+
 @dataclass
 class TrackConfig:
     wandb: WandbMode = WandbMode.auto
@@ -226,6 +242,7 @@ class Config:
     seed: int = 0
     steps: Optional[int] = None  # one batch of prompts each; null: one pass over the deck, or all stages of SFT
     prompts_per_step: int = MISSING
+    resume: Resume = Resume.never
     profile_steps: int = 0  # steps recorded by torch.profiler into trace_<step>.json
     allowed_targets: List[str] = field(default_factory=list)  # prefixes beside "vidbridge." for `_target_`
     paths: PathsConfig = field(default_factory=PathsConfig)
@@ -240,6 +257,7 @@ class Config:
     algo: AlgoConfig = MISSING
     optim: OptimConfig = MISSING
     engine: EngineConfig = MISSING
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     track: TrackConfig = MISSING
     eval: EvalConfig = MISSING
 

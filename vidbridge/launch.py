@@ -1,6 +1,7 @@
 """How a job starts and ends: Hydra composes, mistakes become one message, a sweep runs each job on its own.
 
-Exit status: 0 done, 1 the data are bad (or a job of a sweep failed), 2 the configuration is wrong.
+Exit status: 0 done, 1 the data are bad, the disk is full, the run diverged (or a job of a sweep failed), 2 the
+configuration is wrong, 143 and 130 stopped by SIGTERM and SIGINT.
 What nobody foresaw keeps its traceback; HYDRA_FULL_ERROR=1 shows the traceback of everything.
 """
 
@@ -27,14 +28,18 @@ from omegaconf.resolvers import oc
 from rich.console import Console
 from rich.table import Table
 
-from vidbridge.config import Config, ConfigError, GrpoConfig, SftConfig, did_you_mean, require_known
+from vidbridge.checkpoint import CheckpointError
+from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, did_you_mean, require_known
 from vidbridge.data.rows import DataError
 from vidbridge.media.decode import VideoError
+from vidbridge.policy.engine_local import Diverged
+from vidbridge.stopping import Stopped
 from vidbridge.track.metrics_file import METRICS
 
 PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
 CONF = PACKAGE.parent / "conf"
-BAD_DATA, BAD_CONFIG = 1, 2
+FAILED, BAD_CONFIG = 1, 2
+FAILURES = (DataError, VideoError, CheckpointError, Diverged)  # that have a message for the user
 # Of a sweep itself, not of its jobs.
 SWEEP_KEYS = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.sweeper", "hydra.launcher")
 
@@ -80,30 +85,35 @@ def main(body: Callable[[Config, Mapping[str, Any], Path], None]) -> NoReturn:
         if mistakes:
             raise mistakes[0]
         for config, record, run_dir in runs:
-            with claimed(run_dir, record):
+            with claimed(run_dir, record, again=config.resume is Resume.auto):
                 body(config, record, run_dir)
-    except (ConfigError, HydraException, OmegaConfBaseException, DataError, VideoError) as error:
+    except (ConfigError, HydraException, OmegaConfBaseException, *FAILURES) as error:
         if wants_traceback:
             raise
         print(f"error: {explain(error)}", file=sys.stderr)
-        sys.exit(BAD_DATA if isinstance(error, (DataError, VideoError)) else BAD_CONFIG)
+        sys.exit(FAILED if isinstance(error, FAILURES) else BAD_CONFIG)
+    except Stopped as stopped:
+        sys.exit(stopped.status)
     if jobs:
         print_jobs(jobs)
     sys.exit(1 if any(job.status for job in jobs) else 0)
 
 
 @contextmanager
-def claimed(run_dir: Path, record: Mapping[str, Any]) -> Iterator[None]:
-    """``run_dir`` is this run's alone: whoever makes its config.yaml has it.
+def claimed(run_dir: Path, record: Mapping[str, Any], *, again: bool) -> Iterator[None]:
+    """``run_dir`` is this run's alone: whoever makes its config.yaml has it; ``again``: it may be there already.
 
     A run that fails before its first record gives the folder back.
     """
     path = run_dir / "config.yaml"
+    if again and path.exists():  # the checkpoints know whether it was a run like this one
+        yield
+        return
     try:
         with path.open("x", encoding="utf-8") as file:
             OmegaConf.save(OmegaConf.create(dict(record)), file)
     except FileExistsError:
-        raise ConfigError(f"{run_dir} already holds a run: choose another hydra.run.dir") from None
+        raise ConfigError(f"{run_dir} already holds a run: choose another hydra.run.dir, or resume=auto") from None
     except OSError as error:
         raise ConfigError(f"cannot write into the folder of the run (hydra.run.dir): {error}") from error
     try:

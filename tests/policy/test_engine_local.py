@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vidbridge.policy.engine_local import LocalEngine, lr_factor
+from vidbridge.policy.engine_local import Diverged, LocalEngine, lr_factor
 
 
 def make_engine(module=None, **settings):
@@ -98,3 +98,48 @@ def test_bad_settings_are_refused():
         make_engine(schedule="cosine")
     with pytest.raises(ValueError, match="nothing to train"):
         make_engine(nn.Linear(1, 1).requires_grad_(False))
+
+
+def test_three_bad_gradients_in_a_row_stop_the_run_and_leave_the_weights():
+    module = torch.nn.Linear(2, 1)
+    engine = LocalEngine(module, lr=0.1, total_updates=10)
+    before = module.weight.detach().clone()
+
+    def update(factor):
+        engine.backward(module(torch.ones(1, 2)).sum() * factor)
+        return engine.update()
+
+    for factor in (float("nan"), float("inf")):
+        update(factor)
+    assert torch.equal(module.weight, before)
+    assert update(1.0)["policy/skipped_updates"] == 2.0  # a good one starts the count again
+    moved = module.weight.detach().clone()
+    update(float("nan"))
+    update(float("nan"))
+    with pytest.raises(Diverged, match="not finite in 3 updates in a row"):
+        update(float("nan"))
+    assert torch.equal(module.weight, moved) and not torch.equal(moved, before)
+
+
+def test_a_snapshot_is_a_copy_and_loading_it_goes_on_exactly(tmp_path):
+    def built():
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 1)).to(torch.bfloat16)
+        return module, LocalEngine(module, lr=0.1, total_updates=10)
+
+    def train(module, engine, updates):
+        for _ in range(updates):
+            engine.backward((module(torch.ones(1, 3, dtype=torch.bfloat16)) ** 2).sum())
+            engine.update()
+
+    module, engine = built()
+    train(module, engine, 3)
+    write = engine.snapshot()
+    train(module, engine, 4)  # after the copy was taken
+    write(tmp_path)
+    other, fresh = built()
+    fresh.load(tmp_path)
+    assert fresh.updates == 3
+    train(other, fresh, 4)
+    for one, two in zip([*module.parameters(), *engine.masters], [*other.parameters(), *fresh.masters], strict=True):
+        assert torch.equal(one, two)

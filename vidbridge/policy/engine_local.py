@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from pathlib import Path
+from typing import Callable, Protocol
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 SCHEDULES = ("linear", "constant")
+MAX_SKIPPED = 3  # updates in a row without a finite gradient, then the run stops
+
+
+class Diverged(RuntimeError):
+    """The gradient has been NaN or infinite too often; the message is for the user."""
 
 
 class Engine(Protocol):
@@ -20,7 +28,16 @@ class Engine(Protocol):
         """Add the gradient of a scalar loss to what this update has gathered so far."""
 
     def update(self) -> dict[str, float]:
-        """One optimizer step with the gathered gradient, which is then forgotten; returns metrics."""
+        """One optimizer step with the gathered gradient, which is then forgotten; returns metrics.
+
+        Raises Diverged when the gradient was not finite MAX_SKIPPED times in a row.
+        """
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """A copy of weights and optimizer as they are now; called with a folder, it is written there."""
+
+    def load(self, folder: Path) -> None:
+        """Go on from what a snapshot wrote; the module is the one it was, down to its shapes."""
 
 
 def lr_factor(update: int, *, total_updates: int, schedule: str, warmup_frac: float) -> float:
@@ -64,6 +81,7 @@ class LocalEngine:
         self.max_grad_norm = max_grad_norm
         self.updates = 0
         self.skipped_updates = 0
+        self.skipped_in_a_row = 0
         self.trained = [weight for weight in module.parameters() if weight.requires_grad]
         if not self.trained:
             raise ValueError("every part of the model is frozen: there is nothing to train")
@@ -102,12 +120,54 @@ class LocalEngine:
             with torch.no_grad():
                 for weight, master in self._copies():
                     weight.copy_(master)
+            self.skipped_in_a_row = 0
         else:
             self.skipped_updates += 1
+            self.skipped_in_a_row += 1
         self.updates += 1  # a skipped one too: the rate is a function of the step number
         self.optimizer.zero_grad(set_to_none=True)
+        if self.skipped_in_a_row == MAX_SKIPPED:
+            raise Diverged(
+                f"the gradient was not finite in {MAX_SKIPPED} updates in a row (the last is number {self.updates}); "
+                f"the weights are those from before. Try a lower optim.lr or optim.max_grad_norm"
+            )
         metrics = {"policy/lr": lr, "policy/skipped_updates": float(self.skipped_updates)}
         return metrics | ({"policy/grad_norm": grad_norm} if math.isfinite(grad_norm) else {})
 
     def _copies(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
         return [(weight, master) for weight, master in zip(self.trained, self.masters) if master is not weight]
+
+    def snapshot(self) -> Callable[[Path], None]:
+        names = {weight: name for name, weight in self.module.named_parameters()}
+        tensors = {f"weight.{names[w]}": m.detach().cpu().clone() for w, m in zip(self.trained, self.masters)}
+        for weight, master in zip(self.trained, self.masters):
+            for key, value in self.optimizer.state.get(master, {}).items():
+                tensors[f"{key}.{names[weight]}"] = value.detach().cpu().clone()
+        counts = {
+            "updates": self.updates,
+            "skipped_updates": self.skipped_updates,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+        metadata = {name: str(count) for name, count in counts.items()}
+
+        def write(folder: Path) -> None:
+            save_file(tensors, folder / "engine.safetensors", metadata)
+
+        return write
+
+    def load(self, folder: Path) -> None:
+        path = folder / "engine.safetensors"
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            for name, count in file.metadata().items():
+                setattr(self, name, int(count))
+        names = {weight: name for name, weight in self.module.named_parameters()}
+        with torch.no_grad():
+            for weight, master in zip(self.trained, self.masters):
+                master.copy_(tensors[f"weight.{names[weight]}"])
+                weight.copy_(master)
+                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{names[weight]}" in tensors]
+                if keys:
+                    self.optimizer.state[master] = {
+                        key: tensors[f"{key}.{names[weight]}"].to(master.device) for key in keys
+                    }

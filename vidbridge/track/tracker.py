@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -55,8 +56,8 @@ class Tracker:
     def start_evaluation(self, when: str, num_completions: int) -> Callable[[int], None]:
         return self.console.start_stage(f"evaluating {when}", num_completions)
 
-    def start_steps(self, steps: int) -> None:
-        self.console.start_stage("training", steps)
+    def start_steps(self, steps: int, done: int = 0) -> None:
+        self.console.start_stage("training", steps)(done)
         self._last_step_at = time.monotonic()
 
     def step(self, step: int, result: StepResult) -> None:
@@ -85,6 +86,18 @@ class Tracker:
         append_line(self.run_dir / METRICS, {"step": step, **metrics})
         if self.wandb is not None:
             self.wandb.log(step, metrics)
+
+    def position(self) -> dict[str, int]:
+        """How long the record is now, by file."""
+        paths = (self.run_dir / METRICS, self.run_dir / COMPLETIONS)
+        return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Forget what was recorded after ``position``: steps that a run which died will take again."""
+        for name in (METRICS, COMPLETIONS):
+            path = self.run_dir / name
+            if path.exists():
+                os.truncate(path, position.get(name, 0))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and the picture, show the table, and say where everything is."""
