@@ -1,0 +1,98 @@
+"""The ranks of a run and what they tell each other. With one process everything here is free."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any, Sequence, TypeVar
+
+import torch
+import torch.distributed as distributed
+
+T = TypeVar("T")
+
+
+class RankFailed(RuntimeError):
+    """Another rank met an error, so that this one stops too; the message is that rank's."""
+
+
+def join(device: torch.device, timeout_s: float) -> None:
+    """Meet the other ranks of an environment made by torchrun or our launcher: gloo between CPUs, nccl between GPUs.
+
+    A collective that waits longer than ``timeout_s`` fails instead of hanging.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+
+def leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """The number of this rank on its machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def total(values: Sequence[float]) -> list[float]:
+    """The sum of each value over the ranks, in 64 bits."""
+    if world_size() == 1:
+        return list(values)
+    device = torch.device("cuda", local_rank()) if distributed.get_backend() == "nccl" else torch.device("cpu")
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    distributed.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def everyones(value: T) -> list[T]:
+    """What every rank holds, in the order of ranks; for small things that can be pickled."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def agree(error: Exception | None) -> None:
+    """All ranks go on, or all raise: their own error, or RankFailed with that of the first rank that has one.
+
+    Called at the same place by all, so that none waits in a collective for one that has left.
+    """
+    messages = everyones(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for other, message in enumerate(messages):
+        if message is not None:
+            raise RankFailed(f"rank {other} failed: {message}")
+
+
+def deal(costs: Sequence[float], num_hands: int) -> list[list[int]]:
+    """Indices of things for each of ``num_hands``, so that their costs come out about even and their numbers equal.
+
+    The dearest first, each to the hand that has least among those with room: ceil(n / hands) things a hand.
+
+    >>> deal([5, 1, 1, 5], num_hands=2)
+    [[0, 1], [3, 2]]
+    """
+    room = -(-len(costs) // num_hands)
+    hands: list[list[int]] = [[] for _ in range(num_hands)]
+    spent = [0.0] * num_hands
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        hand = min((hand for hand in range(num_hands) if len(hands[hand]) < room), key=lambda hand: spent[hand])
+        hands[hand].append(index)
+        spent[hand] += costs[index]
+    return hands
