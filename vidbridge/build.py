@@ -19,7 +19,7 @@ from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import Judge
 from vidbridge.media.decode import VideoError
 from vidbridge.media.frames import FrameBudget
-from vidbridge.policy.engine_local import Engine
+from vidbridge.policy.engine import Engine
 from vidbridge.policy.loading import DTYPES, load_model, resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
