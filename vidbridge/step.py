@@ -111,7 +111,7 @@ class GrpoStep:
                 ]
             with clock("reward"):
                 groups = score_groups(groups, self.reward)
-        return dist.joined(dict(zip(prompts, groups)), lighten=light)
+        return dist.joined(dict(zip(prompts, groups)), lighten=Group.light)
 
     def _refilled(
         self, groups: list[Group], step: int, clock: Clock, own: Collection[int]
@@ -154,6 +154,7 @@ class GrpoStep:
         for epoch in range(self.algo.ppo_epochs):
             for place, batch in enumerate(batches):
                 batch = batch.to(self.policy.module.device)
+                num_tokens = int(batch.loss_mask.sum())
                 logprobs, entropy = self.policy.logprobs(batch)
                 if epoch == 0:
                     # what this forward gives is the policy that sampled: no extra forward for old_logprobs
@@ -161,7 +162,6 @@ class GrpoStep:
                         batch, old_logprobs=logprobs.detach(), ref_logprobs=self.policy.ref_logprobs(batch)
                     )
                     batches[place] = batch
-                    metrics.add(sampling_metrics(batch, entropy), weight=num_tokens(batch))
                 out = grpo_loss(
                     logprobs,
                     old_logprobs=batch.old_logprobs,
@@ -176,22 +176,16 @@ class GrpoStep:
                 )
                 self.policy.backward(out.loss)
                 metrics.add({"policy/loss": out.loss.item() * len(batches) * dist.world_size()})
+                if num_tokens == 0:  # masked
+                    continue
+                if epoch == 0:
+                    metrics.add(sampling_metrics(batch, entropy), weight=num_tokens)
                 for name, value in out.metrics.items():
                     # in the first epoch the ratio is 1 and nothing can be clipped: it would dilute those that follow
                     idle = epoch == 0 and name.startswith("policy/clip_")
-                    metrics.add({name: value}, weight=0 if idle else num_tokens(batch))
+                    metrics.add({name: value}, weight=0 if idle else num_tokens)
             metrics.add(self.policy.update())
         return metrics.result()
-
-
-def light(group: Group) -> Group:
-    """Without frames and tensors: what the other ranks are told about it."""
-    prompt = replace(group.prompt, clips=())
-    nothing = torch.empty(0, dtype=torch.long)
-    encoded = EncodedPrompt(
-        input_ids=nothing, position_ids=nothing, rope_delta=0, pixel_values=nothing, video_grid_thw=nothing
-    )
-    return replace(group, prompt=prompt, encoded=encoded)
 
 
 def rewards_of(groups: Sequence[Group], group_size: int) -> torch.Tensor:
@@ -245,10 +239,6 @@ def masked_mean(values: torch.Tensor, batch: Batch) -> float:
     return (values[batch.loss_mask].sum() / batch.loss_mask.sum().clamp(min=1)).item()
 
 
-def num_tokens(batch: Batch) -> int:
-    return int(batch.loss_mask.sum())
-
-
 @dataclass
 class Clock:
     """Seconds spent in each stage of a step."""
@@ -280,8 +270,11 @@ class Means:
             self._values[name].append((value, weight))
 
     def result(self) -> dict[str, float]:
-        ranks = dist.everyones(dict(self._values))
-        return {name: _merged(name, [value for values in ranks for value in values[name]]) for name in self._values}
+        everyones: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for values_of_rank in dist.everyones(dict(self._values)):
+            for name, values in values_of_rank.items():
+                everyones[name] += values
+        return {name: _merged(name, values) for name, values in everyones.items()}
 
 
 def _merged(name: str, values: Sequence[tuple[float, float]]) -> float:

@@ -46,7 +46,7 @@ class Engine(Protocol):
         """The module with all its weights as they are now, to be used by this rank without the others."""
 
     def snapshot(self) -> Callable[[Path], None]:
-        """A copy of weights and optimizer as they are now; called with a folder, this rank's files are written there."""
+        """A copy of weights and optimizer as they are now; called with a folder, it writes this rank's files there."""
 
     def load(self, folder: Path) -> None:
         """Go on from what a snapshot wrote; module and number of ranks are what they were."""

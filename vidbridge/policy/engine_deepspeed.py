@@ -53,7 +53,7 @@ class LogprobModel(nn.Module):
 class DeepSpeedEngine(Updates):
     """As LocalEngine: AdamW on 32-bit weights, clipping by the norm over all ranks, bad gradients skipped by all.
 
-    At stage 3 weights of less than ``kept_whole`` numbers are not divided, and the rollout needs a replica of the model.
+    At stage 3 weights of less than ``kept_whole`` numbers are not divided, and there is a replica to sample from.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class DeepSpeedEngine(Updates):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         if (written := {name: metadata.get(name) for name in self._layout()}) != self._layout():
-            raise ValueError(f"{path} was written with {written}, this run has {self._layout()}: set it back")
+            raise ValueError(f"{path} is of a run with {written}, this one has {self._layout()}: change it back")
         self.set_counts(metadata)
         tensors = load_file(path)
         for number, part in enumerate(self._parts()):

@@ -1,4 +1,4 @@
-"""The engine in which every rank holds the whole model and its optimizer: for one process, or a few with a small model."""
+"""The engine in which every rank holds the whole model and its optimizer: one process, or a small model on a few."""
 
 from __future__ import annotations
 
