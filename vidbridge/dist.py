@@ -31,6 +31,7 @@ def join(device: torch.device, timeout_s: float) -> None:
 def join_alone(device: torch.device) -> None:
     """With one process, a group of one, for a library that does nothing without."""
     if not distributed.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")
         distributed.init_process_group(_backend(device), store=distributed.HashStore(), rank=0, world_size=1)
 
 
@@ -135,7 +136,8 @@ def own_share(num: int, cost: Callable[[int], float]) -> list[int]:
 def deal(costs: Sequence[float], num_hands: int) -> list[list[int]]:
     """Indices of things for each of ``num_hands``, so that their costs come out about even and their numbers equal.
 
-    The dearest first, each to the hand that has least among those with room: ceil(n / hands) things a hand.
+    The dearest first, each to the hand that has least among those with room: ceil(n / hands) things a hand. None is
+    empty that need not be.
 
     >>> deal([5, 1, 1, 5], num_hands=2)
     [[0, 1], [3, 2]]
@@ -144,7 +146,8 @@ def deal(costs: Sequence[float], num_hands: int) -> list[list[int]]:
     hands: list[list[int]] = [[] for _ in range(num_hands)]
     spent = [0.0] * num_hands
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
-        hand = min((hand for hand in range(num_hands) if len(hands[hand]) < room), key=lambda hand: spent[hand])
+        with_room = [hand for hand in range(num_hands) if len(hands[hand]) < room]
+        hand = min(with_room, key=lambda hand: (spent[hand], len(hands[hand])))
         hands[hand].append(index)
         spent[hand] += costs[index]
     return hands

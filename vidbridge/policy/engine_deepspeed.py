@@ -7,14 +7,13 @@ gathered layer by layer while they are used. With ``offload`` both wait in the m
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
-import deepspeed
 import torch
-from deepspeed.accelerator import get_accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -74,7 +73,7 @@ class DeepSpeedEngine(Updates):
         super().__init__(lr=lr, total_updates=total_updates, schedule=schedule, warmup_frac=warmup_frac)
         if stage not in (2, 3) or (offload and stage == 2):
             raise ValueError(f"engine.stage must be 2, or 3 with or without offload, got {stage} with {offload=}")
-        _prepare(module.device)
+        deepspeed = self._library = _deepspeed(module.device)
         self.module, self.stage = module, stage
         self.replica = frozen_copy(module) if stage == 3 else module
         self._replica_is_of = 0  # the number of updates that it has seen
@@ -105,7 +104,7 @@ class DeepSpeedEngine(Updates):
         if self.replica is not self.module and self._replica_is_of != self.updates:
             for weight, whole in zip(self.module.parameters(), self.replica.parameters(), strict=True):
                 if weight.requires_grad:
-                    with deepspeed.zero.GatheredParameters([weight]):
+                    with self._library.zero.GatheredParameters([weight]):
                         whole.data.copy_(weight.data)
             self._replica_is_of = self.updates
         return self.replica
@@ -123,11 +122,11 @@ class DeepSpeedEngine(Updates):
     def load(self, folder: Path) -> None:
         path = folder / _file_name()
         if not path.exists():
-            raise ValueError(f"{path} is not there: was it written by another engine, or by fewer ranks?")
+            raise ValueError(f"{path} is missing: was it written by another engine, or by fewer ranks?")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         if (written := {name: metadata.get(name) for name in self._layout()}) != self._layout():
-            raise ValueError(f"{path} is of a run with {written}, this one has {self._layout()}: change it back")
+            raise ValueError(f"{path} is of a run with {written}, this one has {self._layout()}: set it back")
         self.set_counts(metadata)
         tensors = load_file(path)
         for number, part in enumerate(self._parts()):
@@ -146,7 +145,7 @@ class DeepSpeedEngine(Updates):
         return list(parts)
 
     def _weights_from_parts(self) -> None:
-        """The weights of the model, which are computed with, from the 32-bit ones: what ends every step of DeepSpeed."""
+        """The weights that are computed with from the 32-bit ones: what ends every step of DeepSpeed."""
         zero = self.deepspeed.optimizer
         if self.stage == 2:
             zero.update_lp_params()
@@ -188,13 +187,17 @@ def zero_config(
     }
 
 
-def _prepare(device: torch.device) -> None:
-    """What DeepSpeed wants to find, and what it need not do. ValueError if it has another device in mind."""
+def _deepspeed(device: torch.device) -> Any:
+    """The library, which looks for its device when it is imported. ValueError if it has found another one."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    if (found := get_accelerator().device_name()) != device.type:
+        raise ValueError(f"DeepSpeed works on {found}, the model is on {device}: set DS_ACCELERATOR={device.type}")
     deepspeed.utils.logger.setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`torch.distributed.* is deprecated", FutureWarning)  # of what DeepSpeed calls
-    if get_accelerator().device_name() != device.type:
-        name = get_accelerator().device_name()
-        raise ValueError(f"DeepSpeed works on {name}, the model is on {device}: set DS_ACCELERATOR={device.type}")
     # it would compile a kernel for sums between CPUs, for minutes; gloo has them
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     dist.join_alone(device)
+    return deepspeed
