@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator, Mapping
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
+from vidbridge import dist
 from vidbridge.checkpoint import Checkpointer
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, WandbMode, reward_weights
 from vidbridge.data.mixture import Mixture
@@ -19,7 +20,7 @@ from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import Judge
 from vidbridge.media.decode import VideoError
 from vidbridge.media.frames import FrameBudget
-from vidbridge.policy.engine_local import Engine
+from vidbridge.policy.engine import Engine
 from vidbridge.policy.loading import DTYPES, load_model, resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
@@ -181,13 +182,14 @@ def build_policy(config: Config, processor: Processor, *, trains: bool) -> QwenV
         device=spec.device,
     )
     has_reference = trains and isinstance(algo, GrpoConfig) and algo.kl_beta > 0
+    reference = frozen_copy(module) if has_reference else None  # before an engine divides the weights
     return QwenVLPolicy(
         module,
         processor,
         build_engine(config, module) if trains else None,
         temperature=config.rollout.temperature,
         max_packed_tokens=config.engine.max_packed_tokens,
-        reference=frozen_copy(module) if has_reference else None,
+        reference=reference,
         saved_dtype=DTYPES[spec.saved_dtype.value] if spec.saved_dtype else None,
     )
 
@@ -196,7 +198,8 @@ def build_engine(config: Config, module: nn.Module) -> Engine:
     assert config.steps is not None
     updates = config.steps * (config.algo.ppo_epochs if isinstance(config.algo, GrpoConfig) else 1)
     optim = {**vars(config.optim), "schedule": config.optim.schedule.value}
-    node = {"_target_": config.engine._target_}
+    node = {name: value for name, value in vars(config.engine).items() if value is not None}
+    del node["max_packed_tokens"]  # the policy's
     return make(config, "engine", node, module=module, total_updates=updates, **optim)
 
 
@@ -215,6 +218,10 @@ def build_step(
 ) -> Callable[[int], StepResult]:
     """The function of a step number that the trainer loops over; ``total`` rows make a pass of the task mix."""
     assert config.steps is not None
+    if config.prompts_per_step < dist.world_size():
+        raise ConfigError(
+            f"prompts_per_step={config.prompts_per_step} leaves some of the {dist.world_size()} ranks without a prompt"
+        )
     if isinstance(config.algo, SftConfig):
         return SftStep(
             config.algo.stages,
@@ -249,6 +256,7 @@ def build_evaluator(
 ) -> Evaluator:
     return Evaluator(
         tasks=tasks,
+        policy=policy,
         processor=processor,
         # whatever training samples with, so that scores of different runs compare
         rollout=build_rollout(config, policy, temperature=1.0, top_p=1.0, min_p=0.0),

@@ -187,6 +187,8 @@ class OptimConfig:
 class EngineConfig:
     _target_: str = MISSING
     max_packed_tokens: int = MISSING  # in one forward and backward pass; a longer group goes alone
+    stage: Optional[int] = None  # DeepSpeedEngine alone: 2 divides gradients and optimizer, 3 the weights too
+    offload: Optional[bool] = None  # DeepSpeedEngine alone: weights and optimizer wait in the memory of the CPU
 
     def __post_init__(self) -> None:
         _require_positive("engine", self, "max_packed_tokens")

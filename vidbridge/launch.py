@@ -32,7 +32,7 @@ from vidbridge.checkpoint import CheckpointError
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, did_you_mean, require_known
 from vidbridge.data.rows import DataError
 from vidbridge.media.decode import VideoError
-from vidbridge.policy.engine_local import Diverged
+from vidbridge.policy.engine import Diverged
 from vidbridge.stopping import Stopped
 from vidbridge.track.metrics_file import METRICS
 

@@ -81,8 +81,9 @@ def test_the_seed_decides(policy, encoded):
 
 def test_prompts_in_calls_of_their_own_draw_the_same_numbers(policy, encoded):
     rollout = make_rollout(policy)
-    together = rollout.generate(encoded, 2, seed=6, first=5)
-    apart = [rollout.generate([prompt], 2, seed=6, first=5 + place)[0] for place, prompt in enumerate(encoded)]
+    places = [5, 7, 6]
+    together = rollout.generate(encoded, 2, seed=6, places=places)
+    apart = [rollout.generate([prompt], 2, seed=6, places=[at])[0] for prompt, at in zip(encoded, places, strict=True)]
     assert [[c.token_ids for c in group] for group in together] == [[c.token_ids for c in group] for group in apart]
 
 
