@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Sequence, TypeVar
+from typing import Any, Callable, Iterator, Sequence, TypeVar
 
 import torch
 import torch.distributed as distributed
@@ -78,6 +79,27 @@ def agree(error: Exception | None) -> None:
     for other, message in enumerate(messages):
         if message is not None:
             raise RankFailed(f"rank {other} failed: {message}")
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What runs in here succeeds on all ranks, or fails on all as in ``agree``."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    agree(error)
+
+
+def first_then_others(make: Callable[[], T]) -> T:
+    """``make()`` on the first rank of each machine, then on its others, which find on the disk what the first made."""
+    made: list[T] = []
+    for turn in (True, False):
+        with together():
+            if (local_rank() == 0) is turn:
+                made.append(make())
+    return made[0]
 
 
 def deal(costs: Sequence[float], num_hands: int) -> list[list[int]]:
