@@ -88,19 +88,19 @@ def main(body: Body) -> NoReturn:
             ending = Ending(status=0)
     except (Exception, Stopped) as error:
         ending = ending_of(error, wants_traceback)
-        if not ending.foreseen:
+        if not ending.foreseen and not ranks.is_rank():
             raise
     if ending.message:
         print(ending.message, file=sys.stderr)
     if jobs:
         print_jobs(jobs)
-    sys.exit(ending.status)
+    ranks.end(ending.status)
 
 
 def compose(body: Body, jobs: list[Job], wants_traceback: bool) -> Run | None:
     """What the command line asks for; None of a sweep: its jobs have run when this returns, and are in ``jobs``."""
     register()
-    if ranks.from_outside():  # deepspeed adds an argument that says again what the environment says
+    if ranks.is_rank():  # deepspeed adds an argument that says again what the environment says
         sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     door = os.path.abspath(sys.argv[0])
     runs: list[Run] = []
@@ -114,7 +114,7 @@ def compose(body: Body, jobs: list[Job], wants_traceback: bool) -> Run | None:
         try:
             config, run_dir = to_dataclasses(cfg), Path(settings.runtime.output_dir)
             runs.append(Run(body=body, config=config, public=public(cfg), run_dir=run_dir, traceback=wants_traceback))
-            if ranks.from_outside():
+            if ranks.is_rank():
                 check_outside(config, settings.overrides.hydra)
         except (ConfigError, OmegaConfBaseException) as error:
             mistakes.append(error)  # kept from Hydra, which would print about it too

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Callable, Iterator, Sequence, TypeVar
+from typing import Callable, Iterator, NoReturn, Sequence, TypeVar
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
@@ -47,15 +47,24 @@ class Ending:
     at_s: float = field(default_factory=time.time)
 
 
-def from_outside() -> bool:
-    """This process is a rank already: torchrun, deepspeed or a cluster started it."""
+def is_rank() -> bool:
+    """This process is one of the ranks of a run, whoever started them."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def end(status: int) -> NoReturn:
+    """Exit. A rank that failed does it at once: what its threads wait for may be gone with another rank."""
+    if status and is_rank():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 @contextmanager
 def joined(config: Config) -> Iterator[None]:
     """Together with the other ranks of this run, where there are others."""
-    if from_outside():
+    if is_rank():
         die_with_parent()
         dist.join(own_device(config.model.device), config.hang_s)
     yield
@@ -128,7 +137,7 @@ def _run_rank(function: Callable[[T], Ending], argument: T, folder: Path) -> Non
     path = folder / f"ending_{os.environ['RANK']}.json"
     path.write_text(json.dumps(asdict(ending)), encoding="utf-8")
     if ending.status:
-        sys.exit(ending.status)
+        end(ending.status)
 
 
 def read_endings(folder: Path, nproc: int) -> list[Ending | None]:
@@ -154,14 +163,12 @@ def cause(endings: Sequence[Ending | None], first: int, exitcode: int, words: Ca
     if foreseen:
         return foreseen[0]
     silent = [rank for rank, ending in enumerate(endings) if ending is None]
-    lines = [f"rank {rank} ended without a word" for rank in silent if rank != first]
+    lines = [f"rank {rank} said last:\n{said}" for rank in silent if (said := words(rank))]
     if first in silent:
         how = f"was killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with status {exitcode}"
-        lines = [f"error: rank {first} {how}, so all were ended; resume=auto goes on from the last checkpoint", *lines]
+        lines.append(f"error: rank {first} {how}, so all were ended; resume=auto goes on from the last checkpoint")
     elif told:
-        lines = [told[0].message, *lines]
-    else:
-        ending = endings[first]
-        assert ending is not None
-        return ending
-    return Ending(status=1, message="\n".join([*lines, *filter(None, map(words, silent))]), foreseen=False)
+        lines.append(told[0].message)
+    else:  # stopped by a signal, or told by a rank of another machine
+        return endings[first] or Ending(status=1)
+    return Ending(status=1, message="\n".join(lines))
