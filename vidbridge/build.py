@@ -34,7 +34,7 @@ from vidbridge.targets import make
 from vidbridge.tasks.base import Task, as_data_errors
 from vidbridge.tiny import create_folder, texts_of
 from vidbridge.track.console import Console
-from vidbridge.track.tracker import Tracker
+from vidbridge.track.tracker import SilentTracker, Tracker
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
@@ -48,9 +48,11 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     reward, eval_reward = build_reward(config, "reward"), build_eval_reward(config)
     processor = None if config.model.random_weights else build_processor(config)
     splits = {"train", config.eval.split.value} | ({"val"} if config.eval.every else set())
-    tasks = build_tasks(config, splits)
+    tasks = dist.first_then_others(lambda: build_tasks(config, splits))
     if processor is None:  # the words of the untrained model are those of the data
-        create_folder(run_dir / "untrained", texts_of(tasks["train"]), seed=config.seed)
+        with dist.together():
+            if dist.is_first():
+                create_folder(run_dir / "untrained", texts_of(tasks["train"]), seed=config.seed)
         config = replace(config, model=replace(config.model, path=str(run_dir / "untrained")))
         processor = build_processor(config)
     config = replace(config, steps=num_steps(config, tasks["train"]))
@@ -84,7 +86,7 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     seed_everything(config.seed)
     resolve_device(config.model.device)
     reward, processor = build_eval_reward(config), build_processor(config)
-    tasks = build_tasks(config, {config.eval.split.value})
+    tasks = dist.first_then_others(lambda: build_tasks(config, {config.eval.split.value}))
     check_tasks(tasks[config.eval.split.value], processor, reward)
     evaluator = build_evaluator(config, tasks, processor, reward, build_policy(config, processor, trains=False))
     return evaluator, build_tracker(config, public=public, run_dir=run_dir, job_type="evaluate")
@@ -267,6 +269,8 @@ def build_evaluator(
 
 
 def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, job_type: str) -> Tracker:
+    if not dist.is_first():
+        return SilentTracker(run_dir, hang_s=config.hang_s)
     names = labels(config, trains=job_type == "train")
     tags = [str(names[key]) for key in ("model", "algo", "task_mix", "reward") if names[key]]
     track = config.track
@@ -287,6 +291,7 @@ def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, j
         sink,
         completions_every=track.completions_every,
         completions_groups=track.completions_groups,
+        hang_s=config.hang_s,
     )
 
 

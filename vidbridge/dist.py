@@ -108,7 +108,7 @@ def agree(error: Exception | None) -> None:
 @contextmanager
 def together() -> Iterator[None]:
     """A part in which a rank may fail alone and waits for no other: all fail at its end, or none."""
-    error = None
+    error: Exception | None = None
     try:
         yield
     except Exception as raised:
@@ -131,6 +131,16 @@ def own_share(num: int, cost: Callable[[int], float]) -> list[int]:
     if world_size() == 1:
         return list(range(num))
     return sorted(deal([cost(number) for number in range(num)], world_size())[rank()])
+
+
+def first_then_others(make: Callable[[], T]) -> T:
+    """``make()`` on the first rank of each machine, then on its others, which find on the disk what the first made."""
+    made: list[T] = []
+    for turn in (True, False):
+        with together():
+            if (local_rank() == 0) is turn:
+                made.append(make())
+    return made[0]
 
 
 def deal(costs: Sequence[float], num_hands: int) -> list[list[int]]:

@@ -24,7 +24,7 @@ def record(tmp_path, wandb=None, *, terminal=False, video="clip.mp4"):
     """Two steps between two evaluations; returns what was printed."""
     out = io.StringIO()
     console = Console(RichConsole(file=out, force_terminal=terminal, width=100))
-    with Tracker(tmp_path, console, wandb, completions_every=2, completions_groups=1) as tracker:
+    with Tracker(tmp_path, console, wandb, completions_every=2, completions_groups=1, hang_s=60) as tracker:
         tracker.start_evaluation("before", 4)(4)
         tracker.scores(0, "held_out/sampled", SCORES)
         tracker.start_steps(2)
