@@ -244,6 +244,8 @@ class Config:
     prompts_per_step: int = MISSING
     resume: Resume = Resume.never
     profile_steps: int = 0  # steps recorded by torch.profiler into trace_<step>.json
+    plan: bool = False  # only say what the run would hold and cost, and whether it fits here (vidbridge/plan.py)
+    nproc: int = 1
     allowed_targets: List[str] = field(default_factory=list)  # prefixes beside "vidbridge." for `_target_`
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

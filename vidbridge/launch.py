@@ -1,7 +1,7 @@
 """How a job starts and ends: Hydra composes, mistakes become one message, a sweep runs each job on its own.
 
-Exit status: 0 done, 1 the data are bad, the disk is full, the run diverged (or a job of a sweep failed), 2 the
-configuration is wrong, 143 and 130 stopped by SIGTERM and SIGINT.
+Exit status: 0 done, 1 the data are bad, the disk is full, the run diverged (or a job of a sweep failed), or with
+plan=true that it does not fit, 2 the configuration is wrong, 143 and 130 stopped by SIGTERM and SIGINT.
 What nobody foresaw keeps its traceback; HYDRA_FULL_ERROR=1 shows the traceback of everything.
 """
 
@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NoReturn
@@ -53,10 +53,13 @@ class Job:
     status: int
 
 
-def main(body: Callable[[Config, Mapping[str, Any], Path], None]) -> NoReturn:
+def main(
+    body: Callable[[Config, Mapping[str, Any], Path], None], *, plan: Callable[[Config], bool] | None = None
+) -> NoReturn:
     """Compose the configuration from the command line, call ``body(config, public, run_dir)``, and exit.
 
     ``public`` is the configuration for the record: resolved, without secrets, also in ``run_dir``/config.yaml.
+    With plan=true ``plan(config)`` says instead whether the run would fit, and no folder is claimed.
     """
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing in its own way
@@ -85,6 +88,8 @@ def main(body: Callable[[Config, Mapping[str, Any], Path], None]) -> NoReturn:
         if mistakes:
             raise mistakes[0]
         for config, record, run_dir in runs:
+            if config.plan:
+                sys.exit(planned(config, plan, run_dir))
             with claimed(run_dir, record, again=config.resume is Resume.auto):
                 body(config, record, run_dir)
     except (ConfigError, HydraException, OmegaConfBaseException, *FAILURES) as error:
@@ -97,6 +102,15 @@ def main(body: Callable[[Config, Mapping[str, Any], Path], None]) -> NoReturn:
     if jobs:
         print_jobs(jobs)
     sys.exit(1 if any(job.status for job in jobs) else 0)
+
+
+def planned(config: Config, plan: Callable[[Config], bool] | None, run_dir: Path) -> int:
+    """The exit status of a plan; the folder that Hydra made for a run goes again, unless something is in it."""
+    with suppress(OSError):
+        run_dir.rmdir()
+    if plan is None:
+        raise ConfigError("plan=true belongs to train.py: nothing else has a plan")
+    return 0 if plan(config) else FAILED
 
 
 @contextmanager
@@ -199,7 +213,7 @@ def print_jobs(jobs: list[Job]) -> None:
         table.add_column(column, overflow="fold")
     for job in jobs:
         means = ["-", "-"]
-        if job.status == 0:
+        if job.status == 0 and (job.run_dir / "summary.json").exists():  # a plan leaves none
             summary = json.loads((job.run_dir / "summary.json").read_text())
             scores = summary["after"] if "after" in summary else summary["scores"]  # of train.py, of evaluate.py
             means = [f"{scores[kind]['mean']:.3f}" for kind in ("sampled", "greedy")]
