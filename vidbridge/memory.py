@@ -176,7 +176,7 @@ class Memory:
         of_projection = model.in_vocabulary * (FLOAT + b) if model.trains_vocabulary else 0  # the sum, and a chunk's
         text, vision = self._saved_text(row), self._saved_vision(row)
         gradients = self._gradients()
-        moments = (  # in the order of a step, whatever is largest when; the backward pass ends with the vision tower
+        moments: tuple[Bytes, ...] = (  # in the order of a step, whatever is largest when; the backward pass ends with the vision tower
             {"activations": text + vision, "logits": 3 * FLOAT * chunk},
             {"activations": text + vision, "logits": (FLOAT + b % FLOAT) * chunk + of_projection},
             {"activations": text + vision + self._text_work(row), "gradients": gradients.first},
@@ -224,8 +224,10 @@ class Memory:
             return Gradients(held=held, first=bucket, last=bucket, gathering=bucket)
         held, embedding = FLOAT * model.trained, model.in_vocabulary * model.trains_vocabulary
         if b < FLOAT:  # gathered in 32 bits after the backward pass, weight by weight
-            return Gradients(held=held, first=b * embedding, last=b * model.trained,
-                             gathering=b * model.trained + 2 * FLOAT * embedding)
+            fresh = b * model.trained
+            return Gradients(
+                held=held, first=b * embedding, last=fresh, gathering=fresh + 2 * FLOAT * embedding
+            )
         # added in place; a tied embedding's two gradients meet first
         first = b * embedding * model.config.tie_word_embeddings
         return Gradients(held=held, first=first, last=first + b * embedding, gathering=first + b * embedding)
@@ -234,8 +236,9 @@ class Memory:
         """For the backward pass, of all layers and what follows them."""
         b, text = self.model.itemsize, self.model.config.text_config
         layer = b * row.places * text.hidden_size if self.model.checkpointing else self._text_layer(row)
+        last_norm = row.places * (FLOAT + b) * text.hidden_size
         predicting = b * row.rows * row.completion_tokens * text.hidden_size
-        return text.num_hidden_layers * layer + row.places * self._norm(text.hidden_size) + predicting
+        return text.num_hidden_layers * layer + last_norm + predicting
 
     def _text_layer(self, row: Groups) -> float:
         """Two norms; query, key and value; what attention gives, twice; four tensors of the MLP."""

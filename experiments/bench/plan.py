@@ -5,8 +5,8 @@
 A random model takes one GRPO step. The peaks of its rollout and of its learner, beyond what the process held before
 there was a model, are compared with vidbridge/memory.py: in all, and beyond the weights and the optimizer that are
 there all the time. On the CPU resident pages are counted, twice: with every tensor on pages of its own, which is what
-the arithmetic is about, and with glibc left to itself, which keeps freed memory and so takes more. Where there is a CUDA
-device, the same steps in bfloat16 on it follow, counted by torch's allocator. An error is predicted / measured - 1.
+the arithmetic is about, and with glibc left to itself, which keeps freed memory and so takes more. Where there is a
+CUDA device, the same steps in bfloat16 on it follow, counted by torch's allocator. Errors: predicted / measured - 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Callable, Sequence, TypeVar
 
 import torch
@@ -82,7 +82,7 @@ class EndingEarly(SharedPrefixRollout):
 def measure(setting: Setting) -> dict[str, dict[str, float | None]]:
     """MB by stage, in a process that has done nothing yet: predicted and measured, in all and beyond what is kept."""
     device = torch.device(setting.device)
-    prepared(replace(setting, quick=True, num_prompts=2))(0)  # what libraries set up on first use is none of the model's
+    prepared(replace(setting, quick=True, num_prompts=2))(0)  # what libraries set up on first use is not the model's
     before = held_mb(device)
     step = prepared(setting)
     step.policy.update()  # on no gradient: the optimizer makes its tensors
@@ -218,9 +218,9 @@ def label(setting: Setting) -> str:
 
 
 def line(row: dict[str, Any]) -> tuple[str, ...]:
-    names = [name for name in asdict(Setting())]
+    setting = Setting(**{each.name: row[each.name] for each in fields(Setting)})
     return (
-        f"{label(Setting(**{name: row[name] for name in names}))}: {row['stage']}",
+        f"{label(setting)}: {row['stage']}",
         f"{row['predicted']:.0f} / {number(row['measured'], '.0f')}",
         number(row["error"], "+.0%"),
         f"{row['predicted_beyond']:.0f} / {number(row['measured_beyond'], '.0f')}",
