@@ -80,6 +80,19 @@ def test_a_model_brings_the_numbers_that_fit_it():
     assert numbers("model=qwen2_5_vl_7b", "optim.lr=1e-5", "debug=smoke") == (1e-5, 2048, 32, 2, 16384)
 
 
+@pytest.mark.parametrize("size", ["7b", "3b"])
+def test_the_large_experiments_have_the_settings_of_the_paper(size):
+    config = config_of(f"experiment=vidbridge_{size}")
+    assert config.model.path == f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct" and config.model.frozen == []
+    assert config.algo == GrpoConfig() and config.algo.group_size == 8 and config.algo.kl_beta == 0
+    assert (config.steps, config.prompts_per_step, config.task_mix.name) == (None, 32, "proxy")
+    assert (config.optim.lr, config.optim.schedule.value, config.optim.warmup_frac) == (1e-6, "linear", 0)
+    assert (config.rollout.temperature, config.rollout.max_completion_tokens) == (1, 2048)
+    frames = config.frames
+    assert (frames.fps, frames.max_frames) == (None, 16)
+    assert (frames.min_pixels, frames.max_pixels) == (128 * 28 * 28, 196 * 28 * 28)
+
+
 def test_tasks_can_be_left_out():
     config = config_of("task=[qa]", "task_mix=qa")
     assert list(config.tasks) == ["qa"] and "caption" in config.reward

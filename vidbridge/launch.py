@@ -1,7 +1,8 @@
 """How a job starts and ends: Hydra composes, mistakes become one message, a sweep runs each job on its own.
 
-Exit status: 0 done, 1 the data are bad, the disk is full, the run diverged, a rank died (or a job of a sweep failed),
-2 the configuration is wrong, 143 and 130 stopped by SIGTERM and SIGINT. With many ranks (ranks.py) it is the same.
+Exit status: 0 done, 1 the data are bad, the disk is full, the run diverged, a rank died (or a job of a sweep failed;
+with plan=true: it does not fit), 2 the configuration is wrong, 143 and 130 stopped by SIGTERM and SIGINT. With many
+ranks (ranks.py) it is the same.
 What nobody foresaw keeps its traceback; HYDRA_FULL_ERROR=1 shows the traceback of everything.
 """
 
@@ -12,7 +13,7 @@ import os
 import subprocess
 import sys
 import traceback
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NoReturn, Sequence
@@ -69,10 +70,11 @@ class Job:
     status: int
 
 
-def main(body: Body) -> NoReturn:
+def main(body: Body, *, plan: Callable[[Config], bool] | None = None) -> NoReturn:
     """Compose the configuration from the command line, call ``body(config, public, run_dir)`` on every rank, and exit.
 
     ``public`` is the configuration for the record: resolved, without secrets, also in ``run_dir``/config.yaml.
+    With plan=true ``plan(config)`` says instead whether the run would fit, and no folder is claimed.
     """
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing in its own way
@@ -81,6 +83,8 @@ def main(body: Body) -> NoReturn:
         run = compose(body, jobs, wants_traceback)
         if run is None:
             ending = Ending(status=FAILED if any(job.status for job in jobs) else 0)
+        elif run.config.plan:
+            ending = Ending(status=planned(run.config, plan, run.run_dir))
         elif run.config.nproc > 1:
             ending = ranks.start(on_rank, run, run.config.nproc, patience_s=run.config.hang_s)
         else:
@@ -169,6 +173,15 @@ def ending_of(error: BaseException, wants_traceback: bool) -> Ending:
         return Ending(status=FAILED, message=text, foreseen=False)
     status = FAILED if isinstance(error, FAILURES) else BAD_CONFIG
     return Ending(status=status, message=f"error: {explain(error)}")
+
+
+def planned(config: Config, plan: Callable[[Config], bool] | None, run_dir: Path) -> int:
+    """The exit status of a plan; the folder that Hydra made for a run goes again, unless something is in it."""
+    with suppress(OSError):
+        run_dir.rmdir()
+    if plan is None:
+        raise ConfigError("plan=true belongs to train.py: nothing else has a plan")
+    return 0 if plan(config) else FAILED
 
 
 @contextmanager
@@ -273,7 +286,7 @@ def print_jobs(jobs: list[Job]) -> None:
         table.add_column(column, overflow="fold")
     for job in jobs:
         means = ["-", "-"]
-        if job.status == 0:
+        if job.status == 0 and (job.run_dir / "summary.json").exists():  # a plan leaves none
             summary = json.loads((job.run_dir / "summary.json").read_text())
             scores = summary["after"] if "after" in summary else summary["scores"]  # of train.py, of evaluate.py
             means = [f"{scores[kind]['mean']:.3f}" for kind in ("sampled", "greedy")]
