@@ -249,7 +249,6 @@ class Config:
     hang_s: float = 1800.0  # without a sign of life for so long, a rank prints where it is and the run ends
     profile_steps: int = 0  # steps recorded by torch.profiler into trace_<step>.json
     plan: bool = False  # only say what the run would hold and cost, and whether it fits here (vidbridge/plan.py)
-    nproc: int = 1
     allowed_targets: List[str] = field(default_factory=list)  # prefixes beside "vidbridge." for `_target_`
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -21,7 +21,7 @@ from vidbridge.algo.logprobs import _CHUNK_VALUES
 from vidbridge.config import ModelConfig
 from vidbridge.policy.loading import DTYPES, freeze
 from vidbridge.policy.packing import fill_rows
-from vidbridge.rollout.decoding import _COLUMNS
+from vidbridge.rollout.cache import FIRST_COLUMNS
 from vidbridge.rollout.shared_prefix import _WORTH_LEAVING
 
 FLOAT = 4  # bytes of a number in 32 bits
@@ -308,7 +308,7 @@ def _capacity(tokens: int) -> int:
     >>> [_capacity(tokens) for tokens in (1, 64, 65, 2048)]
     [64, 64, 128, 2048]
     """
-    capacity = _COLUMNS
+    capacity = FIRST_COLUMNS
     while capacity < tokens:
         capacity *= 2
     return capacity

@@ -194,7 +194,7 @@ def test_room_grows_with_the_completions(policy, encoded, monkeypatch):
     """More tokens than the first piece of room holds: the same as with room for all from the start."""
     rollout = make_rollout(policy, max_completion_tokens=40)
     wide = rollout.generate(encoded, 2, seed=5)
-    monkeypatch.setattr("vidbridge.rollout.cache._COLUMNS", 3)
+    monkeypatch.setattr("vidbridge.rollout.cache.FIRST_COLUMNS", 3)
     narrow = rollout.generate(encoded, 2, seed=5)
     assert [[c.token_ids for c in group] for group in wide] == [[c.token_ids for c in group] for group in narrow]
 
