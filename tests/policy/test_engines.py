@@ -26,7 +26,7 @@ KINDS = {
 }
 SHARDED = [name for name, kind in KINDS.items() if kind is not None]
 DIVIDED = ["zero3", "zero3_offload"]  # every weight of the model is
-ADAM = {"lr": 1e-3, "total_updates": 10, "schedule": "constant", "weight_decay": 0.1, "max_grad_norm": 5.0}
+ADAM = {"lr": 1e-3, "total_updates": 10, "schedule": "linear", "weight_decay": 0.1, "max_grad_norm": 5.0}
 LENGTHS = [[5, 7], [6, 4], [9, 8], [3, 5]]  # tokens of the completions, by group
 # how a model is loaded -> within what its weights agree after three updates of about 1e-3 each
 LOADED = {
@@ -131,6 +131,7 @@ def poisoned(folder, kind):
     before = weights_of(policy)
     first = learn(policy, 1, poison=3)
     unchanged = differ(before, weights_of(policy)) == []
+    healthy.engine.updates = 1  # the rate is a function of it
     learn(policy, 1)
     learn(healthy, 1)
     no_trace = differ(weights_of(healthy), weights_of(policy)) == []
@@ -169,7 +170,8 @@ def test_two_ranks_train_as_one_process(ran, alone, kind):
         ours = rank[f"{kind}, {loaded}"]
         norms = [[update["policy/grad_norm"] for update in each] for each in (ours, metrics)]
         assert norms[0] == pytest.approx(norms[1], rel=1e-4 if loaded != "bfloat16" else 0.05)
-        assert ours[-1]["policy/lr"] == ADAM["lr"] and ours == seen[0][f"{kind}, {loaded}"]
+        assert [update["policy/lr"] for update in ours] == pytest.approx([1e-3, 0.9e-3, 0.8e-3])
+        assert ours == seen[0][f"{kind}, {loaded}"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

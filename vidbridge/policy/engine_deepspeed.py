@@ -25,7 +25,7 @@ from vidbridge.policy.qwen_vl import frozen_copy, token_logprobs
 from vidbridge.types import Batch
 
 _BUCKET = 50_000_000  # numbers sent at a time; DeepSpeed's own 500 million would take a gigabyte or two
-_NO_GRADIENT_YET = -1
+_STALE = -1  # no number of updates
 
 
 class LogprobModel(nn.Module):
@@ -136,7 +136,7 @@ class DeepSpeedEngine(Updates):
                 key: value.to(part.device) for key, value in state.items() if value is not None
             }
         self._weights_from_parts()
-        self._replica_is_of = _NO_GRADIENT_YET
+        self._replica_is_of = _STALE
 
     def _parts(self) -> list[torch.Tensor]:
         """This rank's part of the 32-bit weights, one flat tensor a group of the optimizer."""
