@@ -25,8 +25,8 @@ from vidbridge.rollout.decoding import _COLUMNS
 from vidbridge.rollout.shared_prefix import _WORTH_LEAVING
 
 FLOAT = 4  # bytes of a number in 32 bits
-# DeepSpeed, in numbers: weights gathered at a time under ZeRO-3 and updated at a time (its defaults), and gradients sent
-# at a time (our setting)
+# DeepSpeed, in numbers: weights gathered at a time under ZeRO-3, and updated at a time (its defaults); gradients sent at
+# a time (our setting)
 MAX_LIVE, SUB_GROUP, BUCKET = 1_000_000_000, 1_000_000_000, 50_000_000
 
 Bytes = Mapping[str, float]  # by what they are for
@@ -178,7 +178,8 @@ class Memory:
         of_projection = model.in_vocabulary * (FLOAT + b) if model.trains_vocabulary else 0  # the sum, and a chunk's
         text, vision = self._saved_text(row), self._saved_vision(row)
         gradients = self._gradients()
-        moments: tuple[Bytes, ...] = (  # in the order of a step, whatever is largest when; the backward pass ends with the vision tower
+        # in the order of a step: any may be the largest; the backward pass ends with the vision tower
+        moments: tuple[Bytes, ...] = (
             {"activations": text + vision, "logits": 3 * FLOAT * chunk},
             {"activations": text + vision, "logits": (FLOAT + b % FLOAT) * chunk + of_projection},
             {"activations": text + vision + self._text_work(row), "gradients": gradients.first},

@@ -172,7 +172,7 @@ def moments_of(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> li
 
 
 def offered(device: torch.device, *, local_ranks: int) -> Offer:
-    """What is free now, divided among the ranks of this machine: each has a GPU of its own, or a part of the memory."""
+    """What is free now for each rank of this machine: a GPU of its own, or a part of the memory."""
     host = available_ram() / local_ranks
     if device.type != "cuda":
         name = "the memory of this machine" + (f" for {local_ranks} ranks" if local_ranks > 1 else "")
