@@ -25,8 +25,8 @@ from vidbridge.rollout.decoding import _COLUMNS
 from vidbridge.rollout.shared_prefix import _WORTH_LEAVING
 
 FLOAT = 4  # bytes of a number in 32 bits
-# DeepSpeed, in numbers: weights gathered at a time under ZeRO-3, and updated at a time (its defaults); gradients sent at
-# a time (our setting)
+# DeepSpeed, in numbers: weights gathered at a time under ZeRO-3, weights updated at a time (its defaults), gradients
+# sent at a time (our setting)
 MAX_LIVE, SUB_GROUP, BUCKET = 1_000_000_000, 1_000_000_000, 50_000_000
 
 Bytes = Mapping[str, float]  # by what they are for
