@@ -112,11 +112,12 @@ def test_a_frozen_tower_saves_nothing(settings):
     assert frozen._saved_vision(row) == frozen._vision_work(row) == 0
 
 
-# W weights, all trained, in bfloat16 (2 bytes) with masters and two moments in 32 bits (12): by stage, a rank of four
+# W weights, all trained, in bfloat16 (2 bytes) with masters and two moments in 32 bits (12), gradients in 32 bits (4)
+# and those joined for the update (4): by stage, a rank of four
 DIVIDED = {
     (0, False): {"weights": 2, "optimizer": 12, "gradients": 4},
-    (2, False): {"weights": 2, "optimizer": 12 / 4, "gradients": (2 + 4) / 4},
-    (3, False): {"weights": 2 / 4, "optimizer": 12 / 4, "replica": 2, "gradients": (2 + 4) / 4},
+    (2, False): {"weights": 2, "optimizer": 12 / 4, "gradients": (4 + 4) / 4},
+    (3, False): {"weights": 2 / 4, "optimizer": 12 / 4, "replica": 2, "gradients": (4 + 4) / 4},
     (3, True): {"replica": 2},
 }
 
@@ -128,7 +129,7 @@ def test_what_zero_divides(settings, stage, offload):
     moment = memory.updating(host=7.0)
     expected = {part: factor * model.weights for part, factor in DIVIDED[stage, offload].items()}
     assert {part: value for part, value in moment.device.items() if value} == expected
-    on_host = {"weights": 0.5, "optimizer": 3.0, "gradients": 1.5} if offload else {}
+    on_host = {"weights": 0.5, "optimizer": 3.0, "gradients": 2.0} if offload else {}
     assert moment.host == {"videos": 7.0, **{part: factor * model.weights for part, factor in on_host.items()}}
 
 

@@ -77,7 +77,7 @@ def test_the_memory_of_a_gpu_is_asked_of_each_that_has_a_rank(monkeypatch):
     monkeypatch.setattr(plan, "available_ram", lambda: 64.0 * GIGA)
     offer = plan.offered(plan.planned_device("cuda"), local_ranks=2)
     assert (offer.name, offer.device, offer.host) == ("a GPU", 30 * GIGA, 32 * GIGA)
-    assert plan.offered(plan.planned_device("cuda:2"), local_ranks=1).device == 1
+    assert plan.offered(plan.torch.device("cuda:2"), local_ranks=1).device == 1
     assert plan.offered(plan.planned_device("cuda"), local_ranks=4).device == 0
 
 

@@ -4,7 +4,7 @@ A step has moments at which memory is highest: prompts are read, completions dec
 weights are changed. For each, what is held is listed by what it is for. The counts of saved tensors are those of
 transformers' Qwen2.5-VL layers and of our attention, and tests/test_memory.py counts them in a real forward pass.
 Left out: what an allocator wastes, libraries and the interpreter, and all that does not grow with the model or the
-prompts. DeepSpeed's buffers are taken from its defaults and have not been measured.
+prompts. What DeepSpeed holds is read from its code, not measured.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from vidbridge.rollout.cache import FIRST_COLUMNS
 from vidbridge.rollout.shared_prefix import _WORTH_LEAVING
 
 FLOAT = 4  # bytes of a number in 32 bits
-# DeepSpeed's defaults, in numbers: weights gathered at a time under ZeRO-3, gradients reduced at a time
-MAX_LIVE, REDUCE_BUCKET = 1_000_000_000, 500_000_000
+# DeepSpeed, in numbers: weights gathered at a time under ZeRO-3, weights updated at a time (its defaults), gradients
+# sent at a time (our setting)
+MAX_LIVE, SUB_GROUP, BUCKET = 1_000_000_000, 1_000_000_000, 50_000_000
 
 Bytes = Mapping[str, float]  # by what they are for
 
@@ -160,7 +161,8 @@ class Memory:
         grid = (1 + _WORTH_LEAVING) * of_a_token * groups.rows * _capacity(groups.completion_tokens - 1)
         # logits, log-probabilities, and two tensors in 64 bits to draw from
         drawing = groups.rows * text.vocab_size * (b + FLOAT + 2 * 8)
-        scores = 3 * FLOAT * groups.rows * text.num_attention_heads * (groups.prompt_tokens + groups.completion_tokens)
+        seen = groups.prompt_tokens + groups.completion_tokens
+        scores = 3 * FLOAT * groups.rows * text.num_attention_heads * seen
         moments = (
             {"reading": pixels + seeing},
             {"reading": pixels + reading, "KV cache": of_a_token * tokens},
@@ -176,24 +178,26 @@ class Memory:
         of_projection = model.in_vocabulary * (FLOAT + b) if model.trains_vocabulary else 0  # the sum, and a chunk's
         text, vision = self._saved_text(row), self._saved_vision(row)
         gradients = self._gradients()
-        moments: tuple[Bytes, ...] = (  # in the order of a step, whatever is largest when; the backward pass ends with the vision tower
+        # in the order of a step: any may be the largest; the backward pass ends with the vision tower
+        moments: tuple[Bytes, ...] = (
             {"activations": text + vision, "logits": 3 * FLOAT * chunk},
             {"activations": text + vision, "logits": (FLOAT + b % FLOAT) * chunk + of_projection},
             {"activations": text + vision + self._text_work(row), "gradients": gradients.first},
             {"activations": vision + self._vision_work(row), "gradients": gradients.last},
             {"gradients": gradients.gathering},
         )
-        worst = dict(max(moments, key=lambda moment: sum(moment.values())))
+        largest = max(moments, key=lambda moment: sum(moment.values()))
+        worst = dict(largest)
         worst["gradients"] = worst.get("gradients", 0.0) + gradients.held
         gathered = b * min(MAX_LIVE, model.weights) if self.sharding.stage == 3 else 0.0
         patches = FLOAT * all_patches * model.patch_numbers
         return self._moment("learner", {**worst, "gathered weights": gathered, "patches": patches}, host)
 
     def updating(self, *, host: float) -> Moment:
-        """The optimizer at work: DeepSpeed copies the rank's part of the gradient into 32 bits."""
+        """The optimizer at work: DeepSpeed joins the gradients of the weights that it updates at a time."""
         sharding = self.sharding
-        copied = sharding.share(FLOAT * self.model.trained) if sharding.stage and not sharding.offload else 0.0
-        return self._moment("update", {"gradients": self._gradients().held + copied}, host)
+        joined = min(sharding.share(self.model.trained), SUB_GROUP) if sharding.stage and not sharding.offload else 0
+        return self._moment("update", {"gradients": self._gradients().held + FLOAT * joined}, host)
 
     def _moment(self, stage: str, device: Bytes, host: float) -> Moment:
         """With what is there all the time."""
@@ -205,11 +209,11 @@ class Memory:
         }
         copies = {
             "reference": b * model.weights if self.has_reference else 0.0,
-            "replica": (b if self.on_gpu else FLOAT) * model.weights if sharding.stage == 3 else 0.0,
+            "replica": b * model.weights if sharding.stage == 3 else 0.0,
         }
         on_host = {"videos": host}
         if sharding.offload:
-            on_host |= {**kept, "gradients": sharding.share((b + FLOAT) * model.trained)}
+            on_host |= {**kept, "gradients": sharding.share(2 * FLOAT * model.trained)}  # and joined ones
             kept = {}
         on_device = {**kept, **copies, **device}
         if self.on_gpu:
@@ -218,16 +222,15 @@ class Memory:
 
     def _gradients(self) -> Gradients:
         model, b = self.model, self.model.itemsize
+        embedding = model.in_vocabulary * model.trains_vocabulary  # the largest of all
         if self.sharding.stage:
-            held = 0.0 if self.sharding.offload else self.sharding.share(b * model.trained)
-            bucket = b * min(REDUCE_BUCKET, model.trained)
-            return Gradients(held=held, first=bucket, last=bucket, gathering=bucket)
-        held, embedding = FLOAT * model.trained, model.in_vocabulary * model.trains_vocabulary
+            held = 0.0 if self.sharding.offload else self.sharding.share(FLOAT * model.trained)
+            sent = FLOAT * max(embedding, min(BUCKET, model.trained)) + b * embedding
+            return Gradients(held=held, first=sent, last=sent, gathering=sent)
+        held = FLOAT * model.trained
         if b < FLOAT:  # gathered in 32 bits after the backward pass, weight by weight
             fresh = b * model.trained
-            return Gradients(
-                held=held, first=b * embedding, last=fresh, gathering=fresh + 2 * FLOAT * embedding
-            )
+            return Gradients(held=held, first=b * embedding, last=fresh, gathering=fresh + 2 * FLOAT * embedding)
         # added in place; a tied embedding's two gradients meet first
         first = b * embedding * model.config.tie_word_embeddings
         return Gradients(held=held, first=first, last=first + b * embedding, gathering=first + b * embedding)

@@ -96,7 +96,10 @@ def show(config: Config, console: Console | None = None) -> bool:
 
 
 def planned_device(name: str) -> torch.device:
-    return torch.device(name) if name.startswith("cuda") else resolve_device(name)
+    """ "cuda" and what "auto" finds mean a GPU for each rank; "cuda" may be planned for where there is none."""
+    if name not in ("auto", "cuda"):
+        return resolve_device(name)
+    return torch.device("cuda" if name == "cuda" or torch.cuda.is_available() else "cpu")
 
 
 def prepare(config: Config) -> tuple[Processor, dict[str, Task]]:
@@ -125,8 +128,8 @@ def task_shares(config: Config) -> dict[str, float]:
 def sharding_of(config: Config) -> Sharding:
     """What the engine divides, and among how many ranks: torchrun's, or those that we start."""
     return Sharding(
-        stage=getattr(config.engine, "stage", 0),
-        offload=getattr(config.engine, "offload", False),
+        stage=getattr(config.engine, "stage", None) or 0,
+        offload=getattr(config.engine, "offload", None) or False,
         ranks=int(os.environ.get("WORLD_SIZE", config.nproc)),
     )
 
@@ -169,7 +172,7 @@ def moments_of(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> li
 
 
 def offered(device: torch.device, *, local_ranks: int) -> Offer:
-    """What is free now, divided among the ranks of this machine: each has a GPU of its own, or a part of the memory."""
+    """What is free now for each rank of this machine: a GPU of its own, or a part of the memory."""
     host = available_ram() / local_ranks
     if device.type != "cuda":
         name = "the memory of this machine" + (f" for {local_ranks} ranks" if local_ranks > 1 else "")
