@@ -13,7 +13,6 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vidbridge import dist
-from vidbridge.policy.allocator import keep_freed_memory
 from vidbridge.policy.attention import enable_shared_prefix
 from vidbridge.policy.processor import read_config
 
@@ -38,8 +37,6 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     place = resolve_device(device)
-    if place.type == "cpu":
-        keep_freed_memory()
     read_config(path)
     try:
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
