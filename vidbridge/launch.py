@@ -166,7 +166,7 @@ def ending_of(error: BaseException, wants_traceback: bool) -> Ending:
         return Ending(status=FAILED)
     if wants_traceback or not isinstance(error, (ConfigError, HydraException, OmegaConfBaseException, *FAILURES)):
         text = "".join(traceback.format_exception(error))
-        return Ending(status=FAILED, message=text, foreseen=False)
+        return Ending(status=FAILED, message=text, foreseen=False, lost=dist.is_lost_connection(error))
     status = FAILED if isinstance(error, FAILURES) else BAD_CONFIG
     return Ending(status=status, message=f"error: {explain(error)}")
 

@@ -44,6 +44,7 @@ class Ending:
     status: int
     message: str = ""
     foreseen: bool = True  # False: the message is the traceback of an error that nobody expected
+    lost: bool = False  # it failed because another rank had gone
     at_s: float = field(default_factory=time.time)
 
 
@@ -156,19 +157,25 @@ def cause(endings: Sequence[Ending | None], first: int, exitcode: int, words: Ca
     """What to tell of ranks of which one failed, ``first`` being the one that was noticed first.
 
     When a rank fails the others do so too: they lose the connection, or are ended. So of several reasons an error with
-    a message for the user counts first, then a death without a word, then whatever was raised earliest.
+    a message for the user counts first, then other errors, then a death without a word, then lost connections.
     """
     told = sorted((ending for ending in endings if ending and ending.message), key=lambda ending: ending.at_s)
     foreseen = [ending for ending in told if ending.foreseen]
     if foreseen:
         return foreseen[0]
     silent = [rank for rank, ending in enumerate(endings) if ending is None]
+    raised = [ending.message for ending in told if not ending.lost and first not in silent]
     lines = [f"rank {rank} said last:\n{said}" for rank in silent if (said := words(rank))]
-    if first in silent:
-        how = f"was killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with status {exitcode}"
-        lines.append(f"error: rank {first} {how}, so all were ended; resume=auto goes on from the last checkpoint")
+    if raised:
+        lines.append(raised[0])
+    elif silent:
+        dead, how = silent[0], "died"
+        if first in silent:
+            dead = first
+            how = f"was killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with status {exitcode}"
+        lines.append(f"error: rank {dead} {how}, so all were ended; resume=auto goes on from the last checkpoint")
     elif told:
         lines.append(told[0].message)
-    else:  # stopped by a signal, or told by a rank of another machine
+    else:  # stopped by a signal
         return endings[first] or Ending(status=1)
     return Ending(status=1, message="\n".join(lines))
