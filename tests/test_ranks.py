@@ -186,13 +186,14 @@ def test_no_ranks_and_no_time_are_refused(nproc):
 TOLD = Ending(status=2, message="error: x", at_s=5.0)
 BUG = Ending(status=1, message="Traceback", foreseen=False, at_s=1.0)
 LOST = Ending(status=1, message="Connection closed by peer", foreseen=False, lost=True, at_s=0.5)
-QUIET = Ending(status=1)  # another rank failed
+HEARD = Ending(status=1, message="error: rank 1 failed: x", lost=True, at_s=0.5)
 
 
 @pytest.mark.parametrize(
     "endings, first, exitcode, status, message",
     [
-        ([QUIET, TOLD], 0, 1, 2, "error: x"),
+        ([HEARD, TOLD], 0, 1, 2, "error: x"),
+        ([HEARD, None], 0, 1, 1, "rank 1 failed: x"),  # ended by us before it could tell
         ([BUG, TOLD], 0, 1, 2, "error: x"),  # what has a message, though it came later
         ([LOST, BUG], 0, 1, 1, "Traceback"),
         ([LOST, None], 0, 1, 1, "words of 1\nerror: rank 1 died"),  # seen a moment later than what came of it
@@ -241,6 +242,7 @@ def write_and_stop(rank, folder):
         writer.save(step, {"random": dist.everyones(f"of {rank}")}, fill)
     with pytest.raises(CheckpointError if rank == 1 else dist.RankFailed, match="No space left"):
         writer.save(4, {}, fail)
+    dist.everyones(None)  # the first rank has cleared up
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert names == ["step_000002", "step_000003"]
     found, refused = newest(folder / "checkpoints")
