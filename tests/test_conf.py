@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from tests.composing import composed, config_of
 from vidbridge import launch
@@ -17,6 +18,7 @@ CHOICES = sorted(
     (path.parent.relative_to(launch.CONF).as_posix(), path.stem)
     for path in launch.CONF.rglob("*.yaml")
     if path.parent != launch.CONF and path.parent.name not in ("task", "local") and not path.stem.startswith("_")
+    and "hydra" not in path.relative_to(launch.CONF).parts  # of Hydra itself
 )
 TASKS = ["qa", "caption", "dark_event_infer", "mix_vid_qa"]
 
@@ -29,6 +31,13 @@ def test_every_yaml_makes_a_valid_configuration_of_allowed_targets(group, name):
         nodes += [node for part in ("gates", "terms") for node in reward[part].values() if node is not None]
     for node in nodes:
         assert check_targets("node", node, ("vidbridge.",))
+
+
+def test_sweeps_can_go_to_a_cluster():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra 'slurm'")
+    with initialize_config_dir(str(launch.CONF), version_base="1.3"):
+        cfg = compose("config", ["hydra/launcher=slurm"], return_hydra_config=True)
+    assert cfg.hydra.launcher.tasks_per_node == 1 and "SlurmLauncher" in cfg.hydra.launcher._target_
 
 
 def test_the_default_is_the_method():

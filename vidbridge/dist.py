@@ -105,6 +105,11 @@ def agree(error: Exception | None) -> None:
             raise RankFailed(f"rank {other} failed: {message}")
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """This rank is fine, but another has gone without agreeing on it."""
+    return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """A part in which a rank may fail alone and waits for no other: all fail at its end, or none."""

@@ -166,11 +166,11 @@ def ending_of(error: BaseException, wants_traceback: bool) -> Ending:
     """The exit status and the message that an error means; its traceback where nobody foresaw it."""
     if isinstance(error, Stopped):
         return Ending(status=error.status)
-    if isinstance(error, dist.RankFailed):  # it has told
-        return Ending(status=FAILED)
+    if isinstance(error, dist.RankFailed):
+        return Ending(status=FAILED, message=f"error: {error}", lost=True)
     if wants_traceback or not isinstance(error, (ConfigError, HydraException, OmegaConfBaseException, *FAILURES)):
         text = "".join(traceback.format_exception(error))
-        return Ending(status=FAILED, message=text, foreseen=False)
+        return Ending(status=FAILED, message=text, foreseen=False, lost=dist.is_lost_connection(error))
     status = FAILED if isinstance(error, FAILURES) else BAD_CONFIG
     return Ending(status=status, message=f"error: {explain(error)}")
 

@@ -44,6 +44,7 @@ class Ending:
     status: int
     message: str = ""
     foreseen: bool = True  # False: the message is the traceback of an error that nobody expected
+    lost: bool = False  # it failed because another rank did
     at_s: float = field(default_factory=time.time)
 
 
@@ -121,7 +122,7 @@ def start(function: Callable[[T], Ending], argument: T, nproc: int, *, patience_
         try:
             elastic_launch(config, _run_rank)(function, argument, folder)
         except SignalException as stop:
-            told = [ending for ending in read_endings(folder, nproc) if ending and ending.foreseen and ending.message]
+            told = [ending for ending in by_weight(read_endings(folder, nproc)) if ending.foreseen]
             return told[0] if told else Ending(status=128 + stop.sigval)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
@@ -136,6 +137,8 @@ def _run_rank(function: Callable[[T], Ending], argument: T, folder: Path) -> Non
     ending = function(argument)
     path = folder / f"ending_{os.environ['RANK']}.json"
     path.write_text(json.dumps(asdict(ending)), encoding="utf-8")
+    if ending.lost:
+        time.sleep(1.0)  # so that the rank that caused it is noticed first
     if ending.status:
         end(ending.status)
 
@@ -152,23 +155,33 @@ def last_words(folder: Path, rank: int) -> str:
     return "".join(texts)[-_MAX_LAST_WORDS:].strip()
 
 
-def cause(endings: Sequence[Ending | None], first: int, exitcode: int, words: Callable[[int], str]) -> Ending:
-    """What to tell of ranks of which one failed, ``first`` being the one that was noticed first.
+def by_weight(endings: Sequence[Ending | None]) -> list[Ending]:
+    """Those with something to say, the likeliest cause first.
 
-    When a rank fails the others do so too: they lose the connection, or are ended. So of several reasons an error with
-    a message for the user counts first, then a death without a word, then whatever was raised earliest.
+    When a rank fails the others do so too: they hear of it, lose the connection, or are ended. So an error with a
+    message for the user comes before a bug, a rank's own error before one that came of another's, then the earlier one.
     """
-    told = sorted((ending for ending in endings if ending and ending.message), key=lambda ending: ending.at_s)
-    foreseen = [ending for ending in told if ending.foreseen]
-    if foreseen:
-        return foreseen[0]
+    told = [ending for ending in endings if ending and ending.message]
+    return sorted(told, key=lambda ending: (not ending.foreseen, ending.lost, ending.at_s))
+
+
+def cause(endings: Sequence[Ending | None], first: int, exitcode: int, words: Callable[[int], str]) -> Ending:
+    """What to tell of ranks that failed, of which ``first`` was noticed first; ``words`` gives a rank's last ones."""
+    told, of_first = by_weight(endings), endings[first]
+    if told and told[0].foreseen:
+        return told[0]
+    if of_first and not of_first.message:  # stopped by a signal
+        return of_first
     silent = [rank for rank, ending in enumerate(endings) if ending is None]
     lines = [f"rank {rank} said last:\n{said}" for rank in silent if (said := words(rank))]
-    if first in silent:
-        how = f"was killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with status {exitcode}"
-        lines.append(f"error: rank {first} {how}, so all were ended; resume=auto goes on from the last checkpoint")
-    elif told:
+    if told and not told[0].lost and of_first:  # who is silent was ended because of it
         lines.append(told[0].message)
-    else:  # stopped by a signal, or told by a rank of another machine
-        return endings[first] or Ending(status=1)
+    elif silent:
+        dead, how = silent[0], "died"
+        if of_first is None:
+            dead = first
+            how = f"was killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with status {exitcode}"
+        lines.append(f"error: rank {dead} {how}, so all were ended; resume=auto goes on from the last checkpoint")
+    else:
+        lines.append(told[0].message)
     return Ending(status=1, message="\n".join(lines))

@@ -57,7 +57,7 @@ def problem_of(folder: Path, engine: str, nproc: int) -> str | None:
     found, refused = newest(folder / "kept")
     if status != 1:
         return f"exit status {status}: {log[-600:]}"
-    if "No space left" not in log or str(disk) not in log or "Traceback" in log or log.count("error:") != 1:
+    if "No space left" not in log or str(disk) not in log or "Traceback" in log or log.count("\nerror:") != 1:
         return f"the message: {log[-1200:]}"
     if found is None or refused:
         return f"found {found}, refused {refused}"

@@ -91,7 +91,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], time
     while not condition() and process.poll() is None:
         if time.monotonic() > ends_at:
             raise TimeoutError(f"nothing after {timeout_s} s")
-        time.sleep(0.002)
+        time.sleep(0.005)
 
 
 def session(process: subprocess.Popen[str]) -> list[int]:

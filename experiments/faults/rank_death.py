@@ -53,30 +53,26 @@ def faults(folder: Path, overrides: tuple[str, ...], tries: int) -> Iterator[tup
     """What was done to a run, its folder, and what was wrong with how it ended."""
     folder.mkdir()
     rng = random.Random(0)
-    for number, step in enumerate(rng.sample(range(1, STEPS + 1), tries)):
-        run_dir = folder / f"exit_{number}"
-        process = start(run_dir, *overrides, VIDBRIDGE_FAULT=f"exit {BEFORE + step}")
-        wait_for(lambda: len(ranks_of(process)) < 2 and steps_done(run_dir) > 0, process)
-        yield f"os._exit on one rank in step {step}", run_dir, ending(process, run_dir, says="rank 1 ended")
-    run_dir = folder / "exit_before"
-    process = start(run_dir, *overrides, VIDBRIDGE_FAULT="exit 2")
-    yield "os._exit on one rank before training", run_dir, ending(process, run_dir, says="rank 1 ended", limit_s=120)
+    for call in (2, *rng.sample(range(BEFORE + 1, BEFORE + STEPS + 1), tries)):
+        when = f"in step {call - BEFORE}" if call > BEFORE else "before training"
+        run_dir, mark = folder / f"exit_{call}", folder / f"exited_{call}"
+        process = start(run_dir, *overrides, VIDBRIDGE_FAULT=f"exit {call} {mark}")
+        wait_for(mark.exists, process)
+        yield f"os._exit on one rank {when}", run_dir, ending(process, run_dir, says="rank 1 ended with status 7")
     for victim in ("rank", "launcher"):
         run_dir = folder / f"kill_{victim}"
         process = start(run_dir, *overrides)
         wait_for(lambda: steps_done(run_dir) >= 3, process)
         os.kill(ranks_of(process)[-1] if victim == "rank" else process.pid, signal.SIGKILL)
-        says = "killed by SIGKILL" if victim == "rank" else ""
+        says = "error: rank 1" if victim == "rank" else ""
         yield f"kill -9 of the {victim}", run_dir, ending(process, run_dir, says=says)
-    run_dir = folder / "hang"
-    process = start(run_dir, *overrides, f"hang_s={HANG_S}", VIDBRIDGE_FAULT=f"hang {BEFORE + 5}")
-    wait_for(lambda: steps_done(run_dir) >= 4, process)
+    run_dir, mark = folder / "hang", folder / "hanging"
+    process = start(run_dir, *overrides, f"hang_s={HANG_S}", VIDBRIDGE_FAULT=f"hang {BEFORE + 5} {mark}")
+    wait_for(mark.exists, process)
     yield "one rank hangs", run_dir, ending(process, run_dir, says="in generate", limit_s=HANG_S + LIMIT_S)
 
 
-def ending(
-    process: subprocess.Popen[str], run_dir: Path, *, says: str, limit_s: float = LIMIT_S
-) -> str | None:
+def ending(process: subprocess.Popen[str], run_dir: Path, *, says: str, limit_s: float = LIMIT_S) -> str | None:
     """What is wrong with how a run ends that something was done to just now."""
     started = time.monotonic()
     try:
