@@ -99,8 +99,8 @@ def test_a_resumed_run_is_the_same_run_in_wandb(tmp_path, monkeypatch):
             tracker.log(len(ids), {"a": 1.0})
         ids.append(tracker.wandb_id)
     assert ids[0] == ids[1]
-    folders = {path.name for path in (tmp_path / "wandb").glob("offline-run-*")}
-    assert folders and all(name.endswith(ids[0]) for name in folders)
+    folders = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert len(folders) == 2 and all(f"-{ids[0]}" in name for name in folders)
 
 
 def test_the_other_ranks_record_nothing(tmp_path, capsys):
