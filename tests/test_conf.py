@@ -35,6 +35,7 @@ def test_every_yaml_makes_a_valid_configuration_of_allowed_targets(group, name):
 
 def test_sweeps_can_go_to_a_cluster():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra 'slurm'")
+    launch.register()
     with initialize_config_dir(str(launch.CONF), version_base="1.3"):
         cfg = compose("config", ["hydra/launcher=slurm"], return_hydra_config=True)
     assert cfg.hydra.launcher.tasks_per_node == 1 and "SlurmLauncher" in cfg.hydra.launcher._target_

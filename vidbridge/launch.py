@@ -37,13 +37,19 @@ from vidbridge.data.rows import DataError
 from vidbridge.media.decode import VideoError
 from vidbridge.policy.engine import Diverged
 from vidbridge.ranks import Ending
-from vidbridge.stopping import Stopped, passed_on
+from vidbridge.stopping import Stopped, StopSignals, passed_on
 from vidbridge.track.metrics_file import METRICS
 
 PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
 CONF = PACKAGE.parent / "conf"
 FAILED, BAD_CONFIG = 1, 2
-FAILURES = (DataError, VideoError, CheckpointError, Diverged)  # that have a message for the user
+
+
+class JobFailed(RuntimeError):
+    """A job of a sweep that ran on another machine."""
+
+
+FAILURES = (DataError, VideoError, CheckpointError, Diverged, JobFailed)  # that have a message for the user
 # Of a sweep itself, not of its jobs.
 SWEEP_KEYS = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
 
@@ -106,14 +112,17 @@ def compose(body: Body, jobs: list[Job], wants_traceback: bool) -> Run | None:
     register()
     if ranks.is_rank():  # deepspeed adds an argument that says again what the environment says
         sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
-    door = os.path.abspath(sys.argv[0])
+    door, here = os.path.abspath(sys.argv[0]), os.getpid()
     runs: list[Run] = []
     mistakes: list[Exception] = []
 
     def task(cfg: DictConfig) -> None:
         settings = HydraConfig.get()
         if settings.mode is RunMode.MULTIRUN:
-            jobs.append(run_job(door, settings, wants_traceback))
+            job = run_job(door, settings, wants_traceback)
+            jobs.append(job)
+            if job.status and os.getpid() != here:  # hydra/launcher=slurm: that list is a copy, and an error travels
+                raise JobFailed(f"{' '.join(job.overrides)} failed ({job.status}): see {job.run_dir}")
             return
         try:
             config, run_dir = to_dataclasses(cfg), Path(settings.runtime.output_dir)
@@ -144,7 +153,7 @@ def check_outside(config: Config, hydra_overrides: Sequence[str]) -> None:
 
 def run_here(run: Run) -> None:
     """On this rank, one of many or the only one."""
-    with ranks.joined(run.config), ExitStack() as stack:
+    with StopSignals().installed(), ranks.joined(run.config), ExitStack() as stack:
         with dist.together():
             if dist.is_first():
                 stack.enter_context(claimed(run.run_dir, run.public, again=run.config.resume is Resume.auto))
