@@ -25,7 +25,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.step import GrpoStep, Means, lengths_of, rewards_of, trainable
+from vidbridge.step import GrpoStep, Means, lengths_of, rewards_of, scored
 from vidbridge.tasks.base import DataError
 
 MAX_TOKENS = 6
@@ -238,7 +238,7 @@ def test_nothing_is_learnt_where_nothing_can_be(tasks, folder, reward):
     result = step(0)
     assert same(before, weights_of(step))
     assert result.metrics["rollout/degenerate_frac"] == (1.0 if reward is Same else 0.0)
-    assert result.metrics["rollout/judge_failed"] == (0.0 if reward is Same else 3.0)
+    assert result.metrics["rollout/judge_failed"] == (0.0 if reward is Same else 12.0)
 
 
 def test_a_second_epoch_moves_off_policy_and_makes_a_second_update(tasks, folder):
@@ -260,7 +260,7 @@ def test_two_epochs_with_kl_have_the_gradients_of_repeated_rows(tasks, folder, m
 
     monkeypatch.setattr(engine, "update", spied)
     groups = step(0).groups
-    advantages = group_advantages(rewards_of(groups, 4), trainable(groups), step.algo.advantage_scale).flatten()
+    advantages = group_advantages(rewards_of(groups, 4), scored(groups), step.algo.advantage_scale).flatten()
     mask = loss_mask(groups)
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
 

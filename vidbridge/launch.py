@@ -31,6 +31,7 @@ from rich.table import Table
 from vidbridge.checkpoint import CheckpointError
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, did_you_mean, require_known
 from vidbridge.data.rows import DataError
+from vidbridge.judges.base import JudgeLost
 from vidbridge.media.decode import VideoError
 from vidbridge.policy.engine_local import Diverged
 from vidbridge.stopping import Stopped
@@ -39,7 +40,7 @@ from vidbridge.track.metrics_file import METRICS
 PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
 CONF = PACKAGE.parent / "conf"
 FAILED, BAD_CONFIG = 1, 2
-FAILURES = (DataError, VideoError, CheckpointError, Diverged)  # that have a message for the user
+FAILURES = (DataError, VideoError, CheckpointError, Diverged, JudgeLost)  # that have a message for the user
 # Of a sweep itself, not of its jobs.
 SWEEP_KEYS = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.sweeper", "hydra.launcher")
 

@@ -57,7 +57,7 @@ class GrpoStep:
             prompts = self.prompts(step)
         groups = self._sample(prompts, clock, seed=self._seed(step))
         # of these, before any is replaced: the policy as it is
-        metrics = {**reward_metrics(groups), **rollout_metrics(groups)}
+        metrics = {**reward_metrics(groups), **self.reward.metrics(), **rollout_metrics(groups)}
         if self.algo.max_refills:
             groups, more = self._refilled(groups, step, clock)
             metrics |= more
@@ -65,7 +65,7 @@ class GrpoStep:
             penalty = overlong_penalty(lengths_of(groups), self.max_completion_tokens, self.algo.overlong_frac)
             metrics["rollout/overlong_penalty"] = penalty.mean().item()
             rewards = rewards_of(groups, self.algo.group_size) + penalty
-            advantages = group_advantages(rewards, trainable(groups), self.algo.advantage_scale)
+            advantages = group_advantages(rewards, scored(groups), self.algo.advantage_scale)
             metrics |= self._learn(groups, advantages.flatten())
         return StepResult(metrics={**metrics, **clock.metrics()}, groups=tuple(groups))
 
@@ -164,7 +164,7 @@ class GrpoStep:
 
 
 def rewards_of(groups: Sequence[Group], group_size: int) -> torch.Tensor:
-    """Totals [P, G] float64; a group that could not be scored reads 0 and is masked by ``trainable``."""
+    """Totals [P, G] float64; what could not be scored reads nan, or 0 in a whole group, and is masked by ``scored``."""
     return torch.tensor(
         [[reward.total for reward in group.rewards] or [0.0] * group_size for group in groups], dtype=torch.float64
     )
@@ -177,12 +177,17 @@ def lengths_of(groups: Sequence[Group]) -> torch.Tensor:
 
 def is_idle(group: Group) -> bool:
     """Nothing can be learnt from it: all siblings earned the same, or they could not be scored."""
-    return not group.trainable or bool(degenerate(rewards_of([group], len(group.completions))))
+    return not group.trainable or bool(degenerate(rewards_of([group], len(group.completions)), scored([group])))
 
 
 def trainable(groups: Sequence[Group]) -> torch.Tensor:
     """[P] bool"""
     return torch.tensor([group.trainable for group in groups])
+
+
+def scored(groups: Sequence[Group]) -> torch.Tensor:
+    """[P, G] bool"""
+    return torch.tensor([group.scored for group in groups])
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
