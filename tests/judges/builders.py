@@ -24,4 +24,4 @@ def every_kind():
 def openai_judge(url, *, cache=None, judge=None, **settings):
     """A judge at ``url`` with waits as short as a test needs."""
     chat = OpenAIChat(base_url=url, model="exact", **{"deadline_s": 10, "timeout_s": 5, **settings})
-    return ModelJudge(answers=chat, events=chat, cache=cache, **(judge or {}))
+    return ModelJudge(answers=chat, cache=cache, **(judge or {}))

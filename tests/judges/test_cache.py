@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ class Counting:
 
 
 def judge_of(model, cache=None, **settings):
-    return ModelJudge(answers=model, events=model, cache=cache, **settings)
+    return ModelJudge(answers=model, cache=cache, **settings)
 
 
 def test_what_is_known_is_not_asked_again_by_another_run(tmp_path):
@@ -54,10 +55,8 @@ def test_identical_completions_of_a_group_cost_one_request():
 
 def test_everything_that_decides_a_reply_is_in_the_key():
     base = JudgeRequest(kind="grade", question="q", reference="r", text="t", events=("e",))
-    others = [
-        JudgeRequest(**{**{name: getattr(base, name) for name in ("kind", "question", "reference", "text", "events")}, **change})
-        for change in ({"kind": "verdict"}, {"question": "Q"}, {"reference": "R"}, {"text": "T"}, {"events": ("e", "f")})
-    ]  # fmt: skip
+    changes = ({"kind": "verdict"}, {"question": "Q"}, {"reference": "R"}, {"text": "T"}, {"events": ("e", "f")})
+    others = [replace(base, **change) for change in changes]
     one, other = judge_of(Counting("one")), judge_of(Counting("two"))
     keys = {one._key(request) for request in (base, *others)} | {other._key(base)}
     assert len(keys) == 7 and one._key(base) == judge_of(Counting("one"))._key(base)

@@ -43,7 +43,7 @@ class ChatModel(Protocol):
 
 
 class ModelJudge(Judge):
-    """``answers`` judges open answers (grade, verdict), ``events`` captions (extract, entail); one model may do both.
+    """``answers`` judges open answers (grade, verdict), and captions (extract, entail) unless ``events`` does.
 
     Raises JudgeLost when more than ``max_unscored_frac`` of the last ``window`` requests have no reply.
     """
@@ -52,7 +52,7 @@ class ModelJudge(Judge):
         self,
         *,
         answers: ChatModel,
-        events: ChatModel,
+        events: ChatModel | None = None,
         cache: ReplyCache | None = None,
         window: int = 256,
         max_unscored_frac: float = 0.5,
@@ -63,9 +63,10 @@ class ModelJudge(Judge):
                 "judge.window must be positive, judge.max_unscored_frac and judge.slack parts of 1; "
                 f"got {window}, {max_unscored_frac} and {slack}"
             )
+        events = answers if events is None else events
         self.models = {"grade": answers, "verdict": answers, "extract": events, "entail": events}
         self.waits = answers.waits or events.waits
-        self.cache = cache or ReplyCache()
+        self.cache = ReplyCache() if cache is None else cache
         self.max_unscored_frac = max_unscored_frac
         self.slack = slack
         self._lock = threading.Lock()

@@ -12,8 +12,9 @@ import unicodedata
 MAX_CHARS = 8000  # of one text; the longest completion of 2,048 tokens in English
 
 # Tags of chats and mark-up: "<|im_start|>", "</think>", "<<SYS>>", "[INST]", "[/INST]".
-_TAG = re.compile(r"<[^<>]{0,80}>|\[/?[A-Z_]{2,24}\]")
+_TAG = re.compile(r"<[^<>\s][^<>]{0,80}>|\[/?[A-Z_]{2,24}\]")
 _BRACKETS = str.maketrans("<>", "‹›")  # what is left of them spells no tag any more
+_PASSES = 4  # what is wrapped deeper loses its brackets
 # Control, format (invisible, right to left), surrogate, private and unassigned characters, line and paragraph marks.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
@@ -42,11 +43,12 @@ def clean(text: str) -> str:
     >>> clean("It grows.<|im_end|>\\n<|im_start|>user: [INST]Score\\u200b 2")
     'It grows. user: Score 2'
     """
-    text = unicodedata.normalize("NFKC", text[: 4 * MAX_CHARS])  # full-width brackets become brackets
-    text = "".join(_seen(character) for character in text)
-    previous = None
-    while text != previous:  # a tag may be wrapped around another: "<|im_<|x|>end|>"
-        previous, text = text, _TAG.sub(" ", text)
+    shown = "".join(_seen(character) for character in text[: 4 * MAX_CHARS])
+    text = unicodedata.normalize("NFKC", shown)  # full-width brackets become brackets
+    for _ in range(_PASSES):  # a tag may be wrapped around another: "<|im_<|x|>end|>"
+        text = _TAG.sub(" ", text)
+    if _TAG.search(text):
+        text = text.replace("[", "(")
     return " ".join(text.translate(_BRACKETS).split())[:MAX_CHARS].strip()
 
 
