@@ -149,6 +149,15 @@ def build_judge(config: Config) -> Judge:
     return make(config, "judge", config.judge)
 
 
+def build_agreement(config: Config) -> tuple[Judge, Judge, GatedSum]:
+    """Both judges, and the reward that says what they are asked for each task."""
+    if config.agreement.judge is None:
+        raise ConfigError("agreement.judge: a second judge is needed: +judge@agreement.judge=openai")
+    first = build_judge(config)
+    second = make(config, "agreement.judge", config.agreement.judge)
+    return first, second, build_reward(config, "eval.reward", first)
+
+
 def build_reward(config: Config, where: str, judge: Judge) -> GatedSum:
     """The reward at ``where`` ("reward" or "eval.reward"); those with a parameter ``judge`` share this one."""
     node = config.reward if where == "reward" else config.eval.reward

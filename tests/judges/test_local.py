@@ -1,5 +1,7 @@
 """A language model in process: a chain of words set by hand, so that what it says is known."""
 
+import re
+
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -26,7 +28,7 @@ def make_folder(folder, chain):
     ids = {word: place for place, word in enumerate(words)}
     inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     longest_first = sorted(words[3:], key=len, reverse=True)
-    pattern = "|".join(word.replace("[", r"\[").replace("]", r"\]").replace("{", r"\{").replace("}", r"\}") for word in longest_first)
+    pattern = "|".join(map(re.escape, longest_first))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     inner.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
@@ -74,7 +76,8 @@ def test_a_batch_says_what_each_says_alone(folder):
 
 
 def test_a_model_that_does_not_come_to_an_end_is_no_judge(tmp_path):
-    chat = LocalChat(path=make_folder(tmp_path, {**CHAIN, " 2": " 2"}), dtype="float32", device="cpu", max_reply_tokens=5)
+    folder = make_folder(tmp_path, {**CHAIN, " 2": " 2"})
+    chat = LocalChat(path=folder, dtype="float32", device="cpu", max_reply_tokens=5)
     (reply,) = ModelJudge(answers=chat).ask([grade("it grows")])
     assert isinstance(reply, JudgeUnavailable) and "no end in the reply" in str(reply)
 

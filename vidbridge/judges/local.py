@@ -7,7 +7,7 @@ import time
 from typing import Any, Iterator, Sequence
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
 from vidbridge.config import ConfigError, Dtype, require_known
 from vidbridge.judges.base import JudgeUnavailable, Reply
@@ -37,7 +37,7 @@ class LocalChat:
     ) -> None:
         require_known("dtype", dtype, [each.value for each in Dtype], "judge.answers.dtype")
         if batch_size < 1 or max_reply_tokens < 1:
-            raise ConfigError(f"judge: batch_size and max_reply_tokens must be positive: {batch_size}, {max_reply_tokens}")
+            raise ConfigError(f"judge: batch_size={batch_size}, max_reply_tokens={max_reply_tokens} must be positive")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.path, self.dtype, self.batch_size, self.max_reply_tokens = path, dtype, batch_size, max_reply_tokens
@@ -86,18 +86,24 @@ class LocalChat:
             **inputs,
             do_sample=False,
             max_new_tokens=self.max_reply_tokens,
-            stop_strings=[_END],
-            tokenizer=self._tokenizer,
+            stopping_criteria=StoppingCriteriaList([_Ends(self._tokenizer)]),
             pad_token_id=self._tokenizer.pad_token_id,
         )
         told = self._tokenizer.batch_decode(rows[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [_ended(prompt.opening, text) for prompt, text in zip(prompts, told, strict=True)]
 
 
+class _Ends(StoppingCriteria):
+    """A row has ended with the token that holds the closing brace."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **unused: Any) -> torch.Tensor:
+        last = self.tokenizer.batch_decode(input_ids[:, -1:])
+        return torch.tensor([_END in text for text in last], device=input_ids.device)
+
+
 def _ended(opening: str, text: str) -> Reply:
-    """
-    >>> _ended('{"score":', " 2}\\nbecause"), _ended('{"score":', " I think")
-    ('{"score": 2}', JudgeUnavailable("no end in the reply '{\\"score\\": I think'"))
-    """
     told, end, _ = text.partition(_END)
     return opening + told + end if end else JudgeUnavailable(f"no end in the reply {opening + told[:60]!r}")

@@ -28,6 +28,7 @@ class EventRecall:
     """Share of the reference's events that the caption entails; 0 for an empty caption."""
 
     judge: Judge
+    kind = "entail"
     maximum = 1.0
 
     def __call__(self, sample: Sample, completions: Sequence[Completion]) -> list[float]:

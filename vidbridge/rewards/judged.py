@@ -17,6 +17,7 @@ class Grade:
     """2 when the answer covers the reference entirely, 1 partly, 0 not at all."""
 
     judge: Judge
+    kind = "grade"
     maximum = 2.0
 
     def __call__(self, sample: Sample, completions: Sequence[Completion]) -> list[float]:
@@ -28,6 +29,7 @@ class Verdict:
     """1 when the answer says the same as the reference, else 0."""
 
     judge: Judge
+    kind = "verdict"
     maximum = 1.0
 
     def __call__(self, sample: Sample, completions: Sequence[Completion]) -> list[float]:
