@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, SmolLM3Config, SmolLM3ForCausalLM
 
 from tests.judges.builders import every_kind, grade
 from vidbridge.config import ConfigError
@@ -37,11 +37,11 @@ def make_folder(folder, chain):
     tokenizer.save_pretrained(folder)
     size = 64
     assert len(words) <= size
-    config = Qwen2Config(
+    config = SmolLM3Config(
         vocab_size=size, hidden_size=size, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, tie_word_embeddings=False, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
-    model = Qwen2ForCausalLM(config)
+    model = SmolLM3ForCausalLM(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.fill_(1.0 if "norm" in name else 0.0)

@@ -22,9 +22,7 @@ from tests.rewards.builders import said
 from tests.rewards.test_yamls import build as build_reward
 from tests.test_scoring import group_of
 from vidbridge import launch
-from vidbridge.judges.base import JudgeUnavailable
 from vidbridge.judges.exact import ExactJudge
-from vidbridge.rewards.base import GatedSum
 from vidbridge.scoring import score_groups
 from vidbridge.track.metrics_file import read_lines
 
@@ -34,7 +32,12 @@ ROOT = Path(__file__).parents[2]
 @contextmanager
 def process(*command, **environment):
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
     ) as running:
         try:
             yield running
@@ -62,8 +65,8 @@ def test_what_is_no_judge_prompt_is_refused_and_the_server_lives(url, body):
 
 
 def with_judge(reward, judge):
-    terms = {name: replace(term, judge=judge) if hasattr(term, "judge") else term for name, term in reward.terms.items()}
-    return GatedSum(gates=reward.gates, terms=terms, weights=reward.weights, judge=judge)
+    judged = {name: replace(term, judge=judge) for name, term in reward.terms.items() if hasattr(term, "judge")}
+    return replace(reward, terms={**reward.terms, **judged}, judge=judge)
 
 
 def test_rewards_of_real_rows_are_equal(url, shapes_tasks):
@@ -96,20 +99,23 @@ def test_a_run_with_the_remote_judge_is_the_run_with_the_exact_one(url, tmp_path
         )  # fmt: skip
         train.train(launch.to_dataclasses(cfg), launch.public(cfg), run_dir)
         lines = read_lines(run_dir / "metrics.jsonl")
-        records[name] = [
-            {key: value for key, value in line.items() if not key.startswith(("time/", "judge/")) and "_per_s" not in key}
-            for line in lines
-        ]
+        records[name] = [{key: value for key, value in line.items() if not of_this_run(key)} for line in lines]
     assert records["remote"] == records["exact"]
     assert any(line.get("judge/requests") for line in lines)
     written = [path for path in (tmp_path / "remote").rglob("*") if path.is_file()]
-    assert written and not any(b"canary-5d1e" in path.read_bytes() for path in [*written, tmp_path / "cache/judge.sqlite"])
+    assert len(written) > 3 and (tmp_path / "cache" / "judge.sqlite").exists()
+    written.append(tmp_path / "cache" / "judge.sqlite")
+    assert not any(b"canary-5d1e" in path.read_bytes() for path in written)
+
+
+def of_this_run(key):
+    return key.startswith(("time/", "judge/")) or key.endswith("_per_s")
 
 
 @pytest.mark.slow
 def test_a_round_trip_to_transformers_serve(tmp_path):
     """A model that replies with a fixed chain of words, behind a server nobody here wrote."""
-    missing = [name for name in ("fastapi", "uvicorn", "openai", "accelerate") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("fastapi", "uvicorn", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"transformers serve needs transformers[serving]: {', '.join(missing)} missing")
     from tests.judges.test_local import CHAIN, make_folder
@@ -120,13 +126,13 @@ def test_a_round_trip_to_transformers_serve(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = (sys.executable, "-m", "transformers.cli.transformers", "serve", "--host", "127.0.0.1", "--port", str(port))
-    with process(*command, HF_HUB_OFFLINE="1") as server:
+    command = (sys.executable, "-m", "transformers.cli.transformers", "serve", "--host", "127.0.0.1")
+    with process(*command, "--port", str(port), HF_HUB_OFFLINE="1") as server:
         wait_for(f"http://127.0.0.1:{port}/health", server)
         judge = openai_judge(f"http://127.0.0.1:{port}/v1", deadline_s=60, timeout_s=60)
         judge.models["grade"].model = folder
         (reply,) = judge.ask(every_kind()[:1])
-    assert reply == '{"score": 2}' or isinstance(reply, JudgeUnavailable) and pytest.fail(str(reply))
+    assert reply == '{"score": 2}'
 
 
 def wait_for(url, server, seconds=90):

@@ -24,6 +24,9 @@ def test_truncated():
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=4, max_size=12))
-def test_saying_it_twice_repeats_more(words):
-    once, twice = repetition(" ".join(words)), repetition(" ".join(words * 2))
-    assert 0 <= once <= twice < 1
+def test_new_words_repeat_nothing_and_old_ones_all(words):
+    """Said n times over: at most as many different runs as the text has words."""
+    text, times = " ".join(words), 9
+    fresh = " ".join(f"new{number}" for number in range(len(words)))
+    assert repetition(fresh) == 0 <= repetition(text)
+    assert repetition(" ".join([text] * times)) >= 1 - len(words) / (times * len(words) - 3)

@@ -98,7 +98,7 @@ def _equal(right: str, said: str) -> bool:
 
     def form(latex: str) -> list[Any]:
         # no limits of its own: they are alarms, which only the main thread may set
-        return parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None)  # type: ignore[no-any-return]
+        return parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None)
 
     return any(
         verify(form(one), form(other), timeout_seconds=None) for one in _readings(right) for other in _readings(said)
