@@ -24,7 +24,7 @@ TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content 
 
 def make_folder(folder, chain):
     """One layer that adds nothing, embeddings that are unit vectors: the next word depends on the last one alone."""
-    words = ["<pad>", "<eos>", "<unk>", *dict.fromkeys([*chain, *chain.values()])]
+    words = list(dict.fromkeys(["<pad>", "<eos>", "<unk>", *chain, *chain.values()]))
     ids = {word: place for place, word in enumerate(words)}
     inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     longest_first = sorted(words[3:], key=len, reverse=True)

@@ -120,8 +120,8 @@ def test_a_round_trip_to_transformers_serve(tmp_path):
         pytest.skip(f"transformers serve needs transformers[serving]: {', '.join(missing)} missing")
     from tests.judges.test_local import CHAIN, make_folder
 
-    # no grammar there: the reply is said by the chain from the last word of the prompt on
-    chain = {**CHAIN, "assistant:\n": '{"score":'}
+    # nobody begins the reply there: the chain goes from the last word of the prompt to the end of the reply
+    chain = {**CHAIN, "assistant:\n": '{"score":', '{"score":': " 2", "}": "<eos>"}
     folder = make_folder(tmp_path / "model", chain)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
