@@ -65,16 +65,19 @@ def folder(untrained_folder):
     return untrained_folder
 
 
-def make_step(tasks, folder, *, reward=SumOfIds, prompts_per_step=3, max_packed_tokens=400, **algo):
+def make_step(
+    tasks, folder, *, reward=SumOfIds, prompts_per_step=3, max_packed_tokens=400, engine=LocalEngine, **algo
+):
     module = load_model(str(folder), device="cpu")
     processor = Processor.from_folder(folder, SHAPES_FRAMES, max_prompt_tokens=1024)
     config = GrpoConfig(**{"group_size": 4, **algo})
+    reference = frozen_copy(module) if config.kl_beta > 0 else None
     policy = QwenVLPolicy(
         module,
         processor,
-        LocalEngine(module, lr=1e-3, total_updates=10, schedule="constant", max_grad_norm=1e9),
+        engine(module, lr=1e-3, total_updates=10, schedule="constant", max_grad_norm=1e9),
         max_packed_tokens=max_packed_tokens,
-        reference=frozen_copy(module) if config.kl_beta > 0 else None,
+        reference=reference,
     )
     return GrpoStep(
         mixture=Mixture(tasks, {"caption": 1, "mix_vid_qa": 1}, prompts_per_step=prompts_per_step, seed=0),
@@ -183,9 +186,9 @@ def test_groups_that_teach_nothing_skip_the_learner_and_change_nothing(tasks, fo
     seen = {}
     for name, step in (("skipping", skipping), ("learning", learning)):
 
-        def spy(groups, *rest, name=name, micro_batches=step.policy.micro_batches):
-            seen[name] = len(groups)
-            return micro_batches(groups, *rest)
+        def spy(groups, *rest, teaches, name=name, micro_batches=step.policy.micro_batches):
+            seen[name] = sum(teaches)
+            return micro_batches(groups, *rest, teaches=teaches)
 
         monkeypatch.setattr(step.policy, "micro_batches", spy)
     learning.algo.kl_beta = 1e-30  # then every group counts, and weighs nothing
@@ -331,6 +334,7 @@ def test_a_row_that_cannot_be_encoded_is_named(tasks, folder, problem, message):
         step(0)
     evaluator = Evaluator(
         tasks={"train": {"caption": bad}},
+        policy=step.policy,
         processor=step.processor,
         rollout=step.rollout,
         reward=step.reward,

@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator, Mapping
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
+from vidbridge import dist
 from vidbridge.checkpoint import Checkpointer
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, WandbMode, reward_weights
 from vidbridge.data.mixture import Mixture
@@ -19,7 +20,7 @@ from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import Judge
 from vidbridge.media.decode import VideoError
 from vidbridge.media.frames import FrameBudget
-from vidbridge.policy.engine_local import Engine
+from vidbridge.policy.engine import Engine
 from vidbridge.policy.loading import DTYPES, load_model, resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
@@ -33,7 +34,7 @@ from vidbridge.targets import make
 from vidbridge.tasks.base import Task, as_data_errors
 from vidbridge.tiny import create_folder, texts_of
 from vidbridge.track.console import Console
-from vidbridge.track.tracker import Tracker
+from vidbridge.track.tracker import SilentTracker, Tracker
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
@@ -48,15 +49,18 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     reward, eval_reward = build_reward(config, "reward", judge), build_eval_reward(config, judge)
     processor = None if config.model.random_weights else build_processor(config)
     splits = {"train", config.eval.split.value} | ({"val"} if config.eval.every else set())
-    tasks = build_tasks(config, splits)
+    tasks = dist.first_then_others(lambda: build_tasks(config, splits))
     if processor is None:  # the words of the untrained model are those of the data
-        create_folder(run_dir / "untrained", texts_of(tasks["train"]), seed=config.seed)
+        with dist.together():
+            if dist.is_first():
+                create_folder(run_dir / "untrained", texts_of(tasks["train"]), seed=config.seed)
         config = replace(config, model=replace(config.model, path=str(run_dir / "untrained")))
         processor = build_processor(config)
     config = replace(config, steps=num_steps(config, tasks["train"]))
     trained = trained_tasks(config, tasks["train"])
-    check_tasks(trained, processor, reward)
-    check_tasks(tasks[config.eval.split.value], processor, eval_reward)
+    # others after the first rank: with a judge that is a model, they find its replies in the cache
+    dist.first_then_others(lambda: check_tasks(trained, processor, reward))
+    dist.first_then_others(lambda: check_tasks(tasks[config.eval.split.value], processor, eval_reward))
     policy = build_policy(config, processor, trains=True)
     return Trainer(
         step_fn=build_step(config, trained, processor, reward, policy, total=deck_size(config, tasks["train"])),
@@ -84,8 +88,8 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     seed_everything(config.seed)
     resolve_device(config.model.device)
     reward, processor = build_eval_reward(config, build_judge(config)), build_processor(config)
-    tasks = build_tasks(config, {config.eval.split.value})
-    check_tasks(tasks[config.eval.split.value], processor, reward)
+    tasks = dist.first_then_others(lambda: build_tasks(config, {config.eval.split.value}))
+    dist.first_then_others(lambda: check_tasks(tasks[config.eval.split.value], processor, reward))
     evaluator = build_evaluator(config, tasks, processor, reward, build_policy(config, processor, trains=False))
     return evaluator, build_tracker(config, public=public, run_dir=run_dir, job_type="evaluate")
 
@@ -166,9 +170,7 @@ def build_reward(config: Config, where: str, judge: Judge) -> GatedSum:
         present = {name: spec for name, spec in node[part].items() if spec is not None}  # null takes one out
         return {name: make(config, f"{where}.{part}.{name}", spec, judge=judge) for name, spec in present.items()}
 
-    return GatedSum(
-        gates=build_all("gates"), terms=build_all("terms"), weights=reward_weights(node), judge=judge
-    )
+    return GatedSum(gates=build_all("gates"), terms=build_all("terms"), weights=reward_weights(node), judge=judge)
 
 
 def build_eval_reward(config: Config, judge: Judge) -> GatedSum:
@@ -192,13 +194,14 @@ def build_policy(config: Config, processor: Processor, *, trains: bool) -> QwenV
         device=spec.device,
     )
     has_reference = trains and isinstance(algo, GrpoConfig) and algo.kl_beta > 0
+    reference = frozen_copy(module) if has_reference else None  # before an engine divides the weights
     return QwenVLPolicy(
         module,
         processor,
         build_engine(config, module) if trains else None,
         temperature=config.rollout.temperature,
         max_packed_tokens=config.engine.max_packed_tokens,
-        reference=frozen_copy(module) if has_reference else None,
+        reference=reference,
         saved_dtype=DTYPES[spec.saved_dtype.value] if spec.saved_dtype else None,
     )
 
@@ -207,7 +210,8 @@ def build_engine(config: Config, module: nn.Module) -> Engine:
     assert config.steps is not None
     updates = config.steps * (config.algo.ppo_epochs if isinstance(config.algo, GrpoConfig) else 1)
     optim = {**vars(config.optim), "schedule": config.optim.schedule.value}
-    node = {"_target_": config.engine._target_}
+    node = {name: value for name, value in vars(config.engine).items() if value is not None}
+    del node["max_packed_tokens"]  # the policy's
     return make(config, "engine", node, module=module, total_updates=updates, **optim)
 
 
@@ -226,6 +230,10 @@ def build_step(
 ) -> Callable[[int], StepResult]:
     """The function of a step number that the trainer loops over; ``total`` rows make a pass of the task mix."""
     assert config.steps is not None
+    if config.prompts_per_step < dist.world_size():
+        raise ConfigError(
+            f"prompts_per_step={config.prompts_per_step} leaves some of the {dist.world_size()} ranks without a prompt"
+        )
     if isinstance(config.algo, SftConfig):
         return SftStep(
             config.algo.stages,
@@ -260,6 +268,7 @@ def build_evaluator(
 ) -> Evaluator:
     return Evaluator(
         tasks=tasks,
+        policy=policy,
         processor=processor,
         # whatever training samples with, so that scores of different runs compare
         rollout=build_rollout(config, policy, temperature=1.0, top_p=1.0, min_p=0.0),
@@ -270,6 +279,8 @@ def build_evaluator(
 
 
 def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, job_type: str) -> Tracker:
+    if not dist.is_first():
+        return SilentTracker(run_dir, hang_s=config.hang_s)
     names = labels(config, trains=job_type == "train")
     tags = [str(names[key]) for key in ("model", "algo", "task_mix", "reward") if names[key]]
     track = config.track
@@ -290,6 +301,7 @@ def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, j
         sink,
         completions_every=track.completions_every,
         completions_groups=track.completions_groups,
+        hang_s=config.hang_s,
     )
 
 

@@ -12,8 +12,11 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from vidbridge import dist
 from vidbridge.config import EvalConfig
+from vidbridge.data.cost import estimated_tokens
 from vidbridge.policy.processor import Processor
+from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import score_groups
@@ -54,16 +57,21 @@ class Evaluator:
     """Everything an evaluation needs but the question how much of it."""
 
     tasks: Mapping[str, Mapping[str, Task]]  # by split, then by name
+    policy: QwenVLPolicy
     processor: Processor
     rollout: RolloutEngine  # at temperature 1
     reward: GatedSum
-    max_rows: int  # completions in flight; bounds the prompts held in memory
+    max_rows: int  # completions in flight on a rank; bounds the prompts held in memory
     seed: int
 
     def scores(
         self, split: str, *, num_items: int, num_samples: int = 1, greedy: bool = False, advance: Callable[[int], None]
     ) -> Scores:
-        """``advance(n)`` is called when n more completions are done. RuntimeError when no item of a task is scored."""
+        """Called by all ranks, which share the items and get the same scores.
+
+        ``advance(n)`` is called when n more completions are done. RuntimeError when no item of a task is scored.
+        """
+        self.rollout.sync(self.policy)
         scores, shown = {}, []
         for name, task in self.tasks[split].items():
             samples = [task.sample(index) for index in range(min(num_items, len(task)))]
@@ -87,21 +95,29 @@ class Evaluator:
         return sum(min(num_items, len(task)) for task in self.tasks[split].values()) * num_samples
 
     def _scored(self, task: Task, samples: Sequence[Sample], num_samples: int, greedy: bool) -> Iterator[list[Group]]:
-        size = max(self.max_rows // num_samples, 1)
+        size = max(self.max_rows // num_samples, 1) * dist.world_size()
         seed = int(np.random.default_rng([self.seed, *task.name.encode()]).integers(2**32))
         for first in range(0, len(samples), size):
             chunk = samples[first : first + size]
-            prompts, encoded = [], []
-            for sample in chunk:
-                with as_data_errors(sample):
-                    prompts.append(task.prompt(sample))
-                    encoded.append(self.processor.encode(prompts[-1]))
-            completions = self.rollout.generate(encoded, num_samples, greedy=greedy, seed=seed, first=first)
-            groups = [
-                Group(sample=sample, prompt=prompt, encoded=tensors, completions=done)
-                for sample, prompt, tensors, done in zip(chunk, prompts, encoded, completions, strict=True)
-            ]
-            yield score_groups(groups, self.reward)
+            own = dist.own_share(len(chunk), lambda nth: estimated_tokens(chunk[nth], task, self.processor))
+            with dist.together():
+                groups = self._groups(task, {first + nth: chunk[nth] for nth in own}, num_samples, greedy, seed)
+            yield dist.joined(groups, lighten=Group.light)
+
+    def _groups(
+        self, task: Task, samples: Mapping[int, Sample], num_samples: int, greedy: bool, seed: int
+    ) -> dict[int, Group]:
+        prompts, encoded = [], []
+        for sample in samples.values():
+            with as_data_errors(sample):
+                prompts.append(task.prompt(sample))
+                encoded.append(self.processor.encode(prompts[-1]))
+        completions = self.rollout.generate(encoded, num_samples, greedy=greedy, seed=seed, places=list(samples))
+        groups = [
+            Group(sample=sample, prompt=prompt, encoded=tensors, completions=done)
+            for sample, prompt, tensors, done in zip(samples.values(), prompts, encoded, completions, strict=True)
+        ]
+        return dict(zip(samples, score_groups(groups, self.reward)))
 
 
 def held_out(evaluator: Evaluator, config: EvalConfig, tracker: Tracker, when: str, *, step: int) -> dict[str, Scores]:

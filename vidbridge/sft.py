@@ -11,8 +11,10 @@ from typing import Mapping, Sequence
 import numpy as np
 import torch
 
+from vidbridge import dist
 from vidbridge.algo.loss import LossNorm, token_weights
 from vidbridge.config import SftStage
+from vidbridge.data.cost import estimated_tokens
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.prefetch import Prefetch
 from vidbridge.data.spoil import Spoiler
@@ -21,7 +23,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.tasks.base import Task, as_data_errors
 from vidbridge.text.prompts import chat
-from vidbridge.types import Completion, Group, Prompt, StepResult
+from vidbridge.types import Completion, Group, Prompt, Sample, StepResult
 
 
 class SftStep:
@@ -42,6 +44,7 @@ class SftStep:
         last: int | None = None,  # step that there will be; None: not known
     ) -> None:
         self.tasks, self.processor, self.policy, self.seed = tasks, processor, policy, seed
+        self.prompts_per_step = prompts_per_step
         self.ends = np.cumsum([stage.steps for stage in stages])
         self.stages = stages
         self.spoilers = [Spoiler.from_rates(stage.spoil) for stage in stages]
@@ -52,7 +55,8 @@ class SftStep:
 
     def __call__(self, step: int) -> StepResult:
         started = time.perf_counter()
-        groups = self.groups(step)
+        with dist.together():
+            groups = self.groups(step)
         loaded = time.perf_counter()
         weights = self._token_weights(groups)
         loss_sum = 0.0
@@ -62,8 +66,10 @@ class SftStep:
             loss = -(batch.token_weights * logprobs).sum()
             self.policy.backward(loss)
             loss_sum += loss.item()
-        metrics = {"sft/loss": loss_sum, "sft/tokens": float((weights > 0).sum()), **self.policy.update()}
-        metrics |= {"time/data_s": loaded - started, "time/learner_s": time.perf_counter() - loaded}
+        update = self.policy.update()
+        times = {"time/data_s": loaded - started, "time/learner_s": time.perf_counter() - loaded}
+        loss_sum, num_tokens = dist.total([loss_sum, float((weights > 0).sum())])
+        metrics = {"sft/loss": loss_sum, "sft/tokens": num_tokens, **update, **dist.largest(times)}
         return StepResult(metrics=metrics)
 
     def _stage(self, step: int) -> int:
@@ -71,7 +77,7 @@ class SftStep:
         return min(int(np.searchsorted(self.ends, step, side="right")), len(self.stages) - 1)
 
     def _token_weights(self, groups: Sequence[Group]) -> torch.Tensor:
-        """[N, T], adding up to at most 1: half of a completion's share goes to its notes, half to what follows.
+        """[N, T], of all ranks adding up to at most 1: half of a completion's share is its notes', half the rest's.
 
         Counted by tokens alone, an answer of one letter would be lost among thirty tokens of notes on the video.
         Without a video the notes cannot be known: they are given, and what follows is all there is to learn.
@@ -84,7 +90,8 @@ class SftStep:
             for part in (follows, ~follows)
         )
         sees = torch.tensor([bool(group.prompt.clips) for group in groups])[:, None]
-        return torch.where(sees, conclusion + notes, 2 * conclusion) / 2
+        share = len(groups) / self.prompts_per_step  # of this rank
+        return torch.where(sees, conclusion + notes, 2 * conclusion) / 2 * share
 
     def _notes_end(self, group: Group) -> int:
         """How many tokens of the completion are notes on the video; none where a sample has no notes, or skips them."""
@@ -95,16 +102,21 @@ class SftStep:
         return len(self.processor.encode_completion(opening)) - 1  # without the EOS that it adds
 
     def _groups(self, step: int) -> list[Group]:
+        """Those of the batch that this rank works on. All ranks write all completions, for their random numbers."""
         stage = self._stage(step)
         rng = np.random.default_rng([self.seed, step])
-        groups = []
-        for sample in self.mixtures[stage].batch(step):
-            task = self.tasks[sample.task]
-            with as_data_errors(sample):
-                blind = sample.task in self.stages[stage].blind
-                prompt = Prompt(messages=chat(task.ask(sample), 0), clips=()) if blind else task.prompt(sample)
-                text = self.spoilers[stage].completion(sample, rng)
-                completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
-                encoded = self.processor.encode(prompt)
-            groups.append(Group(sample=sample, prompt=prompt, encoded=encoded, completions=(completion,)))
-        return groups
+        samples = self.mixtures[stage].batch(step)
+        texts = [self.spoilers[stage].completion(sample, rng) for sample in samples]
+        own = dist.own_share(
+            len(samples), lambda nth: estimated_tokens(samples[nth], self.tasks[samples[nth].task], self.processor)
+        )
+        return [self._group(samples[nth], texts[nth], self.stages[stage]) for nth in own]
+
+    def _group(self, sample: Sample, text: str, stage: SftStage) -> Group:
+        task = self.tasks[sample.task]
+        with as_data_errors(sample):
+            blind = sample.task in stage.blind
+            prompt = Prompt(messages=chat(task.ask(sample), 0), clips=()) if blind else task.prompt(sample)
+            completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
+            encoded = self.processor.encode(prompt)
+        return Group(sample=sample, prompt=prompt, encoded=encoded, completions=(completion,))

@@ -1,5 +1,6 @@
 """The table of replies: what it keeps, what it lets go, and who may share it."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.judges.builders import every_kind, grade
+from tests.ranks import on_ranks
+from vidbridge import dist
 from vidbridge.config import ConfigError
 from vidbridge.judges.base import JudgeRequest, JudgeUnavailable
 from vidbridge.judges.cache import ReplyCache
@@ -78,6 +81,30 @@ def test_two_roles_may_be_two_models():
     ModelJudge(answers=answers, events=events).ask(every_kind())
     assert [request.kind for request in answers.asked] == ["grade", "verdict"]
     assert [request.kind for request in events.asked] == ["extract", "entail"]
+
+
+def metrics_of(out):
+    """The second rank asks three times as much, and one of its requests has no reply."""
+    replies = ['{"score": 2}', JudgeUnavailable("busy"), '{"score": 2}'][: 1 + 2 * dist.rank()]
+    judge = judge_of(Counting(replies=list(replies)))
+    judge.ask([grade(f"take {number}") for number in range(len(replies))])
+    judge.ask([grade("take 0")])
+    (out / f"rank{dist.rank()}.json").write_text(json.dumps([judge.metrics(), judge.metrics()]))
+
+
+def test_metrics_are_those_of_all_ranks(tmp_path):
+    on_ranks(metrics_of, tmp_path)
+    expected = [
+        {
+            "judge/requests": 6,
+            "judge/unscored": 1,
+            "judge/cache_hit_frac": 2 / 6,
+            "judge/latency_p50_s": 0.1,
+            "judge/latency_p95_s": 0.1,
+        },
+        {"judge/requests": 0, "judge/unscored": 0},
+    ]
+    assert [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)] == [expected, expected]
 
 
 def test_of_two_replies_the_first_stays():

@@ -59,7 +59,7 @@ class Judge(ABC):
         """A reply for each request, in order. May raise JudgeUnavailable for all of them, and JudgeLost."""
 
     def metrics(self) -> dict[str, float]:
-        """What happened since this was called last."""
+        """What happened on all ranks since this was called last; called by all ranks."""
         return {}
 
 

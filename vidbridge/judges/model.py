@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections import deque
+from collections import Counter, deque
 from dataclasses import astuple, dataclass
 from typing import Protocol, Sequence
 
 import numpy as np
 
+from vidbridge import dist
 from vidbridge.judges.base import Judge, JudgeLost, JudgeRequest, JudgeUnavailable, Reply, parse_reply
 from vidbridge.judges.cache import ReplyCache
 from vidbridge.judges.prompts import VERSION, ChatPrompt, chat_prompt
@@ -71,7 +72,7 @@ class ModelJudge(Judge):
         self.slack = slack
         self._lock = threading.Lock()
         self._unscored: deque[bool] = deque(maxlen=window)
-        self._counts = {"requests": 0, "cached": 0, "unscored": 0}
+        self._counts: Counter[str] = Counter()
         self._seconds: list[float] = []
 
     def ask(self, requests: Sequence[JudgeRequest]) -> list[Reply]:
@@ -86,8 +87,11 @@ class ModelJudge(Judge):
 
     def metrics(self) -> dict[str, float]:
         with self._lock:
-            counts, seconds = self._counts, self._seconds
-            self._counts, self._seconds = dict.fromkeys(counts, 0), []
+            own = self._counts, self._seconds
+            self._counts, self._seconds = Counter(), []
+        of_ranks = dist.everyones(own)
+        counts = sum((counts for counts, _ in of_ranks), Counter())
+        seconds = [each for _, seconds in of_ranks for each in seconds]
         metrics = {"judge/requests": float(counts["requests"]), "judge/unscored": float(counts["unscored"])}
         if counts["requests"]:
             metrics["judge/cache_hit_frac"] = counts["cached"] / counts["requests"]

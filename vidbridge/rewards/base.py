@@ -88,7 +88,7 @@ class GatedSum:
         return _total({name: gate.maximum for name, gate in self.gates.items()}, best, weights)
 
     def metrics(self) -> dict[str, float]:
-        """What the judge did since this was called last."""
+        """What the judge did since this was called last, which all ranks do together."""
         return self.judge.metrics() if self.judge else {}
 
     def _weights(self, task: str) -> Mapping[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-_COLUMNS = 64  # that room is made for at first
+FIRST_COLUMNS = 64  # that room is made for at first
 
 
 class SharedPrefixCache:
@@ -29,7 +29,7 @@ class SharedPrefixCache:
         """Make room for completions of ``columns`` tokens: static tensors, doubled when they are full."""
         if columns <= self.columns:
             return
-        more = max(columns, 2 * self.columns, _COLUMNS) - self.columns
+        more = max(columns, 2 * self.columns, FIRST_COLUMNS) - self.columns
         if not self.grid:
             num_prompts, heads, _, size = self.prompts[0][0].shape
             empty = self.prompts[0][0].new_empty(num_prompts, heads, self.width, 0, size)
