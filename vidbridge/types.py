@@ -10,10 +10,12 @@ T completion tokens (padded), L prompt tokens (padded), S tokens of a packed row
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Mapping
+from typing import TYPE_CHECKING, Any, Mapping
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # annotations alone: the processes that read videos start without it
+    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,18 @@ class VideoRef:
     path: str
     start_s: float = 0.0
     end_s: float | None = None  # None: to the end of the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Montage:
+    """Parts of videos shown one after another as one video, made while it is read: no new file.
+
+    MixVidQA takes parts of two videos in turn. DarkEventInfer takes one video and an interval of it in which the screen
+    is black: ``Montage(parts=(VideoRef(path="a.mp4", end_s=30.0),), dark_s=(12.5, 18.0))``.
+    """
+
+    parts: tuple[VideoRef, ...]  # each with its end_s
+    dark_s: tuple[float, float] | None = None  # seconds of the whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +67,10 @@ class Sample:
     task: str
     question: str
     answer: str  # the reference: an option letter, a sentence, or a caption
-    videos: tuple[VideoRef, ...]
+    videos: tuple[VideoRef | Montage, ...]
     options: tuple[str, ...] = ()  # QA only, without their letters
     meta: Mapping[str, Any] = field(default_factory=dict)
+    index: int = 0  # which row of its task; past the last they come round again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

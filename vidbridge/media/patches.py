@@ -6,35 +6,13 @@ torch because their video processor needs torchvision, which does not load besid
 
 from __future__ import annotations
 
-import math
 from typing import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-MAX_ASPECT_RATIO = 200  # the limit of the Hugging Face processors
-
-
-def smart_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The (height, width) to resize to: multiples of ``factor``, area within the budget, aspect ratio nearly kept.
-
-    >>> smart_size(360, 640, factor=28, min_pixels=128 * 28 * 28, max_pixels=196 * 28 * 28)
-    (280, 504)
-    """
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(f"a frame of {width} x {height} pixels is too long and thin (limit {MAX_ASPECT_RATIO}:1)")
-    tall = round(height / factor) * factor
-    wide = round(width / factor) * factor
-    if tall * wide > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        tall = max(factor, math.floor(height / shrink / factor) * factor)
-        wide = max(factor, math.floor(width / shrink / factor) * factor)
-    elif tall * wide < min_pixels:
-        stretch = math.sqrt(min_pixels / (height * width))
-        tall = math.ceil(height * stretch / factor) * factor
-        wide = math.ceil(width * stretch / factor) * factor
-    return tall, wide
+from vidbridge.media.frames import smart_size
 
 
 def patchify(
