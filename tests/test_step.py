@@ -264,7 +264,7 @@ def test_a_row_that_cannot_be_encoded_is_named(tasks, folder, problem, message):
         step(0)
     evaluator = Evaluator(
         tasks={"train": {"caption": bad}},
-        processor=step.processor,
+        processor=step.loader.processor,
         rollout=step.rollout,
         reward=step.reward,
         max_rows=4,

@@ -7,17 +7,18 @@ is trained on.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from vidbridge.config import EvalConfig
+from vidbridge.data.loader import BadSamples, Loader
 from vidbridge.policy.processor import Processor
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import score_groups
-from vidbridge.tasks.base import Task, as_data_errors
+from vidbridge.tasks.base import Task
 from vidbridge.text.tags import read_tags
 from vidbridge.track.tracker import Tracker
 from vidbridge.types import Group, Sample
@@ -59,6 +60,7 @@ class Evaluator:
     reward: GatedSum
     max_rows: int  # completions in flight; bounds the prompts held in memory
     seed: int
+    bad: BadSamples = field(default_factory=BadSamples)  # left out; the number of items says so
 
     def scores(
         self, split: str, *, num_items: int, num_samples: int = 1, greedy: bool = False, advance: Callable[[int], None]
@@ -89,17 +91,16 @@ class Evaluator:
     def _scored(self, task: Task, samples: Sequence[Sample], num_samples: int, greedy: bool) -> Iterator[list[Group]]:
         size = max(self.max_rows // num_samples, 1)
         seed = int(np.random.default_rng([self.seed, *task.name.encode()]).integers(2**32))
+        loader = Loader({task.name: task}, self.processor, self.bad)
         for first in range(0, len(samples), size):
-            chunk = samples[first : first + size]
-            prompts, encoded = [], []
-            for sample in chunk:
-                with as_data_errors(sample):
-                    prompts.append(task.prompt(sample))
-                    encoded.append(self.processor.encode(prompts[-1]))
+            prompts = loader.encode(loader.load(samples[first : first + size], replace=False), replace=False)
+            if not prompts:
+                continue
+            encoded = [tensors for _, _, tensors in prompts]
             completions = self.rollout.generate(encoded, num_samples, greedy=greedy, seed=seed, first=first)
             groups = [
                 Group(sample=sample, prompt=prompt, encoded=tensors, completions=done)
-                for sample, prompt, tensors, done in zip(chunk, prompts, encoded, completions, strict=True)
+                for (sample, prompt, tensors), done in zip(prompts, completions, strict=True)
             ]
             yield score_groups(groups, self.reward)
 

@@ -13,6 +13,7 @@ import torch
 
 from vidbridge.algo.loss import LossNorm, token_weights
 from vidbridge.config import SftStage
+from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.prefetch import Prefetch
 from vidbridge.data.spoil import Spoiler
@@ -21,7 +22,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.tasks.base import Task, as_data_errors
 from vidbridge.text.prompts import chat
-from vidbridge.types import Completion, Group, Prompt, StepResult
+from vidbridge.types import Completion, Group, Prompt, Sample, StepResult
 
 
 class SftStep:
@@ -40,6 +41,7 @@ class SftStep:
         prompts_per_step: int,
         seed: int,
         last: int | None = None,  # step that there will be; None: not known
+        bad: BadSamples | None = None,
     ) -> None:
         self.tasks, self.processor, self.policy, self.seed = tasks, processor, policy, seed
         self.ends = np.cumsum([stage.steps for stage in stages])
@@ -48,7 +50,8 @@ class SftStep:
         self.mixtures = [
             Mixture(tasks, stage.shares, prompts_per_step=prompts_per_step, seed=seed) for stage in stages
         ]
-        self.groups = Prefetch(self._groups, last=last)
+        self.loader = Loader(tasks, processor, bad)
+        self.loaded = Prefetch(self._load, last=last)
 
     def __call__(self, step: int) -> StepResult:
         started = time.perf_counter()
@@ -63,6 +66,7 @@ class SftStep:
             self.policy.backward(loss)
             loss_sum += loss.item()
         metrics = {"sft/loss": loss_sum, "sft/tokens": float((weights > 0).sum()), **self.policy.update()}
+        metrics |= self.loader.metrics()
         metrics |= {"time/data_s": loaded - started, "time/learner_s": time.perf_counter() - loaded}
         return StepResult(metrics=metrics)
 
@@ -94,17 +98,21 @@ class SftStep:
             return 0
         return len(self.processor.encode_completion(opening)) - 1  # without the EOS that it adds
 
-    def _groups(self, step: int) -> list[Group]:
-        stage = self._stage(step)
-        rng = np.random.default_rng([self.seed, step])
-        groups = []
-        for sample in self.mixtures[stage].batch(step):
+    def _load(self, step: int) -> list[Loaded]:
+        blind = self.stages[self._stage(step)].blind
+
+        def prompt(sample: Sample) -> Prompt:
             task = self.tasks[sample.task]
+            return Prompt(messages=chat(task.ask(sample), 0), clips=()) if sample.task in blind else task.prompt(sample)
+
+        return self.loader.load(self.mixtures[self._stage(step)].batch(step), prompt)
+
+    def groups(self, step: int) -> list[Group]:
+        spoiler, rng = self.spoilers[self._stage(step)], np.random.default_rng([self.seed, step])
+        groups = []
+        for sample, prompt, encoded in self.loader.encode(self.loaded(step)):
             with as_data_errors(sample):
-                blind = sample.task in self.stages[stage].blind
-                prompt = Prompt(messages=chat(task.ask(sample), 0), clips=()) if blind else task.prompt(sample)
-                text = self.spoilers[stage].completion(sample, rng)
+                text = spoiler.completion(sample, rng)
                 completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
-                encoded = self.processor.encode(prompt)
             groups.append(Group(sample=sample, prompt=prompt, encoded=encoded, completions=(completion,)))
         return groups

@@ -16,6 +16,7 @@ import torch
 from vidbridge.algo.advantages import degenerate, group_advantages, overlong_penalty
 from vidbridge.algo.loss import grpo_loss, token_weights
 from vidbridge.config import GrpoConfig
+from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.prefetch import Prefetch
 from vidbridge.policy.packing import loss_mask
@@ -24,7 +25,6 @@ from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import reward_metrics, score_groups
-from vidbridge.tasks.base import as_data_errors
 from vidbridge.text.tags import read_tags
 from vidbridge.types import Batch, EncodedPrompt, Group, Prompt, Sample, StepResult
 
@@ -45,16 +45,18 @@ class GrpoStep:
         algo: GrpoConfig,
         max_completion_tokens: int,
         last: int | None = None,  # step that there will be; None: not known
+        bad: BadSamples | None = None,
     ) -> None:
-        self.mixture, self.processor, self.rollout = mixture, processor, rollout
+        self.mixture, self.rollout = mixture, rollout
         self.reward, self.policy, self.algo = reward, policy, algo
         self.max_completion_tokens = max_completion_tokens
-        self.prompts = Prefetch(self._prompts, last=last)
+        self.loader = Loader(mixture.tasks, processor, bad)
+        self.loaded = Prefetch(self._load, last=last)
 
     def __call__(self, step: int) -> StepResult:
         clock = Clock()
         with clock("data"):
-            prompts = self.prompts(step)
+            prompts = self.loader.encode(self.loaded(step))
         groups = self._sample(prompts, clock, seed=self._seed(step))
         # of these, before any is replaced: the policy as it is
         metrics = {**reward_metrics(groups), **rollout_metrics(groups)}
@@ -67,16 +69,11 @@ class GrpoStep:
             rewards = rewards_of(groups, self.algo.group_size) + penalty
             advantages = group_advantages(rewards, trainable(groups), self.algo.advantage_scale)
             metrics |= self._learn(groups, advantages.flatten())
-        return StepResult(metrics={**metrics, **clock.metrics()}, groups=tuple(groups))
+        return StepResult(metrics={**metrics, **self.loader.metrics(), **clock.metrics()}, groups=tuple(groups))
 
-    def _prompts(self, step: int, limit: int | None = None) -> list[tuple[Sample, Prompt, EncodedPrompt]]:
-        """Those of the batch, or its first ``limit``."""
-        prompts = []
-        for sample in self.mixture.batch(step)[:limit]:
-            with as_data_errors(sample):
-                prompt = self.mixture.tasks[sample.task].prompt(sample)
-                prompts.append((sample, prompt, self.processor.encode(prompt)))
-        return prompts
+    def _load(self, step: int, limit: int | None = None) -> list[Loaded]:
+        """The samples of the batch, or its first ``limit``, with their videos read."""
+        return self.loader.load(self.mixture.batch(step)[:limit])
 
     def _seed(self, step: int) -> int:
         return self.mixture.seed * 1_000_003 + step
@@ -108,7 +105,7 @@ class GrpoStep:
                 break
             at = refill * _REFILLS_FROM + step
             with clock("data"):
-                prompts = self._prompts(at, limit=len(places))
+                prompts = self.loader.encode(self._load(at, limit=len(places)))
             fresh = self._sample(prompts, clock, seed=self._seed(at))
             num_extra += len(fresh)
             for place, group in zip(places, (group for group in fresh if not is_idle(group))):

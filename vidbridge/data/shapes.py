@@ -17,29 +17,29 @@ from rich.progress import track
 
 from vidbridge.data import rows as task_files
 from vidbridge.data import world
+from vidbridge.data.base import SPLITS, Dataset
 from vidbridge.data.rows import read_rows, write_rows
 from vidbridge.media import edit, write
 from vidbridge.tasks.base import DataError, Draft, Row, Source, Task, video_path
 from vidbridge.text import shapes_language
 
-SPLITS = ("train", "val", "test")
 _MAKERS = (sys.modules[__name__], world, edit, write, shapes_language, task_files)  # and the task itself
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shapes:
+class Shapes(Dataset):
     """Rows on first use: drawn from ``seed``, rendered, encoded, and kept under ``root``.
 
     A scene belongs to one split for good (by a hash of what happens in it), so that no clip of a held-out
     split, nor a re-rendering of it, can be met in training.
     """
 
-    root: str
     seed: int
     num_rows: Mapping[str, int]  # of each task, by split
     workers: int = 2  # clips encoded at once
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.num_rows, Mapping):
             raise ValueError(f"data.num_rows must have a number for each split, got {self.num_rows!r}")
         unknown = sorted(map(str, self.num_rows.keys() - set(SPLITS)))
@@ -61,7 +61,7 @@ class Shapes:
 
     def _fingerprint(self, task: Task, split: str) -> str:
         """Of everything the rows depend on: settings, and the code that draws, renders, edits and writes."""
-        settings = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in ("rows", "frames")}
+        settings = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in ("rows", "frames", "read")}
         digest = hashlib.sha256(json.dumps([self.seed, split, self.num_rows[split], settings]).encode())
         of_task = [kind.__module__ for kind in type(task).__mro__ if kind.__module__ not in ("builtins", "abc")]
         for module in (*_MAKERS, *(sys.modules[name] for name in of_task)):

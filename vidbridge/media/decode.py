@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Sequence
-
 import numpy as np
 from PIL import Image
 
@@ -77,7 +75,7 @@ def length_s(part: VideoRef) -> float:
     return part.end_s - part.start_s
 
 
-def resized(pixels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+def resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """[H, W, 3] uint8 brought to (height, width), bicubic and antialiased."""
     height, width = size
     if pixels.shape[:2] == (height, width):
@@ -85,14 +83,17 @@ def resized(pixels: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def letterboxed(pixels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+def letterboxed(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """As large as fits into (height, width) with its shape kept, on black; a frame of nearly that shape fills it."""
     height, width = pixels.shape[:2]
     scale = min(size[0] / height, size[1] / width)
-    inner = round(height * scale), round(width * scale)
     # the canvas itself is rounded to multiples of the patch size: up to a tenth is filled rather than framed
-    inner = tuple(full if part >= 0.9 * full else max(part, 1) for part, full in zip(inner, size))
-    if inner == tuple(size):
+    fills = [part * scale >= 0.9 * full for part, full in zip((height, width), size)]
+    inner = (
+        size[0] if fills[0] else max(round(height * scale), 1),
+        size[1] if fills[1] else max(round(width * scale), 1),
+    )
+    if all(fills):
         return resized(pixels, size)
     canvas = np.zeros((*size, 3), np.uint8)
     top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2

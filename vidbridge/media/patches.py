@@ -25,20 +25,24 @@ def patchify(
     image_std: Sequence[float],
     min_pixels: int,
     max_pixels: int,
+    resizes: bool = True,
 ) -> tuple[torch.Tensor, tuple[int, int, int]]:
     """Cut a clip [T, H, W, 3] uint8 into patch vectors [S, D] float32 and their grid (t, h, w), S = t * h * w.
 
     D = 3 * temporal_patch_size * patch_size**2, ordered channel, time, row, column. Patches run through time, then
     through merge_size x merge_size blocks row by row, so that the tokens merged later lie next to each other.
-    ``min_pixels`` and ``max_pixels`` bound the area of one frame. The last frame is repeated to fill the last
-    temporal patch.
+    ``min_pixels`` and ``max_pixels`` bound the area of one frame, unless the frames come in their size already and
+    are not to be resized. The last frame is repeated to fill the last temporal patch.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
         raise ValueError(f"a clip must be uint8 of shape [T, H, W, 3] with T >= 1, got {frames.dtype} {frames.shape}")
     height, width = frames.shape[1:3]
-    size = smart_size(
-        height, width, factor=patch_size * merge_size, min_pixels=min_pixels, max_pixels=max_pixels
-    )
+    factor = patch_size * merge_size
+    size = height, width
+    if resizes:
+        size = smart_size(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
+    elif height % factor or width % factor:
+        raise ValueError(f"frames of {width} x {height} pixels were not read in multiples of {factor}")
     video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
     if size != (height, width):
         # On uint8, as torchvision does it for the video processor: rounded to whole levels before normalising.

@@ -6,7 +6,7 @@ import os
 import stat
 from contextlib import suppress
 from types import TracebackType
-from typing import Iterable, Iterator, Self
+from typing import Any, Iterable, Iterator, Self
 
 import av
 import numpy as np
@@ -123,12 +123,11 @@ class VideoFile:
         if container.duration:
             return container.duration / av.time_base
         with self._open() as again:
-            packets = [packet for packet in again.demux(again.streams[stream.index]) if packet.pts is not None]
-        ends = [float((packet.pts + (packet.duration or 0)) * packet.time_base) for packet in packets]
-        starts = [float(packet.pts * packet.time_base) for packet in packets]
-        if not packets or (seconds := max(ends) - min(starts)) <= 0:
+            spans = [(p.pts, p.pts + (p.duration or 0)) for p in again.demux(stream.index) if p.pts is not None]
+        ticks = max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0
+        if ticks <= 0 or stream.time_base is None:
             raise self._error("no_duration", "lasts no time at all")
-        return seconds
+        return float(ticks * stream.time_base)
 
     def _go_on(self) -> None:
         """From where the container stands now, which is a key frame."""
@@ -233,13 +232,15 @@ class VideoFile:
         self._go_on()
 
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
+        pixels: np.ndarray
+        side_data: Any = frame.side_data
         if any(component.is_alpha for component in frame.format.components):
             rgba = self._reformatter.reformat(frame, format="rgba", threads=1).to_ndarray().astype(np.uint16)
             pixels = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)  # as shown on black
         else:
             pixels = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        data = frame.side_data.get(SideData.DISPLAYMATRIX)
-        return pixels if data is None else turned(pixels, np.frombuffer(bytes(data), np.int32))
+        matrix = side_data.get(SideData.DISPLAYMATRIX)
+        return pixels if matrix is None else turned(pixels, np.frombuffer(bytes(matrix), np.int32))
 
     def _error(self, reason: str, detail: str) -> VideoError:
         return VideoError(self.path, reason, detail)

@@ -8,7 +8,7 @@ merged patch, and asks the model class for the rotary positions.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -92,6 +92,11 @@ class Processor:
         processor.check()
         return processor
 
+    def sized(self) -> Processor:
+        """The same for clips that are read in their final size; its ``frames`` is the budget to read them with."""
+        multiple = self.numbers["patch_size"] * self.numbers["merge_size"]
+        return replace(self, frames=replace(self.frames, multiple=multiple))
+
     def check(self) -> None:
         """The numbers of the frames side and of the model must agree; ValueError names the one that does not."""
         vision = self.config.vision_config
@@ -141,8 +146,11 @@ class Processor:
 
         ValueError when messages and clips do not match or the prompt is longer than ``max_prompt_tokens``.
         """
-        low, high = self.frames.min_pixels, self.frames.max_pixels
-        videos = [patchify(clip.frames, **self.numbers, min_pixels=low, max_pixels=high) for clip in prompt.clips]
+        low, high, resizes = self.frames.min_pixels, self.frames.max_pixels, self.frames.multiple is None
+        videos = [
+            patchify(clip.frames, **self.numbers, min_pixels=low, max_pixels=high, resizes=resizes)
+            for clip in prompt.clips
+        ]
         grids = torch.tensor([grid for _, grid in videos], dtype=torch.long).reshape(-1, 3)
 
         text = self.tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)

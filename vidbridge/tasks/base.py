@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Iterator, Mapping, Self, Sequence
 
 import numpy as np
 
+from vidbridge.media.cache import Decode
 from vidbridge.media.decode import decode
 from vidbridge.media.frames import FrameBudget
 from vidbridge.text import prompts
@@ -141,6 +142,7 @@ class Task(ABC):
 
     rows: Sequence[Row] = ()
     frames: FrameBudget | None = None
+    read: Decode = decode  # how its videos are read
 
     @abstractmethod
     def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
@@ -150,14 +152,15 @@ class Task(ABC):
     def ask(self, sample: Sample) -> str:
         """The text that follows the video in the prompt."""
 
-    def with_rows(self, rows: Sequence[Row], frames: FrameBudget) -> Self:
-        return replace(self, rows=rows, frames=frames)
+    def with_rows(self, rows: Sequence[Row], frames: FrameBudget, read: Decode = decode) -> Self:
+        return replace(self, rows=rows, frames=frames, read=read)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def sample(self, index: int) -> Sample:
-        row = self.rows[index]
+        """Of row ``index``; past the last one the rows come round again."""
+        row = self.rows[index % len(self.rows)]
         return Sample(
             uid=row.uid,
             task=self.name,
@@ -166,12 +169,13 @@ class Task(ABC):
             options=row.options,
             videos=(VideoRef(path=row.video),),
             meta={"rationale": row.rationale, **row.meta},
+            index=index,
         )
 
     def prompt(self, sample: Sample) -> Prompt:
         """Decodes the sample's videos; raises VideoError naming the file that cannot be read."""
         assert self.frames is not None, "with_rows gives a task its frame budget"
-        clips = tuple(decode(video, self.frames) for video in sample.videos)
+        clips = tuple(self.read(video, self.frames) for video in sample.videos)
         return Prompt(messages=prompts.chat(self.ask(sample), num_videos=len(clips)), clips=clips)
 
     def gold(self, sample: Sample) -> str:

@@ -1,0 +1,31 @@
+"""What a data set is: the rows of every task by split, and the folder that their videos lie in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Sequence
+
+from vidbridge.media.reader import VideoReader
+from vidbridge.tasks.base import Row, Task
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(ABC):
+    root: str  # nothing outside of it is read
+    max_bad_frac: float = 0.0  # of the samples asked for; more that cannot be used stop the run
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_frac < 1:
+            raise ValueError(f"data.max_bad_frac must lie in [0, 1), got {self.max_bad_frac}")
+
+    @abstractmethod
+    def rows(self, task: Task, split: str) -> Sequence[Row]:
+        """All rows of a task's split; DataError when there are none."""
+
+    @cached_property
+    def reader(self) -> VideoReader:
+        return VideoReader(self.root)
