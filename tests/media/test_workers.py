@@ -97,15 +97,14 @@ def test_workers_are_replaced_after_so_many_videos(pool, tmp_path, monkeypatch):
 
 
 def test_a_worker_may_not_have_all_memory(tmp_path, monkeypatch):
-    """4000 frames of 64 x 48 pixels are 37 MB, in a process that may have 64 MB with everything it loads."""
-    monkeypatch.setattr(workers, "MAX_WORKER_MB", 64)
-    path = counting(tmp_path / "a.mp4")
+    """400 frames of 640 x 480 pixels are 369 MB, in a process that may have 256 MB with everything it loads."""
+    monkeypatch.setattr(workers, "MAX_WORKER_MB", 256)
+    path = write_video(tmp_path / "a.mp4", [corners(480, 640)] * 5)
     pool = WorkerPool(1, deadline_s=60.0)
-    with pytest.raises(VideoError):  # the decoder calls it damage where it is the one that gets no memory
-        pool.decode(VideoRef(path=str(path)), FrameBudget(fps=None, max_frames=4000, min_pixels=1, max_pixels=1))
-    monkeypatch.undo()
-    for _ in range(2):  # the first may still be served by the small worker
-        pool.describe(str(path))
+    with pytest.raises(VideoError) as error:
+        pool.decode(VideoRef(path=str(path)), FrameBudget(fps=None, max_frames=400, min_pixels=1, max_pixels=1))
+    assert error.value.reason == "memory"
+    assert pool.describe(str(path))["height"] == 480
     pool.close()
 
 
