@@ -305,7 +305,7 @@ def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, j
 def check_tasks(tasks: Mapping[str, Task], processor: Processor, reward: GatedSum, bad: BadSamples) -> None:
     """Before anything is trained: prompts fit, and every task's gold answers earn the most there is."""
     loader = Loader(tasks, processor, bad)
-    loader.encode(loader.load(task.sample(0) for task in tasks.values()))
+    loader.load(task.sample(0) for task in tasks.values())
     self_test(tasks, reward)
 
 

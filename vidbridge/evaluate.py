@@ -93,7 +93,7 @@ class Evaluator:
         seed = int(np.random.default_rng([self.seed, *task.name.encode()]).integers(2**32))
         loader = Loader({task.name: task}, self.processor, self.bad)
         for first in range(0, len(samples), size):
-            prompts = loader.encode(loader.load(samples[first : first + size], replace=False), replace=False)
+            prompts = loader.load(samples[first : first + size], replace=False)
             if not prompts:
                 continue
             encoded = [tensors for _, _, tensors in prompts]

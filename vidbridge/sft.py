@@ -110,7 +110,7 @@ class SftStep:
     def groups(self, step: int) -> list[Group]:
         spoiler, rng = self.spoilers[self._stage(step)], np.random.default_rng([self.seed, step])
         groups = []
-        for sample, prompt, encoded in self.loader.encode(self.loaded(step)):
+        for sample, prompt, encoded in self.loaded(step):
             with as_data_errors(sample):
                 text = spoiler.completion(sample, rng)
                 completion = Completion(text=text, token_ids=self.processor.encode_completion(text))

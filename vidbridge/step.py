@@ -26,7 +26,7 @@ from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import reward_metrics, score_groups
 from vidbridge.text.tags import read_tags
-from vidbridge.types import Batch, EncodedPrompt, Group, Prompt, Sample, StepResult
+from vidbridge.types import Batch, Group, StepResult
 
 _REFILLS_FROM = 10**6  # steps down the deck: farther than any run goes
 
@@ -56,7 +56,7 @@ class GrpoStep:
     def __call__(self, step: int) -> StepResult:
         clock = Clock()
         with clock("data"):
-            prompts = self.loader.encode(self.loaded(step))
+            prompts = self.loaded(step)
         groups = self._sample(prompts, clock, seed=self._seed(step))
         # of these, before any is replaced: the policy as it is
         metrics = {**reward_metrics(groups), **rollout_metrics(groups)}
@@ -78,9 +78,7 @@ class GrpoStep:
     def _seed(self, step: int) -> int:
         return self.mixture.seed * 1_000_003 + step
 
-    def _sample(
-        self, prompts: Sequence[tuple[Sample, Prompt, EncodedPrompt]], clock: Clock, *, seed: int
-    ) -> list[Group]:
+    def _sample(self, prompts: Sequence[Loaded], clock: Clock, *, seed: int) -> list[Group]:
         """A scored group for each prompt."""
         with clock("rollout"):
             self.rollout.sync(self.policy)
@@ -105,7 +103,7 @@ class GrpoStep:
                 break
             at = refill * _REFILLS_FROM + step
             with clock("data"):
-                prompts = self.loader.encode(self._load(at, limit=len(places)))
+                prompts = self._load(at, limit=len(places))
             fresh = self._sample(prompts, clock, seed=self._seed(at))
             num_extra += len(fresh)
             for place, group in zip(places, (group for group in fresh if not is_idle(group))):

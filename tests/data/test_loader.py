@@ -39,7 +39,7 @@ def test_in_the_place_of_a_bad_sample_comes_the_next_one_of_its_task(shapes_task
     bad = BadSamples(tmp_path / "bad.jsonl", max_frac=0.5)
     loader = Loader({"qa": task, "caption": shapes_tasks["caption"]}, processor, bad)
     asked = [task.sample(2), task.sample(3), shapes_tasks["caption"].sample(3), task.sample(11)]
-    loaded = loader.encode(loader.load(asked))
+    loaded = loader.load(asked)
     assert uids(loaded) == ["qa/train/2", "qa/train/5", "caption/train/3", "qa/train/0"]
     sample, prompt, encoded = loaded[1]
     # question, video and tokens are those of one row
@@ -97,9 +97,9 @@ def test_a_prompt_that_is_too_long_is_bad_too(shapes_tasks, untrained_folder):
     assert any(too_long)
     processor = Processor.from_folder(untrained_folder, SHAPES_FRAMES, max_prompt_tokens=min(lengths))
     loader = Loader({"mix_vid_qa": task}, processor, BadSamples(max_frac=0.5))
-    encoded = loader.encode(loader.load([task.sample(too_long.index(True))]))
+    encoded = loader.load([task.sample(too_long.index(True))])
     assert len(encoded[0][2].input_ids) == min(lengths)
-    left_out = loader.encode(loader.load(map(task.sample, range(12)), replace=False), replace=False)
+    left_out = loader.load(map(task.sample, range(12)), replace=False)
     assert len(left_out) == too_long.count(False)
 
 

@@ -15,7 +15,7 @@ from vidbridge.tasks.base import DataError, Task
 from vidbridge.types import EncodedPrompt, Prompt, Sample
 
 FIRST = 100  # samples after which a fraction means something
-Loaded = tuple[Sample, Prompt]
+Loaded = tuple[Sample, Prompt, EncodedPrompt]
 
 
 class BadSamples:
@@ -79,7 +79,7 @@ class Loader:
     def load(
         self, samples: Iterable[Sample], prompt: Callable[[Sample], Prompt] | None = None, *, replace: bool = True
     ) -> list[Loaded]:
-        """Decoded, not yet tensors: this may run beside a training step. Without ``replace`` bad ones are left out."""
+        """With everything read; this may run beside a training step. Without ``replace`` bad samples are left out."""
 
         def load_one(sample: Sample) -> Loaded | None:
             return self._first_good(sample, prompt or self._prompt, replace)
@@ -87,40 +87,22 @@ class Loader:
         loaded = self._pool.map(load_one, samples) if self._pool else map(load_one, samples)
         return [each for each in loaded if each is not None]
 
-    def encode(
-        self, loaded: Iterable[Loaded], *, replace: bool = True
-    ) -> list[tuple[Sample, Prompt, EncodedPrompt]]:
-        """With the tensors of each; a prompt that is too long is bad too."""
-        encoded = []
-        for each in loaded:
-            next_one: Loaded | None = each
-            while next_one is not None:
-                sample, prompt = next_one
-                try:
-                    encoded.append((sample, prompt, self.processor.encode(prompt)))
-                    break
-                except ValueError as error:
-                    self.bad.add(sample, error)
-                    next_one = self._first_good(self._next(sample), self._prompt, replace) if replace else None
-        return encoded
-
     def metrics(self) -> dict[str, float]:
         return {"data/bad": float(self.bad.num_bad)}
 
     def _prompt(self, sample: Sample) -> Prompt:
         return self.tasks[sample.task].prompt(sample)
 
-    def _next(self, sample: Sample) -> Sample:
-        return self.tasks[sample.task].sample(sample.index + 1)
-
     def _first_good(self, sample: Sample, prompt: Callable[[Sample], Prompt], replace: bool) -> Loaded | None:
-        for _ in range(len(self.tasks[sample.task]) if replace else 1):
+        task = self.tasks[sample.task]
+        for _ in range(len(task) if replace else 1):
             if self.bad.passes(sample):
                 try:
-                    return sample, prompt(sample)
+                    shown = prompt(sample)
+                    return sample, shown, self.processor.encode(shown)
                 except ValueError as error:
                     self.bad.add(sample, error)
-            sample = self._next(sample) if replace else sample
+            sample = task.sample(sample.index + 1)
         if replace:
-            raise DataError(f"not one of the {len(self.tasks[sample.task])} rows of {sample.task} can be used")
+            raise DataError(f"not one of the {len(task)} rows of {sample.task} can be used")
         return None

@@ -26,7 +26,7 @@ def patchify(
     min_pixels: int,
     max_pixels: int,
     resizes: bool = True,
-) -> tuple[torch.Tensor, tuple[int, int, int]]:
+) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Cut a clip [T, H, W, 3] uint8 into patch vectors [S, D] float32 and their grid (t, h, w), S = t * h * w.
 
     D = 3 * temporal_patch_size * patch_size**2, ordered channel, time, row, column. Patches run through time, then
@@ -43,19 +43,21 @@ def patchify(
         size = smart_size(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
     elif height % factor or width % factor:
         raise ValueError(f"frames of {width} x {height} pixels were not read in multiples of {factor}")
-    video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
     if size != (height, width):
         # On uint8, as torchvision does it for the video processor: rounded to whole levels before normalising.
-        video = F.interpolate(video, size=size, mode="bicubic", antialias=True)
-    mean = torch.tensor(image_mean).view(1, 3, 1, 1)
-    std = torch.tensor(image_std).view(1, 3, 1, 1)
-    video = (video.float() / 255 - mean) / std
+        planes = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+        frames = F.interpolate(planes, size=size, mode="bicubic", antialias=True).permute(0, 2, 3, 1).numpy()
+    # In numpy: this runs beside a training step, and a second team of torch threads would slow both.
+    video = frames.astype(np.float32)
+    video /= 255
+    video -= np.array(image_mean, np.float32)
+    video /= np.array(image_std, np.float32)
     fill = -len(video) % temporal_patch_size
-    video = torch.cat([video, video[-1:].expand(fill, -1, -1, -1)])
+    video = np.concatenate([video, video[-1:].repeat(fill, axis=0)])
 
     grid_t, grid_h, grid_w = len(video) // temporal_patch_size, size[0] // patch_size, size[1] // patch_size
     blocks_h, blocks_w = grid_h // merge_size, grid_w // merge_size
     patches = video.reshape(
-        grid_t, temporal_patch_size, 3, blocks_h, merge_size, patch_size, blocks_w, merge_size, patch_size
-    ).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+        grid_t, temporal_patch_size, blocks_h, merge_size, patch_size, blocks_w, merge_size, patch_size, 3
+    ).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
     return patches.reshape(grid_t * grid_h * grid_w, -1), (grid_t, grid_h, grid_w)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLModel
 from transformers.utils import cached_file
@@ -168,12 +169,12 @@ class Processor:
         positions, deltas = self._rope_model.get_rope_index(
             ids[None], mm_token_type_ids=token_types[None], video_grid_thw=grids, second_per_grid_ts=seconds
         )
-        dim = 3 * self.numbers["temporal_patch_size"] * self.numbers["patch_size"] ** 2
+        nothing = np.empty((0, 3 * self.numbers["temporal_patch_size"] * self.numbers["patch_size"] ** 2), np.float32)
         return EncodedPrompt(
             input_ids=ids,
             position_ids=positions[:, 0],
             rope_delta=int(deltas),
-            pixel_values=torch.cat([torch.empty(0, dim)] + [patches for patches, _ in videos]),
+            pixel_values=torch.from_numpy(np.concatenate([nothing, *(patches for patches, _ in videos)])),
             video_grid_thw=grids,
         )
 
@@ -187,7 +188,7 @@ class Processor:
             )
         repeats = torch.ones_like(ids)
         repeats[is_video] = grids.prod(-1) // self.numbers["merge_size"] ** 2
-        return ids.repeat_interleave(repeats)
+        return torch.from_numpy(np.repeat(ids.numpy(), repeats.numpy()))  # in numpy for the reason told in patchify
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Token ids of an assistant's turn, EOS included; ValueError for tokens the policy may never produce."""
