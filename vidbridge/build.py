@@ -61,8 +61,8 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     config = replace(config, steps=num_steps(config, tasks["train"]))
     trained = trained_tasks(config, tasks["train"])
     bad = BadSamples(run_dir / BAD_SAMPLES, dataset.max_bad_frac)
-    check_tasks(trained, processor, reward, bad)
-    check_tasks(tasks[config.eval.split.value], processor, eval_reward, bad)
+    check_tasks(trained, processor, reward, bad, perfect=dataset.gold_is_perfect)
+    check_tasks(tasks[config.eval.split.value], processor, eval_reward, bad, perfect=dataset.gold_is_perfect)
     policy = build_policy(config, processor, trains=True)
     return Trainer(
         step_fn=build_step(config, trained, processor, reward, policy, bad, total=deck_size(config, tasks["train"])),
@@ -93,7 +93,7 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     dataset = build_dataset(config)
     tasks = build_tasks(config, dataset, {config.eval.split.value}, processor)
     bad = BadSamples(run_dir / BAD_SAMPLES, dataset.max_bad_frac)
-    check_tasks(tasks[config.eval.split.value], processor, reward, bad)
+    check_tasks(tasks[config.eval.split.value], processor, reward, bad, perfect=dataset.gold_is_perfect)
     evaluator = build_evaluator(config, tasks, processor, reward, build_policy(config, processor, trains=False), bad)
     return evaluator, build_tracker(config, public=public, run_dir=run_dir, job_type="evaluate")
 
@@ -146,8 +146,9 @@ def build_tasks(
     for name, task in tasks.items():
         if task.name != name:
             raise ConfigError(f"tasks.{name} builds the task '{task.name}': call the key and the task the same")
+    tasks = {name: task.with_rows((), frames, dataset.reader) for name, task in tasks.items()}
     return {
-        split: {name: task.with_rows(dataset.rows(task, split), frames, dataset.reader) for name, task in tasks.items()}
+        split: {name: replace(task, rows=dataset.rows(task, split)) for name, task in tasks.items()}
         for split in sorted(splits)
     }
 
@@ -302,11 +303,13 @@ def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, j
     )
 
 
-def check_tasks(tasks: Mapping[str, Task], processor: Processor, reward: GatedSum, bad: BadSamples) -> None:
-    """Before anything is trained: prompts fit, and every task's gold answers earn the most there is."""
+def check_tasks(
+    tasks: Mapping[str, Task], processor: Processor, reward: GatedSum, bad: BadSamples, *, perfect: bool
+) -> None:
+    """Before anything is trained: prompts fit, and every task's gold answers earn the most there is, or something."""
     loader = Loader(tasks, processor, bad)
     loader.load(task.sample(0) for task in tasks.values())
-    self_test(tasks, reward)
+    self_test(tasks, reward, perfect=perfect)
 
 
 @contextmanager

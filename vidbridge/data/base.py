@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Sequence
+from typing import ClassVar, Sequence
 
 from vidbridge.media.reader import VideoReader
 from vidbridge.tasks.base import Row, Task
@@ -15,6 +15,8 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(ABC):
+    gold_is_perfect: ClassVar[bool] = False  # whether every gold answer earns the most there is, style included
+
     root: str  # nothing outside of it is read
     max_bad_frac: float = 0.0  # of the samples asked for; more that cannot be used stop the run
 

@@ -22,6 +22,7 @@ from vidbridge.data.rows import read_rows, write_rows
 from vidbridge.media import edit, write
 from vidbridge.tasks.base import DataError, Draft, Row, Source, Task, video_path
 from vidbridge.text import shapes_language
+from vidbridge.types import Clip
 
 _MAKERS = (sys.modules[__name__], world, edit, write, shapes_language, task_files)  # and the task itself
 
@@ -33,6 +34,8 @@ class Shapes(Dataset):
     A scene belongs to one split for good (by a hash of what happens in it), so that no clip of a held-out
     split, nor a re-rendering of it, can be met in training.
     """
+
+    gold_is_perfect = True
 
     seed: int
     num_rows: Mapping[str, int]  # of each task, by split
@@ -89,10 +92,11 @@ class Shapes(Dataset):
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index, *task.name.encode()])
         draft: Draft | None = None
         while draft is None:
-            draft = task.construct(draw_sources(rng, split, task.num_sources), rng)
+            scenes, sources = draw_sources(rng, split, task.num_sources)
+            draft = task.construct(sources, rng)
         uid = f"{task.name}/{split}/{index}"
         path = video_path(folder, uid)
-        write.write_mp4(draft.clip, path, fps=world.FPS)
+        write.write_mp4(cut([world.render(scene) for scene in scenes], draft), path, fps=world.FPS)
         return Row(
             uid=uid,
             problem=draft.problem,
@@ -112,15 +116,23 @@ def split_of(scene: world.Scene) -> str:
     return ("train", "train", "train", "train", "val", "test")[bucket]
 
 
-def draw_sources(rng: np.random.Generator, split: str, number: int) -> list[Source]:
-    """Annotated clips of one split, equally long; no two show the same shape, so a question can name its clip."""
+def cut(clips: Sequence[Clip], draft: Draft) -> Clip:
+    """What the draft shows of its sources."""
+    clip = edit.interleave(clips, draft.pieces) if draft.pieces else clips[0]
+    return clip if draft.dark_s is None else edit.blackout(clip, *draft.dark_s)
+
+
+def draw_sources(rng: np.random.Generator, split: str, number: int) -> tuple[list[world.Scene], list[Source]]:
+    """Scenes of one split, equally long; no two show the same shape, so a question can name its clip."""
     num_events = int(rng.integers(3, 6))
+    scenes: list[world.Scene] = []
     sources: list[Source] = []
     shapes: tuple[str, ...] = shapes_language.SHAPES
     while len(sources) < number:
         left = number - len(sources) - 1
         scene = world.draw_scene(rng, num_events, shapes)
         if split_of(scene) == split and len(shapes) - len(scene.shapes) >= left:
+            scenes.append(scene)
             sources.append(world.describe(scene, rng))
             shapes = tuple(shape for shape in shapes if shape not in scene.shapes)
-    return sources
+    return scenes, sources

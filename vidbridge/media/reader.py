@@ -9,7 +9,7 @@ from pathlib import Path
 from vidbridge.media.cache import Decode, FrameCache
 from vidbridge.media.decode import decode
 from vidbridge.media.frames import FrameBudget
-from vidbridge.media.video_file import VideoError
+from vidbridge.media.video_file import VideoError, VideoFile
 from vidbridge.media.workers import WorkerPool
 from vidbridge.types import Clip, Montage, VideoRef
 
@@ -37,6 +37,14 @@ class VideoReader:
 
     def __call__(self, video: VideoRef | Montage, frames: FrameBudget) -> Clip:
         return self._decode(self.confined(video), frames)
+
+    def duration_s(self, path: str) -> float:
+        """As the headers of the file say."""
+        confined = self._confined(VideoRef(path=path)).path
+        if self.pool:
+            return float(self.pool.describe(confined)["duration_s"])
+        with VideoFile(confined) as file:
+            return file.duration_s
 
     @property
     def width(self) -> int:
