@@ -144,7 +144,7 @@ FAULTS = {
     "no video": ('{"question": "a?", "answer": "b"}', "field 'video' is missing"),
     "unknown field": ('{"video": "a", "frames": 3}', "field 'frames' is not known"),
     "no answer": ('{"video": "a", "question": "a?"}', "'question' and 'answer' belong together"),
-    "no such option": ('{"video": "a", "question": "?", "answer": "C", "options": ["x", "y"]}', "neither an option nor"),
+    "no such option": ('{"video": "a", "question": "?", "answer": "C", "options": ["x", "y"]}', "neither an option"),
     "event backwards": ('{"video": "a", "events": [[2, 1, "x"]]}', "start < end"),
     "event without text": ('{"video": "a", "events": [[1, 2, " "]]}', "start < end and a text"),
     "no seconds": ('{"video": "a", "duration_s": "long"}', "field 'duration_s' must be seconds"),

@@ -17,7 +17,8 @@ from vidbridge.text.released import split_options
 
 BUDGET = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304, multiple=16)
 ROW = {"problem": "What?", "solution": "<answer>it grows</answer>", "video": "a.mp4", "problem_type": "caption"}
-CHOICE = {**ROW, "problem": "What?\nA. grows\nB. spins", "solution": "<answer>B. spins</answer>", "problem_type": "MCQA"}
+OPTIONS = "What?\nA. grows\nB. spins"
+CHOICE = {**ROW, "problem": OPTIONS, "solution": "<answer>B. spins</answer>", "problem_type": "MCQA"}
 
 
 def write(path, *lines):
