@@ -25,7 +25,8 @@ def main() -> None:
     def body(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
         with build.as_config_errors():
             processor = build.build_processor(config)
-            dataset, tasks = build.build_dataset(config), build.build_plain_tasks(config, processor.frames)
+            dataset = build.build_dataset(config)
+            tasks = build.build_plain_tasks(config, dataset, processor.frames)
         options = Options(folder=run_dir, strict=args.strict, number=args.number, fps=args.fps)
         COMMANDS[args.command](dataset, tasks, options)
 

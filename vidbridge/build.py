@@ -142,15 +142,20 @@ def build_tasks(
 ) -> dict[str, dict[str, Task]]:
     """Every task with its rows, by split. Rows that do not exist yet are made now, before the bar starts."""
     frames = processor.frames if processor else FrameBudget(**vars(config.frames))
-    tasks = {name: make(config, f"tasks.{name}", node) for name, node in config.tasks.items()}
-    for name, task in tasks.items():
-        if task.name != name:
-            raise ConfigError(f"tasks.{name} builds the task '{task.name}': call the key and the task the same")
-    tasks = {name: task.with_rows((), frames, dataset.reader) for name, task in tasks.items()}
+    tasks = build_plain_tasks(config, dataset, frames)
     return {
         split: {name: replace(task, rows=dataset.rows(task, split)) for name, task in tasks.items()}
         for split in sorted(splits)
     }
+
+
+def build_plain_tasks(config: Config, dataset: Dataset, frames: FrameBudget) -> dict[str, Task]:
+    """Those of the configuration, without rows."""
+    tasks = {name: make(config, f"tasks.{name}", node) for name, node in config.tasks.items()}
+    for name, task in tasks.items():
+        if task.name != name:
+            raise ConfigError(f"tasks.{name} builds the task '{task.name}': call the key and the task the same")
+    return {name: task.with_rows((), frames, dataset.reader) for name, task in tasks.items()}
 
 
 def build_processor(config: Config) -> Processor:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Sequence
+from typing import ClassVar, Self, Sequence
 
 from vidbridge.media.reader import VideoReader
-from vidbridge.tasks.base import Row, Task
+from vidbridge.tasks.base import DataError, Row, Task
 
 SPLITS = ("train", "val", "test")
+
+
+class NoRows(DataError):
+    """A split that has nothing for a task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,14 @@ class Dataset(ABC):
     @abstractmethod
     def rows(self, task: Task, split: str) -> Sequence[Row]:
         """All rows of a task's split; DataError when there are none."""
+
+    def lenient(self) -> Self:
+        """The same without the rows that something is wrong with."""
+        return self
+
+    def row_problems(self) -> Sequence[str]:
+        """What is wrong with its files, where that does not stop it."""
+        return ()
 
     @cached_property
     def reader(self) -> VideoReader:

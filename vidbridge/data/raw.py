@@ -16,6 +16,7 @@ from typing import Callable, Sequence
 import numpy as np
 
 from vidbridge.data.annotations import Annotation, read_annotations
+from vidbridge.data.base import NoRows
 from vidbridge.data.files import FileDataset, check_split, split_by_video
 from vidbridge.data.rows import listed
 from vidbridge.media.frames import FrameBudget
@@ -45,7 +46,7 @@ class Raw(FileDataset):
         mine = [each for each in self._annotations if split_by_video(each.video, self.held_out_frac) == split]
         rows = RawRows(task, split, mine, seed=self.seed, max_duration_ratio=self.max_duration_ratio)
         if not len(rows):
-            raise DataError(
+            raise NoRows(
                 f"{', '.join(self.annotations)}: none of {len(mine)} {split} videos has what {task.name} needs"
             )
         return rows

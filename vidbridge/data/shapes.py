@@ -17,10 +17,10 @@ from rich.progress import track
 
 from vidbridge.data import rows as task_files
 from vidbridge.data import world
-from vidbridge.data.base import SPLITS, Dataset
+from vidbridge.data.base import SPLITS, Dataset, NoRows
 from vidbridge.data.rows import read_rows, write_rows
 from vidbridge.media import edit, write
-from vidbridge.tasks.base import DataError, Draft, Row, Source, Task, video_path
+from vidbridge.tasks.base import Draft, Row, Source, Task, video_path
 from vidbridge.text import shapes_language
 from vidbridge.types import Clip
 
@@ -56,7 +56,7 @@ class Shapes(Dataset):
     def rows(self, task: Task, split: str) -> Sequence[Row]:
         """All rows of a task's split, generated when they are not on disk yet."""
         if split not in self.num_rows:
-            raise DataError(f"data.num_rows.{split} is not set, so there are no {split} rows of {task.name}")
+            raise NoRows(f"data.num_rows.{split} is not set, so there are no {split} rows of {task.name}")
         folder = Path(self.root) / f"{task.name}-{split}-{self._fingerprint(task, split)}"
         if not folder.is_dir():
             self._generate(task, split, folder)

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Mapping, Self, Sequence
 
 import numpy as np
 
-from vidbridge.data.base import SPLITS
+from vidbridge.data.base import SPLITS, NoRows
 from vidbridge.data.files import FileDataset, check_split
 from vidbridge.data.jsonl import JsonlIndex, JsonlRows
 from vidbridge.data.rows import listed
@@ -43,8 +43,15 @@ class VidbridgeR1(FileDataset):
         if not own or split == "train":
             places = places[self._parts(index)[places] == SPLITS.index(split)]
         if not len(places):
-            raise DataError(f"{index.path}: no {split} row has problem_type '{task.problem_type}'")
+            raise NoRows(f"{index.path}: no {split} row has problem_type '{task.problem_type}'")
         return JsonlRows(index, places, task.problem_type, self.video_path)
+
+    def lenient(self) -> Self:
+        return replace(self, skip_bad_rows=True)
+
+    def row_problems(self) -> Sequence[str]:
+        """Of all its files, whether or not they are skipped."""
+        return [line for file in self.files.values() if file for line in JsonlIndex.of(Path(file)).problems]
 
     def video_path(self, video: str) -> str:
         """Relative to ``root``, or an absolute path, which must lie in it."""
