@@ -1,4 +1,5 @@
-"""Train: ``python train.py task_mix=proxy reward=combined``; sweep: ``python train.py -m task_mix=qa,proxy seed=0,1``.
+"""Train: ``python train.py task_mix=proxy reward=combined``; sweep: ``python train.py -m task_mix=qa,proxy seed=0,1``;
+what it would hold and cost, and whether it fits: ``python train.py .. plan=true``.
 
 What can be chosen: conf/config.yaml. What happens in a step: vidbridge/step.py. What travels: vidbridge/types.py.
 """
@@ -6,7 +7,7 @@ What can be chosen: conf/config.yaml. What happens in a step: vidbridge/step.py.
 from pathlib import Path
 from typing import Any, Mapping
 
-from vidbridge import build, launch
+from vidbridge import build, launch, plan
 from vidbridge.config import Config
 
 
@@ -18,4 +19,4 @@ def train(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    launch.main(train)
+    launch.main(train, plan=plan.show)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from experiments.bench import gpu, harness, learner, rollout, step
+from experiments.bench import gpu, harness, learner, plan, rollout, step
 from experiments.bench.shape import TINY
 
 
@@ -47,6 +47,25 @@ def test_step_without_trl(tmp_path, monkeypatch):
     figures = figures_of(step.main, tmp_path)
     assert figures["vs_peer_structure"] == figures["peer_structure_s"] / figures["ours_s"] > 0
     assert figures["trl_s"] is None and figures["vs_trl"] is None
+
+
+def test_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "in_own_process", lambda setting, **environment: plan.measure(setting))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    figures = figures_of(plan.main, tmp_path)
+    assert [row["stage"] for row in figures["rows"]] == ["rollout", "learner"]
+    for row in figures["rows"]:
+        assert row["predicted"] > row["predicted_beyond"] > 0
+        assert row["measured"] is None or row["error"] == row["predicted"] / row["measured"] - 1
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_step_is_the_predicted_one():
+    """Of 54 M parameters, in a process of its own: a peak within a quarter of the prediction."""
+    setting = plan.Setting(max_packed_tokens=2048, gradient_checkpointing=True)
+    for stage, figures in plan.in_own_process(setting, **plan.PAGES_OF_THEIR_OWN).items():
+        measured = figures["measured"]
+        assert measured is None or measured == pytest.approx(figures["predicted"], rel=0.25), stage
 
 
 def test_gpu_in_its_tiny_size_needs_none(tmp_path):

@@ -145,7 +145,8 @@ STEPS = 6
 
 def run(folder, cache, run_dir, *overrides):
     run_dir.mkdir(exist_ok=True)
-    small = [text for text in small_run(folder, cache) if not text.startswith("debug")]
+    unwanted = ("debug", "algo.") if "algo=sft" in overrides else ("debug",)
+    small = [text for text in small_run(folder, cache) if not text.startswith(unwanted)]
     cfg = composed(
         *small, "track=none", f"steps={STEPS}", "prompts_per_step=2", "eval.num_items=2", "eval.num_samples=1",
         "eval.every=3", "eval.every_items=1", "checkpoint.every=2", *overrides,
@@ -173,6 +174,15 @@ def unbroken(random_qwen_folder, cache, tmp_path_factory):
     return run_dir
 
 
+@pytest.fixture(scope="module")
+def unbroken_sft(untrained_folder, cache, tmp_path_factory):
+    """The same by fine-tuning: random words earn no reward, so that only here the weights move."""
+    run_dir = tmp_path_factory.mktemp("unbroken_sft")
+    run(untrained_folder, cache, run_dir, "algo=sft")
+    assert all(line["policy/grad_norm"] > 0 for line in read_lines(run_dir / "metrics.jsonl") if "sft/loss" in line)
+    return run_dir
+
+
 def stop_after(monkeypatch, step, signum=signal.SIGTERM):
     """The signal arrives in the middle of the step."""
     update = LocalEngine.update
@@ -187,15 +197,17 @@ def stop_after(monkeypatch, step, signum=signal.SIGTERM):
     monkeypatch.setattr(LocalEngine, "update", interrupted)
 
 
-@pytest.mark.parametrize("cut", [1, 3, 6])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(cut, unbroken, random_qwen_folder, cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize("algo, cut", [("grpo", 1), ("grpo", 6), ("sft", 3)])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(algo, cut, request, cache, tmp_path, monkeypatch):
+    unbroken = request.getfixturevalue("unbroken_sft" if algo == "sft" else "unbroken")
+    folder = request.getfixturevalue("untrained_folder" if algo == "sft" else "random_qwen_folder")
     stop_after(monkeypatch, cut)
     with pytest.raises(Stopped) as stopped:
-        run(random_qwen_folder, cache, tmp_path)
+        run(folder, cache, tmp_path, f"algo={algo}")
     assert stopped.value.status == 143
     assert newest(tmp_path / "checkpoints")[0].step == cut  # nothing is lost
     monkeypatch.undo()
-    run(random_qwen_folder, cache, tmp_path, "resume=auto")
+    run(folder, cache, tmp_path, f"algo={algo}", "resume=auto")
     assert timeless(tmp_path) == timeless(unbroken)
     assert (tmp_path / "completions.jsonl").read_bytes() == (unbroken / "completions.jsonl").read_bytes()
     one, other = (load_file(path / "model" / "model.safetensors") for path in (tmp_path, unbroken))

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from tests.composing import composed, config_of
 from vidbridge import launch
@@ -17,6 +18,7 @@ CHOICES = sorted(
     (path.parent.relative_to(launch.CONF).as_posix(), path.stem)
     for path in launch.CONF.rglob("*.yaml")
     if path.parent != launch.CONF and path.parent.name not in ("task", "local") and not path.stem.startswith("_")
+    and "hydra" not in path.relative_to(launch.CONF).parts  # of Hydra itself
 )
 TASKS = ["qa", "caption", "dark_event_infer", "mix_vid_qa"]
 
@@ -29,6 +31,14 @@ def test_every_yaml_makes_a_valid_configuration_of_allowed_targets(group, name):
         nodes += [node for part in ("gates", "terms") for node in reward[part].values() if node is not None]
     for node in nodes:
         assert check_targets("node", node, ("vidbridge.",))
+
+
+def test_sweeps_can_go_to_a_cluster():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra 'slurm'")
+    launch.register()
+    with initialize_config_dir(str(launch.CONF), version_base="1.3"):
+        cfg = compose("config", ["hydra/launcher=slurm"], return_hydra_config=True)
+    assert cfg.hydra.launcher.tasks_per_node == 1 and "SlurmLauncher" in cfg.hydra.launcher._target_
 
 
 def test_the_default_is_the_method():
@@ -78,6 +88,19 @@ def test_a_model_brings_the_numbers_that_fit_it():
         assert config_of(f"model=qwen2_5_vl_{size}b").model.path == f"Qwen/Qwen2.5-VL-{size}B-Instruct"
     # the command line and debug=.. come after the model
     assert numbers("model=qwen2_5_vl_7b", "optim.lr=1e-5", "debug=smoke") == (1e-5, 2048, 32, 2, 16384)
+
+
+@pytest.mark.parametrize("size", ["7b", "3b"])
+def test_the_large_experiments_have_the_settings_of_the_paper(size):
+    config = config_of(f"experiment=vidbridge_{size}")
+    assert config.model.path == f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct" and config.model.frozen == []
+    assert config.algo == GrpoConfig() and config.algo.group_size == 8 and config.algo.kl_beta == 0
+    assert (config.steps, config.prompts_per_step, config.task_mix.name) == (None, 32, "proxy")
+    assert (config.optim.lr, config.optim.schedule.value, config.optim.warmup_frac) == (1e-6, "linear", 0)
+    assert (config.rollout.temperature, config.rollout.max_completion_tokens) == (1, 2048)
+    frames = config.frames
+    assert (frames.fps, frames.max_frames) == (None, 16)
+    assert (frames.min_pixels, frames.max_pixels) == (128 * 28 * 28, 196 * 28 * 28)
 
 
 def test_tasks_can_be_left_out():

@@ -46,6 +46,7 @@ def test_what_an_item_is_sampled_with_does_not_depend_on_how_many_fit_in_memory(
     def rewards(max_rows, seed=0):
         evaluator = Evaluator(
             tasks={"test": {"qa": Prompts()}},
+            policy=policy,
             processor=policy.processor,
             rollout=SharedPrefixRollout(policy, max_completion_tokens=8, max_rows=max_rows),
             reward=reward,

@@ -7,21 +7,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
 
+from experiments.bench.learner import relative_error
+from experiments.bench.peers import repeated_logprobs
 from tests.conftest import SHAPES_FRAMES
-from vidbridge.algo.advantages import AdvantageScale, overlong_penalty
-from vidbridge.algo.loss import LossNorm
+from vidbridge.algo.advantages import AdvantageScale, group_advantages, overlong_penalty
+from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
 from vidbridge.config import GrpoConfig
 from vidbridge.data.mixture import Mixture
 from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import JudgeUnavailable
 from vidbridge.policy.engine_local import LocalEngine
 from vidbridge.policy.loading import load_model
+from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.step import GrpoStep, Means, lengths_of, rewards_of
+from vidbridge.step import GrpoStep, Means, lengths_of, rewards_of, trainable
 from vidbridge.tasks.base import DataError
 
 MAX_TOKENS = 6
@@ -60,16 +64,19 @@ def folder(untrained_folder):
     return untrained_folder
 
 
-def make_step(tasks, folder, *, reward=SumOfIds, prompts_per_step=3, max_packed_tokens=400, **algo):
+def make_step(
+    tasks, folder, *, reward=SumOfIds, prompts_per_step=3, max_packed_tokens=400, engine=LocalEngine, bad=None, **algo
+):
     module = load_model(str(folder), device="cpu")
     processor = Processor.from_folder(folder, SHAPES_FRAMES, max_prompt_tokens=1024)
     config = GrpoConfig(**{"group_size": 4, **algo})
+    reference = frozen_copy(module) if config.kl_beta > 0 else None
     policy = QwenVLPolicy(
         module,
         processor,
-        LocalEngine(module, lr=1e-3, total_updates=10, schedule="constant", max_grad_norm=1e9),
+        engine(module, lr=1e-3, total_updates=10, schedule="constant", max_grad_norm=1e9),
         max_packed_tokens=max_packed_tokens,
-        reference=frozen_copy(module) if config.kl_beta > 0 else None,
+        reference=reference,
     )
     return GrpoStep(
         mixture=Mixture(tasks, {"caption": 1, "mix_vid_qa": 1}, prompts_per_step=prompts_per_step, seed=0),
@@ -79,6 +86,7 @@ def make_step(tasks, folder, *, reward=SumOfIds, prompts_per_step=3, max_packed_
         policy=policy,
         algo=config,
         max_completion_tokens=MAX_TOKENS,
+        bad=bad,
     )
 
 
@@ -178,9 +186,9 @@ def test_groups_that_teach_nothing_skip_the_learner_and_change_nothing(tasks, fo
     seen = {}
     for name, step in (("skipping", skipping), ("learning", learning)):
 
-        def spy(groups, *rest, name=name, micro_batches=step.policy.micro_batches):
-            seen[name] = len(groups)
-            return micro_batches(groups, *rest)
+        def spy(groups, *rest, teaches, name=name, micro_batches=step.policy.micro_batches):
+            seen[name] = sum(teaches)
+            return micro_batches(groups, *rest, teaches=teaches)
 
         monkeypatch.setattr(step.policy, "micro_batches", spy)
     learning.algo.kl_beta = 1e-30  # then every group counts, and weighs nothing
@@ -244,6 +252,45 @@ def test_a_second_epoch_moves_off_policy_and_makes_a_second_update(tasks, folder
     assert step.policy.engine.updates == 2
 
 
+def test_two_epochs_with_kl_have_the_gradients_of_repeated_rows(tasks, folder, monkeypatch):
+    """Each update of the step against plain Hugging Face calls with the same weights, one row a completion."""
+    step = make_step(tasks, folder, ppo_epochs=2, kl_beta=0.1)
+    policy, engine = step.policy, step.policy.engine
+    seen, update = [], engine.update
+
+    def spied():
+        seen.append((weights_of(step), [weight.grad.clone() for weight in engine.trained]))
+        return update()
+
+    monkeypatch.setattr(engine, "update", spied)
+    groups = step(0).groups
+    advantages = group_advantages(rewards_of(groups, 4), trainable(groups), step.algo.advantage_scale).flatten()
+    mask = loss_mask(groups)
+    plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+
+    def logprobs():
+        return repeated_logprobs(plain, groups, temperature=1.0, suppressed_ids=policy.suppressed_ids)
+
+    old = logprobs().detach()
+    for weights, found in seen:
+        plain.load_state_dict(weights)
+        plain.zero_grad()
+        grpo_loss(
+            logprobs(),
+            old_logprobs=old,
+            ref_logprobs=old,
+            advantages=advantages,
+            loss_mask=mask,
+            token_weights=token_weights(mask, step.algo.loss_norm, MAX_TOKENS),
+            clip_low=step.algo.clip_low,
+            clip_high=step.algo.clip_high,
+            kl_beta=step.algo.kl_beta,
+        ).loss.backward()
+        expected = [weight.grad for weight in plain.parameters()]
+        assert relative_error(found, expected) < 1e-5
+    assert len(seen) == 2 and not same(seen[0][0], seen[1][0])
+
+
 def test_the_reference_stays_where_it_was(tasks, folder):
     step = make_step(tasks, folder, kl_beta=0.1)
     assert step(0).metrics["policy/kl"] == pytest.approx(0.0, abs=1e-6)
@@ -264,7 +311,8 @@ def test_a_row_that_cannot_be_encoded_is_named(tasks, folder, problem, message):
         step(0)
     evaluator = Evaluator(
         tasks={"train": {"caption": bad}},
-        processor=step.loader.processor,
+        policy=step.policy,
+        processor=step.processor,
         rollout=step.rollout,
         reward=step.reward,
         max_rows=4,

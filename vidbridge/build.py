@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator, Mapping
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
+from vidbridge import dist
 from vidbridge.checkpoint import Checkpointer
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, WandbMode, reward_weights
 from vidbridge.data.base import Dataset
@@ -19,9 +20,9 @@ from vidbridge.data.mixture import Mixture
 from vidbridge.data.rows import DataError
 from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import Judge
-from vidbridge.media.decode import VideoError
 from vidbridge.media.frames import FrameBudget
-from vidbridge.policy.engine_local import Engine
+from vidbridge.media.video_file import VideoError
+from vidbridge.policy.engine import Engine
 from vidbridge.policy.loading import DTYPES, load_model, resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
@@ -35,7 +36,7 @@ from vidbridge.targets import make
 from vidbridge.tasks.base import Task
 from vidbridge.tiny import create_folder, texts_of
 from vidbridge.track.console import Console
-from vidbridge.track.tracker import Tracker
+from vidbridge.track.tracker import SilentTracker, Tracker
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
@@ -52,12 +53,15 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     processor = None if config.model.random_weights else build_processor(config)
     splits = {"train", config.eval.split.value} | ({"val"} if config.eval.every else set())
     dataset = build_dataset(config)
-    tasks = build_tasks(config, dataset, splits, processor)
+    tasks = dist.first_then_others(lambda: build_tasks(config, dataset, splits, processor))
     if processor is None:  # the words of the untrained model are those of the data
-        create_folder(run_dir / "untrained", texts_of(tasks["train"]), seed=config.seed)
+        with dist.together():
+            if dist.is_first():
+                create_folder(run_dir / "untrained", texts_of(tasks["train"]), seed=config.seed)
         config = replace(config, model=replace(config.model, path=str(run_dir / "untrained")))
         processor = build_processor(config)
         tasks = build_tasks(config, dataset, splits, processor)  # that read frames in its size
+    check_same_rows(tasks)
     config = replace(config, steps=num_steps(config, tasks["train"]))
     trained = trained_tasks(config, tasks["train"])
     bad = BadSamples(run_dir / BAD_SAMPLES, dataset.max_bad_frac)
@@ -91,7 +95,8 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     resolve_device(config.model.device)
     reward, processor = build_eval_reward(config), build_processor(config)
     dataset = build_dataset(config)
-    tasks = build_tasks(config, dataset, {config.eval.split.value}, processor)
+    tasks = dist.first_then_others(lambda: build_tasks(config, dataset, {config.eval.split.value}, processor))
+    check_same_rows(tasks)
     bad = BadSamples(run_dir / BAD_SAMPLES, dataset.max_bad_frac)
     check_tasks(tasks[config.eval.split.value], processor, reward, bad, perfect=dataset.gold_is_perfect)
     evaluator = build_evaluator(config, tasks, processor, reward, build_policy(config, processor, trains=False), bad)
@@ -202,13 +207,14 @@ def build_policy(config: Config, processor: Processor, *, trains: bool) -> QwenV
         device=spec.device,
     )
     has_reference = trains and isinstance(algo, GrpoConfig) and algo.kl_beta > 0
+    reference = frozen_copy(module) if has_reference else None  # before an engine divides the weights
     return QwenVLPolicy(
         module,
         processor,
         build_engine(config, module) if trains else None,
         temperature=config.rollout.temperature,
         max_packed_tokens=config.engine.max_packed_tokens,
-        reference=frozen_copy(module) if has_reference else None,
+        reference=reference,
         saved_dtype=DTYPES[spec.saved_dtype.value] if spec.saved_dtype else None,
     )
 
@@ -217,7 +223,8 @@ def build_engine(config: Config, module: nn.Module) -> Engine:
     assert config.steps is not None
     updates = config.steps * (config.algo.ppo_epochs if isinstance(config.algo, GrpoConfig) else 1)
     optim = {**vars(config.optim), "schedule": config.optim.schedule.value}
-    node = {"_target_": config.engine._target_}
+    node = {name: value for name, value in vars(config.engine).items() if value is not None}
+    del node["max_packed_tokens"]  # the policy's
     return make(config, "engine", node, module=module, total_updates=updates, **optim)
 
 
@@ -237,6 +244,10 @@ def build_step(
 ) -> Callable[[int], StepResult]:
     """The function of a step number that the trainer loops over; ``total`` rows make a pass of the task mix."""
     assert config.steps is not None
+    if config.prompts_per_step < dist.world_size():
+        raise ConfigError(
+            f"prompts_per_step={config.prompts_per_step} leaves some of the {dist.world_size()} ranks without a prompt"
+        )
     if isinstance(config.algo, SftConfig):
         return SftStep(
             config.algo.stages,
@@ -274,6 +285,7 @@ def build_evaluator(
 ) -> Evaluator:
     return Evaluator(
         tasks=tasks,
+        policy=policy,
         processor=processor,
         # whatever training samples with, so that scores of different runs compare
         rollout=build_rollout(config, policy, temperature=1.0, top_p=1.0, min_p=0.0),
@@ -285,6 +297,8 @@ def build_evaluator(
 
 
 def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, job_type: str) -> Tracker:
+    if not dist.is_first():
+        return SilentTracker(run_dir, hang_s=config.hang_s)
     names = labels(config, trains=job_type == "train")
     tags = [str(names[key]) for key in ("model", "algo", "task_mix", "reward") if names[key]]
     track = config.track
@@ -305,7 +319,16 @@ def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, j
         sink,
         completions_every=track.completions_every,
         completions_groups=track.completions_groups,
+        hang_s=config.hang_s,
     )
+
+
+def check_same_rows(tasks: Mapping[str, Mapping[str, Task]]) -> None:
+    """All ranks deal out the same rows; where one finds other files than the rest, they would not notice."""
+    found = {split: {name: len(task) for name, task in of_split.items()} for split, of_split in tasks.items()}
+    for rank, other in enumerate(dist.everyones(found)):
+        if other != found:
+            raise DataError(f"rank {dist.rank()} finds {found}, rank {rank} {other}: do all see the same files?")
 
 
 def check_tasks(
@@ -313,7 +336,7 @@ def check_tasks(
 ) -> None:
     """Before anything is trained: prompts fit, and every task's gold answers earn the most there is, or something."""
     loader = Loader(tasks, processor, bad)
-    loader.load(task.sample(0) for task in tasks.values())
+    loader.load({place: task.sample(0) for place, task in enumerate(tasks.values())})
     self_test(tasks, reward, perfect=perfect)
 
 

@@ -1,9 +1,14 @@
 """Checkpoints that are whole or not there: a folder a step, hashed file by file, put in place by one rename.
 
-    checkpoints/step_000050/  engine/..  state.json  manifest.json
+    checkpoints/step_000050/  engine.safetensors  state.json  manifest.json
 
-Own state is JSON and safetensors. The manifest is written last and holds the SHA-256 of every other file, so that a
-folder cut short by a dying machine, and one that changed on the disk since, are both known and named.
+The manifest is written last and holds the SHA-256 of every other file, so that a folder cut short by a dying machine,
+and one that changed on the disk since, are both known and named. With many ranks each writes its own files into the one
+folder, which therefore lies on a disk that all machines of a run share.
+
+Own state is JSON (state.json, manifest.json) and safetensors (engine*.safetensors): reading it runs no code. What an
+engine leaves to DeepSpeed is in DeepSpeed's format, which is pickle: a hash tells that a file is what the run wrote,
+not that the run was yours, so go on only from folders that you trust.
 """
 
 from __future__ import annotations
@@ -13,12 +18,19 @@ import json
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Iterator, Mapping
+
+from safetensors import SafetensorError
+
+from vidbridge import dist
 
 MANIFEST, STATE = "manifest.json", "state.json"
 _PREFIX, _UNFINISHED = "step_", ".unfinished_"
+# What may differ from the run that wrote a checkpoint: nothing that changes a number, but how far to go.
+FREE = ("steps", "resume", "checkpoint", "track", "profile_steps", "paths", "model.device", "nproc", "hang_s")
 
 
 class CheckpointError(RuntimeError):
@@ -37,26 +49,59 @@ class Checkpoint:
 def write_checkpoint(root: Path, step: int, state: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
     """Make ``root``/step_<step> with what ``fill(folder)`` writes beside ``state``; all of it or nothing.
 
-    CheckpointError names the disk when it is full; what was there before stays as it was.
+    Called by all ranks: ``fill`` writes the files of its own, ``state`` is the first one's. CheckpointError names the
+    disk when it is full; what was there before stays as it was.
     """
     final, unfinished = root / f"{_PREFIX}{step:06d}", root / f"{_UNFINISHED}{step:06d}"
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that died here
-        unfinished.mkdir(parents=True)
-        fill(unfinished)
-        (unfinished / STATE).write_text(json.dumps({"step": step, **state}) + "\n", encoding="utf-8")
-        files = sorted(path for path in unfinished.rglob("*") if path.is_file())
-        manifest = {str(path.relative_to(unfinished)): sha256(path) for path in files}
-        (unfinished / MANIFEST).write_text(_manifest_text(manifest), encoding="utf-8")
-        for path in [*files, unfinished / MANIFEST, *{path.parent for path in files}]:
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)  # refused at the start of this run, and made again
-        unfinished.rename(final)
-        _sync(root)
-    except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise CheckpointError(f"cannot write a checkpoint into {root} ({_room(root)}): {error}") from error
+        with _together(root):
+            if dist.is_first():
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a run that died here
+                unfinished.mkdir(parents=True)
+                (unfinished / STATE).write_text(json.dumps({"step": step, **state}) + "\n", encoding="utf-8")
+        with _together(root):
+            fill(unfinished)
+        manifest = _hashed(root, unfinished)
+        with _together(root):
+            if dist.is_first():
+                (unfinished / MANIFEST).write_text(_manifest_text(manifest), encoding="utf-8")
+                for path in [unfinished / MANIFEST, *{(unfinished / name).parent for name in manifest}]:
+                    _sync(path)
+                shutil.rmtree(final, ignore_errors=True)  # refused at the start of this run, and made again
+                unfinished.rename(final)
+                _sync(root)
+    except Exception:
+        if dist.is_first():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     return final
+
+
+def _hashed(root: Path, folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of ``folder``, which is on the disk then; the ranks share the work.
+
+    A rank takes only files that it sees: on a network disk those of other machines may take a while to show.
+    """
+    seen = dist.everyones({str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()})
+    digests: dict[str, str] = {}
+    with _together(root):
+        for place, name in enumerate(sorted(set().union(*seen))):
+            sees = [rank for rank, names in enumerate(seen) if name in names]
+            if sees[place % len(sees)] == dist.rank():
+                _sync(folder / name)
+                digests[name] = sha256(folder / name)
+    shares = dist.everyones(digests)
+    return {name: share[name] for share in shares for name in sorted(share)}
+
+
+@contextmanager
+def _together(root: Path) -> Iterator[None]:
+    """All ranks succeed or all fail; an error of the disk says which one and how much room there is."""
+    with dist.together():
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot write a checkpoint into {root} ({_room(root)}): {error}") from error
 
 
 def verify(path: Path) -> str | None:
@@ -93,7 +138,11 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 class Checkpointer:
-    """Writes checkpoints beside the training, in a thread, and keeps the newest ``keep_last`` and the best one."""
+    """Writes checkpoints and keeps the newest ``keep_last`` and the best one.
+
+    A run of one rank trains on meanwhile. Many ranks wait: they agree while they write, and talking to the others from
+    two threads at once mixes up the answers.
+    """
 
     def __init__(self, root: Path, *, every: int, keep_last: int, keep_best: bool):
         self.root, self.every, self.keep_last, self.keep_best = root, every, keep_last, keep_best
@@ -109,6 +158,9 @@ class Checkpointer:
         ``wait``: return when it is on the disk.
         """
         self.finish()
+        if dist.world_size() > 1:
+            self._write(step, state, fill)
+            return
         self._pending = self._pool.submit(self._write, step, state, fill)
         if wait:
             self.finish()
@@ -121,13 +173,57 @@ class Checkpointer:
 
     def _write(self, step: int, state: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
         write_checkpoint(self.root, step, state, fill)
+        if dist.is_first():
+            self._forget(state.get("best_step"))
+
+    def _forget(self, best: int | None) -> None:
+        """Remove those that are neither new nor the best."""
         steps = sorted(int(path.name.removeprefix(_PREFIX)) for path in self.root.glob(f"{_PREFIX}*"))
         kept = set(steps[-self.keep_last :])
-        best = state.get("best_step")
         if self.keep_best and best is not None:
             kept.add(best)
         for old in set(steps) - kept:
             shutil.rmtree(self.root / f"{_PREFIX}{old:06d}", ignore_errors=True)
+
+
+def check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
+    """CheckpointError naming every key in which two configurations differ, but for those that are FREE."""
+    before, now = decisive(old), decisive(new)
+    differing = [
+        f"  {key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if differing:
+        listed = "\n".join(differing)
+        raise CheckpointError(
+            f"{path} is of another configuration:\n{listed}\nset these back, or choose another hydra.run.dir"
+        )
+
+
+def fingerprint(record: Mapping[str, Any]) -> str:
+    """A short name for all that decides the numbers of a run: the same for runs that may go on from one another."""
+    return hashlib.sha256(json.dumps(decisive(record), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def decisive(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of ``record``, flat, without those that are FREE."""
+    keys = flat(record).items()
+    return {key: value for key, value in keys if not any(key == free or key.startswith(free + ".") for free in FREE)}
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """
+    >>> flat({"seed": 0, "optim": {"lr": 0.1}})
+    {'seed': 0, 'optim.lr': 0.1}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
 
 
 def _manifest_text(manifest: Mapping[str, str]) -> str:

@@ -188,6 +188,8 @@ class OptimConfig:
 class EngineConfig:
     _target_: str = MISSING
     max_packed_tokens: int = MISSING  # in one forward and backward pass; a longer group goes alone
+    stage: Optional[int] = None  # DeepSpeedEngine alone: 2 divides gradients and optimizer, 3 the weights too
+    offload: Optional[bool] = None  # DeepSpeedEngine alone: weights and optimizer wait in the memory of the CPU
 
     def __post_init__(self) -> None:
         _require_positive("engine", self, "max_packed_tokens")
@@ -244,7 +246,10 @@ class Config:
     steps: Optional[int] = None  # one batch of prompts each; null: one pass over the deck, or all stages of SFT
     prompts_per_step: int = MISSING
     resume: Resume = Resume.never
+    nproc: int = 1  # ranks on this machine, one a GPU; under torchrun or deepspeed these say how many there are
+    hang_s: float = 1800.0  # without a sign of life for so long, a rank prints where it is and the run ends
     profile_steps: int = 0  # steps recorded by torch.profiler into trace_<step>.json
+    plan: bool = False  # only say what the run would hold and cost, and whether it fits here (vidbridge/plan.py)
     allowed_targets: List[str] = field(default_factory=list)  # prefixes beside "vidbridge." for `_target_`
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -264,7 +269,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(self.steps is None or self.steps > 0, f"steps must be positive or null, got {self.steps}")
-        _require_positive("", self, "prompts_per_step")
+        _require_positive("", self, "prompts_per_step", "nproc", "hang_s")
         _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         _require(self.profile_steps >= 0, f"profile_steps must not be negative, got {self.profile_steps}")
         check_reward("reward", self.reward)

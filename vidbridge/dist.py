@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Sequence, TypeVar
+from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
 import torch
 import torch.distributed as distributed
@@ -22,8 +23,20 @@ def join(device: torch.device, timeout_s: float) -> None:
     A collective that waits longer than ``timeout_s`` fails instead of hanging.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # where nccl puts what is not a tensor
+        distributed.init_process_group(_backend(device), timeout=timedelta(seconds=timeout_s))
+
+
+def join_alone(device: torch.device) -> None:
+    """With one process, a group of one, for a library that does nothing without."""
+    if not distributed.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")
+        distributed.init_process_group(_backend(device), store=distributed.HashStore(), rank=0, world_size=1)
+
+
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
 
 
 def leave() -> None:
@@ -58,6 +71,18 @@ def total(values: Sequence[float]) -> list[float]:
     return tensor.tolist()
 
 
+def add_up_(tensor: torch.Tensor) -> None:
+    """The sum of this tensor over the ranks, in its place."""
+    if world_size() > 1:
+        distributed.all_reduce(tensor)
+
+
+def largest(values: Mapping[str, float]) -> dict[str, float]:
+    """The largest value of any rank under each name; all ranks have the same names."""
+    all_values = everyones(values)
+    return {name: max(each[name] for each in all_values) for name in values}
+
+
 def everyones(value: T) -> list[T]:
     """What every rank holds, in the order of ranks; for small things that can be pickled."""
     if world_size() == 1:
@@ -80,10 +105,55 @@ def agree(error: Exception | None) -> None:
             raise RankFailed(f"rank {other} failed: {message}")
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """This rank is fine, but another has gone without agreeing on it."""
+    return isinstance(error, distributed.DistError) or "gloo/transport" in str(error)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A part in which a rank may fail alone and waits for no other: all fail at its end, or none."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    agree(error)
+
+
+def joined(own: Mapping[int, T], lighten: Callable[[T], T]) -> list[T]:
+    """The things of all ranks in the order of their numbers; those of others come as ``lighten`` makes them."""
+    others = everyones({number: lighten(thing) for number, thing in own.items()}) if world_size() > 1 else []
+    everything = {number: thing for part in others for number, thing in part.items()} | dict(own)
+    assert not others or len(everything) == sum(map(len, others)), "each thing is worked on by one rank"
+    return [everything[number] for number in sorted(everything)]
+
+
+def own_share(num: int, cost: Callable[[int], float]) -> list[int]:
+    """Which of ``num`` things this rank works on, in ascending order, so that all ranks end at about the same time.
+
+    Every rank must know the same costs, which are asked for only where there is something to share.
+    """
+    if world_size() == 1:
+        return list(range(num))
+    return sorted(deal([cost(number) for number in range(num)], world_size())[rank()])
+
+
+def first_then_others(make: Callable[[], T]) -> T:
+    """``make()`` on the first rank of each machine, then on its others, which find on the disk what the first made."""
+    made: list[T] = []
+    for turn in (True, False):
+        with together():
+            if (local_rank() == 0) is turn:
+                made.append(make())
+    return made[0]
+
+
 def deal(costs: Sequence[float], num_hands: int) -> list[list[int]]:
     """Indices of things for each of ``num_hands``, so that their costs come out about even and their numbers equal.
 
-    The dearest first, each to the hand that has least among those with room: ceil(n / hands) things a hand.
+    The dearest first, each to the hand that has least among those with room: ceil(n / hands) things a hand. None is
+    empty that need not be.
 
     >>> deal([5, 1, 1, 5], num_hands=2)
     [[0, 1], [3, 2]]
@@ -92,7 +162,8 @@ def deal(costs: Sequence[float], num_hands: int) -> list[list[int]]:
     hands: list[list[int]] = [[] for _ in range(num_hands)]
     spent = [0.0] * num_hands
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
-        hand = min((hand for hand in range(num_hands) if len(hands[hand]) < room), key=lambda hand: spent[hand])
+        with_room = [hand for hand in range(num_hands) if len(hands[hand]) < room]
+        hand = min(with_room, key=lambda hand: (spent[hand], len(hands[hand])))
         hands[hand].append(index)
         spent[hand] += costs[index]
     return hands

@@ -12,9 +12,11 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from vidbridge import dist
 from vidbridge.config import EvalConfig
-from vidbridge.data.loader import BadSamples, Loader
+from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.policy.processor import Processor
+from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import score_groups
@@ -55,17 +57,22 @@ class Evaluator:
     """Everything an evaluation needs but the question how much of it."""
 
     tasks: Mapping[str, Mapping[str, Task]]  # by split, then by name
+    policy: QwenVLPolicy
     processor: Processor
     rollout: RolloutEngine  # at temperature 1
     reward: GatedSum
-    max_rows: int  # completions in flight; bounds the prompts held in memory
+    max_rows: int  # completions in flight on a rank; bounds the prompts held in memory
     seed: int
     bad: BadSamples = field(default_factory=BadSamples)  # left out; the number of items says so
 
     def scores(
         self, split: str, *, num_items: int, num_samples: int = 1, greedy: bool = False, advance: Callable[[int], None]
     ) -> Scores:
-        """``advance(n)`` is called when n more completions are done. RuntimeError when no item of a task is scored."""
+        """Called by all ranks, which share the items and get the same scores.
+
+        ``advance(n)`` is called when n more completions are done. RuntimeError when no item of a task is scored.
+        """
+        self.rollout.sync(self.policy)
         scores, shown = {}, []
         for name, task in self.tasks[split].items():
             samples = [task.sample(index) for index in range(min(num_items, len(task)))]
@@ -89,20 +96,28 @@ class Evaluator:
         return sum(min(num_items, len(task)) for task in self.tasks[split].values()) * num_samples
 
     def _scored(self, task: Task, samples: Sequence[Sample], num_samples: int, greedy: bool) -> Iterator[list[Group]]:
-        size = max(self.max_rows // num_samples, 1)
+        size = max(self.max_rows // num_samples, 1) * dist.world_size()
         seed = int(np.random.default_rng([self.seed, *task.name.encode()]).integers(2**32))
         loader = Loader({task.name: task}, self.processor, self.bad)
         for first in range(0, len(samples), size):
-            prompts = loader.load(samples[first : first + size], replace=False)
-            if not prompts:
-                continue
-            encoded = [tensors for _, _, tensors in prompts]
-            completions = self.rollout.generate(encoded, num_samples, greedy=greedy, seed=seed, first=first)
-            groups = [
-                Group(sample=sample, prompt=prompt, encoded=tensors, completions=done)
-                for (sample, prompt, tensors), done in zip(prompts, completions, strict=True)
-            ]
-            yield score_groups(groups, self.reward)
+            own = loader.own(samples[first : first + size])
+            with dist.together():
+                loaded = loader.load({first + nth: sample for nth, sample in own.items()}, replace=False)
+                groups = self._groups(loaded, num_samples, greedy, seed)
+            loader.bad.share()
+            if everyones := dist.joined(groups, lighten=Group.light):
+                yield everyones
+
+    def _groups(
+        self, loaded: Mapping[int, Loaded], num_samples: int, greedy: bool, seed: int
+    ) -> dict[int, Group]:
+        encoded = [each.encoded for each in loaded.values()]
+        completions = self.rollout.generate(encoded, num_samples, greedy=greedy, seed=seed, places=list(loaded))
+        groups = [
+            Group(sample=each.sample, prompt=each.prompt, encoded=each.encoded, completions=done)
+            for each, done in zip(loaded.values(), completions, strict=True)
+        ]
+        return dict(zip(loaded, score_groups(groups, self.reward)))
 
 
 def held_out(evaluator: Evaluator, config: EvalConfig, tracker: Tracker, when: str, *, step: int) -> dict[str, Scores]:

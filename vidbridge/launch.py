@@ -1,7 +1,8 @@
 """How a job starts and ends: Hydra composes, mistakes become one message, a sweep runs each job on its own.
 
-Exit status: 0 done, 1 the data are bad, the disk is full, the run diverged (or a job of a sweep failed), 2 the
-configuration is wrong, 143 and 130 stopped by SIGTERM and SIGINT.
+Exit status: 0 done, 1 the data are bad, the disk is full, the run diverged, a rank died (or a job of a sweep failed;
+with plan=true: it does not fit), 2 the configuration is wrong, 143 and 130 stopped by SIGTERM and SIGINT. With many
+ranks (ranks.py) it is the same.
 What nobody foresaw keeps its traceback; HYDRA_FULL_ERROR=1 shows the traceback of everything.
 """
 
@@ -11,10 +12,11 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+import traceback
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, NoReturn
+from typing import Any, Callable, Iterator, Mapping, NoReturn, Sequence
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -28,20 +30,41 @@ from omegaconf.resolvers import oc
 from rich.console import Console
 from rich.table import Table
 
+from vidbridge import dist, ranks
 from vidbridge.checkpoint import CheckpointError
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, did_you_mean, require_known
 from vidbridge.data.rows import DataError
-from vidbridge.media.decode import VideoError
-from vidbridge.policy.engine_local import Diverged
-from vidbridge.stopping import Stopped
+from vidbridge.media.video_file import VideoError
+from vidbridge.policy.engine import Diverged
+from vidbridge.ranks import Ending
+from vidbridge.stopping import Stopped, StopSignals, passed_on
 from vidbridge.track.metrics_file import METRICS
 
 PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
 CONF = PACKAGE.parent / "conf"
 FAILED, BAD_CONFIG = 1, 2
-FAILURES = (DataError, VideoError, CheckpointError, Diverged)  # that have a message for the user
+
+
+class JobFailed(RuntimeError):
+    """A job of a sweep that ran on another machine."""
+
+
+FAILURES = (DataError, VideoError, CheckpointError, Diverged, JobFailed)  # that have a message for the user
 # Of a sweep itself, not of its jobs.
-SWEEP_KEYS = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.sweeper", "hydra.launcher")
+SWEEP_KEYS = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
+
+Body = Callable[[Config, Mapping[str, Any], Path], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a rank needs to know: ``body(config, public, run_dir)`` is the whole of the run."""
+
+    body: Body
+    config: Config
+    public: Mapping[str, Any]
+    run_dir: Path
+    traceback: bool  # of every error, as HYDRA_FULL_ERROR=1 asks
 
 
 @dataclass(frozen=True)
@@ -53,50 +76,121 @@ class Job:
     status: int
 
 
-def main(body: Callable[[Config, Mapping[str, Any], Path], None]) -> NoReturn:
-    """Compose the configuration from the command line, call ``body(config, public, run_dir)``, and exit.
+def main(body: Body, *, plan: Callable[[Config], bool] | None = None) -> NoReturn:
+    """Compose the configuration from the command line, call ``body(config, public, run_dir)`` on every rank, and exit.
 
     ``public`` is the configuration for the record: resolved, without secrets, also in ``run_dir``/config.yaml.
+    With plan=true ``plan(config)`` says instead whether the run would fit, and no folder is claimed.
     """
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing in its own way
-    register()
     jobs: list[Job] = []
-    runs: list[tuple[Config, Mapping[str, Any], Path]] = []  # one, or none in a sweep
+    try:
+        run = compose(body, jobs, wants_traceback)
+        if run is None:
+            ending = Ending(status=FAILED if any(job.status for job in jobs) else 0)
+        elif run.config.plan:
+            ending = Ending(status=planned(run.config, plan, run.run_dir))
+        elif run.config.nproc > 1:
+            ending = ranks.start(on_rank, run, run.config.nproc, patience_s=run.config.hang_s)
+        else:
+            run_here(run)
+            ending = Ending(status=0)
+    except (Exception, Stopped) as error:
+        ending = ending_of(error, wants_traceback)
+        if not ending.foreseen and not ranks.is_rank():
+            raise
+    if ending.message:
+        print(ending.message, file=sys.stderr)
+    if jobs:
+        print_jobs(jobs)
+    ranks.end(ending.status)
+
+
+def compose(body: Body, jobs: list[Job], wants_traceback: bool) -> Run | None:
+    """What the command line asks for; None of a sweep: its jobs have run when this returns, and are in ``jobs``."""
+    register()
+    if ranks.is_rank():  # deepspeed adds an argument that says again what the environment says
+        sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    door, here = os.path.abspath(sys.argv[0]), os.getpid()
+    runs: list[Run] = []
     mistakes: list[Exception] = []
 
     def task(cfg: DictConfig) -> None:
         settings = HydraConfig.get()
         if settings.mode is RunMode.MULTIRUN:
-            jobs.append(run_job(settings, wants_traceback))
+            job = run_job(door, settings, wants_traceback)
+            jobs.append(job)
+            if job.status and os.getpid() != here:  # hydra/launcher=slurm: that list is a copy, and an error travels
+                raise JobFailed(f"{' '.join(job.overrides)} failed ({job.status}): see {job.run_dir}")
             return
         try:
-            runs.append((to_dataclasses(cfg), public(cfg), Path(settings.runtime.output_dir)))
+            config, run_dir = to_dataclasses(cfg), Path(settings.runtime.output_dir)
+            runs.append(Run(body=body, config=config, public=public(cfg), run_dir=run_dir, traceback=wants_traceback))
+            if ranks.is_rank():
+                check_outside(config, settings.overrides.hydra)
         except (ConfigError, OmegaConfBaseException) as error:
             mistakes.append(error)  # kept from Hydra, which would print about it too
 
     try:
-        try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
-        except HydraException:  # one of which is an OSError
-            raise
-        except OSError as error:  # all that Hydra does on disk
-            raise ConfigError(f"cannot make the folder of the run (hydra.run.dir): {error}") from error
-        if mistakes:
-            raise mistakes[0]
-        for config, record, run_dir in runs:
-            with claimed(run_dir, record, again=config.resume is Resume.auto):
-                body(config, record, run_dir)
-    except (ConfigError, HydraException, OmegaConfBaseException, *FAILURES) as error:
-        if wants_traceback:
-            raise
-        print(f"error: {explain(error)}", file=sys.stderr)
-        sys.exit(FAILED if isinstance(error, FAILURES) else BAD_CONFIG)
-    except Stopped as stopped:
-        sys.exit(stopped.status)
-    if jobs:
-        print_jobs(jobs)
-    sys.exit(1 if any(job.status for job in jobs) else 0)
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+    except HydraException:  # one of which is an OSError
+        raise
+    except OSError as error:  # all that Hydra does on disk
+        raise ConfigError(f"cannot make the folder of the run (hydra.run.dir): {error}") from error
+    if mistakes:
+        raise mistakes[0]
+    return runs[0] if runs else None
+
+
+def check_outside(config: Config, hydra_overrides: Sequence[str]) -> None:
+    """Every rank composes for itself where others start them: each must come to the same."""
+    if config.nproc > 1:
+        raise ConfigError(f"nproc={config.nproc}, but the ranks are started already (RANK is set): leave nproc out")
+    if int(os.environ["WORLD_SIZE"]) > 1 and not any(text.startswith("hydra.run.dir=") for text in hydra_overrides):
+        raise ConfigError("give hydra.run.dir=<folder>: the ranks would each name one after the time they start")
+
+
+def run_here(run: Run) -> None:
+    """On this rank, one of many or the only one."""
+    with StopSignals().installed(), ranks.joined(run.config), ExitStack() as stack:
+        with dist.together():
+            if dist.is_first():
+                stack.enter_context(claimed(run.run_dir, run.public, again=run.config.resume is Resume.auto))
+            else:  # one console is enough
+                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        run.body(run.config, run.public, run.run_dir)
+
+
+def on_rank(run: Run) -> Ending:
+    """``run_here`` in a process that ranks.start has made for it."""
+    try:
+        run_here(run)
+    except (Exception, Stopped) as error:
+        return ending_of(error, run.traceback)
+    return Ending(status=0)
+
+
+def ending_of(error: BaseException, wants_traceback: bool) -> Ending:
+    """The exit status and the message that an error means; its traceback where nobody foresaw it."""
+    if isinstance(error, Stopped):
+        return Ending(status=error.status)
+    if isinstance(error, dist.RankFailed):
+        return Ending(status=FAILED, message=f"error: {error}", lost=True)
+    if wants_traceback or not isinstance(error, (ConfigError, HydraException, OmegaConfBaseException, *FAILURES)):
+        text = "".join(traceback.format_exception(error))
+        return Ending(status=FAILED, message=text, foreseen=False, lost=dist.is_lost_connection(error))
+    status = FAILED if isinstance(error, FAILURES) else BAD_CONFIG
+    return Ending(status=status, message=f"error: {explain(error)}")
+
+
+def planned(config: Config, plan: Callable[[Config], bool] | None, run_dir: Path) -> int:
+    """The exit status of a plan; the folder that Hydra made for a run goes again, unless something is in it."""
+    with suppress(OSError):
+        run_dir.rmdir()
+    if plan is None:
+        raise ConfigError("plan=true belongs to train.py: nothing else has a plan")
+    return 0 if plan(config) else FAILED
 
 
 @contextmanager
@@ -166,12 +260,12 @@ def public(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def run_job(settings: Any, wants_traceback: bool) -> Job:
+def run_job(door: str, settings: Any, wants_traceback: bool) -> Job:
     """One job of a sweep in its own process, so that it starts clean and may fail alone."""
     run_dir, overrides = Path(settings.runtime.output_dir), list(settings.overrides.task)
     folders = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
     # options first: argparse takes no further override after one that follows overrides
-    command = [sys.executable, sys.argv[0], *(f"--config-dir={folder}" for folder in folders)]
+    command = [sys.executable, door, *(f"--config-dir={folder}" for folder in folders)]
     command += [f"--config-name={settings.job.config_name}", *overrides, f"hydra.run.dir={quoted(run_dir)}"]
     command += [text for text in settings.overrides.hydra if not text.lstrip("+~").startswith(SWEEP_KEYS)]
     if not any(override.lstrip("+").startswith("track.group=") for override in overrides):
@@ -180,7 +274,9 @@ def run_job(settings: Any, wants_traceback: bool) -> Job:
     if not wants_traceback:
         del environment["HYDRA_FULL_ERROR"]
     print(f"job {settings.job.num}: {' '.join(overrides)}  ->  {run_dir}", flush=True)
-    return Job(overrides, run_dir, subprocess.run(command, env=environment).returncode)
+    with subprocess.Popen(command, env=environment) as process, passed_on(process):
+        status = process.wait()
+    return Job(overrides, run_dir, status)
 
 
 def quoted(value: object) -> str:
@@ -199,7 +295,7 @@ def print_jobs(jobs: list[Job]) -> None:
         table.add_column(column, overflow="fold")
     for job in jobs:
         means = ["-", "-"]
-        if job.status == 0:
+        if job.status == 0 and (job.run_dir / "summary.json").exists():  # a plan leaves none
             summary = json.loads((job.run_dir / "summary.json").read_text())
             scores = summary["after"] if "after" in summary else summary["scores"]  # of train.py, of evaluate.py
             means = [f"{scores[kind]['mean']:.3f}" for kind in ("sampled", "greedy")]

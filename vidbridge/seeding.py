@@ -16,13 +16,13 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """Of all generators, as JSON can hold it."""
+    """Of all generators of this process, as JSON can hold it; of GPUs that of the one in use."""
     numpy_state = np.random.get_state(legacy=False)
     assert isinstance(numpy_state, dict)
     numpy_state["state"] = {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}
     state = {"python": random.getstate(), "numpy": numpy_state, "torch": torch.get_rng_state().tolist()}
     if torch.cuda.is_available():
-        state["cuda"] = [each.tolist() for each in torch.cuda.get_rng_state_all()]
+        state["cuda"] = torch.cuda.get_rng_state().tolist()
     return state
 
 
@@ -33,4 +33,4 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([torch.tensor(each, dtype=torch.uint8) for each in state["cuda"]])
+        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))

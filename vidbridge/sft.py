@@ -11,6 +11,7 @@ from typing import Mapping, Sequence
 import numpy as np
 import torch
 
+from vidbridge import dist
 from vidbridge.algo.loss import LossNorm, token_weights
 from vidbridge.config import SftStage
 from vidbridge.data.loader import BadSamples, Loaded, Loader
@@ -44,6 +45,7 @@ class SftStep:
         bad: BadSamples | None = None,
     ) -> None:
         self.tasks, self.processor, self.policy, self.seed = tasks, processor, policy, seed
+        self.prompts_per_step = prompts_per_step
         self.ends = np.cumsum([stage.steps for stage in stages])
         self.stages = stages
         self.spoilers = [Spoiler.from_rates(stage.spoil) for stage in stages]
@@ -55,8 +57,11 @@ class SftStep:
 
     def __call__(self, step: int) -> StepResult:
         started = time.perf_counter()
-        groups = self.groups(step)
-        loaded = time.perf_counter()
+        with dist.together():
+            loaded = self.loaded(step)
+            groups = self.groups(step, loaded)
+        data_metrics = self.loader.report(loaded.values())
+        ready = time.perf_counter()
         weights = self._token_weights(groups)
         loss_sum = 0.0
         for batch in self.policy.micro_batches(groups, torch.ones(len(groups)), weights):
@@ -65,9 +70,10 @@ class SftStep:
             loss = -(batch.token_weights * logprobs).sum()
             self.policy.backward(loss)
             loss_sum += loss.item()
-        metrics = {"sft/loss": loss_sum, "sft/tokens": float((weights > 0).sum()), **self.policy.update()}
-        metrics |= self.loader.metrics()
-        metrics |= {"time/data_s": loaded - started, "time/learner_s": time.perf_counter() - loaded}
+        update = self.policy.update()
+        times = {"time/data_s": ready - started, "time/learner_s": time.perf_counter() - ready}
+        loss_sum, num_tokens = dist.total([loss_sum, float((weights > 0).sum())])
+        metrics = {"sft/loss": loss_sum, "sft/tokens": num_tokens, **data_metrics, **update, **dist.largest(times)}
         return StepResult(metrics=metrics)
 
     def _stage(self, step: int) -> int:
@@ -75,7 +81,7 @@ class SftStep:
         return min(int(np.searchsorted(self.ends, step, side="right")), len(self.stages) - 1)
 
     def _token_weights(self, groups: Sequence[Group]) -> torch.Tensor:
-        """[N, T], adding up to at most 1: half of a completion's share goes to its notes, half to what follows.
+        """[N, T], of all ranks adding up to at most 1: half of a completion's share is its notes', half the rest's.
 
         Counted by tokens alone, an answer of one letter would be lost among thirty tokens of notes on the video.
         Without a video the notes cannot be known: they are given, and what follows is all there is to learn.
@@ -88,7 +94,8 @@ class SftStep:
             for part in (follows, ~follows)
         )
         sees = torch.tensor([bool(group.prompt.clips) for group in groups])[:, None]
-        return torch.where(sees, conclusion + notes, 2 * conclusion) / 2
+        share = len(groups) / self.prompts_per_step  # of this rank
+        return torch.where(sees, conclusion + notes, 2 * conclusion) / 2 * share
 
     def _notes_end(self, group: Group) -> int:
         """How many tokens of the completion are notes on the video; none where a sample has no notes, or skips them."""
@@ -98,21 +105,26 @@ class SftStep:
             return 0
         return len(self.processor.encode_completion(opening)) - 1  # without the EOS that it adds
 
-    def _load(self, step: int) -> list[Loaded]:
-        blind = self.stages[self._stage(step)].blind
+    def _load(self, step: int) -> dict[int, Loaded]:
+        """Those of the batch that this rank works on, by their places."""
+        stage = self._stage(step)
+        blind = self.stages[stage].blind
 
         def prompt(sample: Sample) -> Prompt:
             task = self.tasks[sample.task]
             return Prompt(messages=chat(task.ask(sample), 0), clips=()) if sample.task in blind else task.prompt(sample)
 
-        return self.loader.load(self.mixtures[self._stage(step)].batch(step), prompt)
+        return self.loader.load(self.loader.own(self.mixtures[stage].batch(step)), prompt)
 
-    def groups(self, step: int) -> list[Group]:
-        spoiler, rng = self.spoilers[self._stage(step)], np.random.default_rng([self.seed, step])
+    def groups(self, step: int, loaded: Mapping[int, Loaded]) -> list[Group]:
+        """With a completion each, drawn for its place in the batch: whatever rank works on it, the same."""
+        spoiler = self.spoilers[self._stage(step)]
         groups = []
-        for sample, prompt, encoded in self.loaded(step):
-            with as_data_errors(sample):
-                text = spoiler.completion(sample, rng)
+        for place, each in loaded.items():
+            with as_data_errors(each.sample):
+                text = spoiler.completion(each.sample, np.random.default_rng([self.seed, step, place]))
                 completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
-            groups.append(Group(sample=sample, prompt=prompt, encoded=encoded, completions=(completion,)))
+            groups.append(
+                Group(sample=each.sample, prompt=each.prompt, encoded=each.encoded, completions=(completion,))
+            )
         return groups

@@ -9,10 +9,11 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Iterator, Mapping, Sequence
+from typing import Collection, Iterator, Mapping, Sequence
 
 import torch
 
+from vidbridge import dist
 from vidbridge.algo.advantages import degenerate, group_advantages, overlong_penalty
 from vidbridge.algo.loss import grpo_loss, token_weights
 from vidbridge.config import GrpoConfig
@@ -29,6 +30,8 @@ from vidbridge.text.tags import read_tags
 from vidbridge.types import Batch, Group, StepResult
 
 _REFILLS_FROM = 10**6  # steps down the deck: farther than any run goes
+
+Prompts = Mapping[int, Loaded]  # by their places in the batch
 
 
 class GrpoStep:
@@ -47,54 +50,66 @@ class GrpoStep:
         last: int | None = None,  # step that there will be; None: not known
         bad: BadSamples | None = None,
     ) -> None:
-        self.mixture, self.rollout = mixture, rollout
+        self.mixture, self.processor, self.rollout = mixture, processor, rollout
         self.reward, self.policy, self.algo = reward, policy, algo
         self.max_completion_tokens = max_completion_tokens
         self.loader = Loader(mixture.tasks, processor, bad)
-        self.loaded = Prefetch(self._load, last=last)
+        self.prompts = Prefetch(self._prompts, last=last)
 
     def __call__(self, step: int) -> StepResult:
         clock = Clock()
         with clock("data"):
-            prompts = self.loaded(step)
+            with dist.together():
+                prompts = self.prompts(step)
+            data_metrics = self.loader.report(prompts.values())
         groups = self._sample(prompts, clock, seed=self._seed(step))
         # of these, before any is replaced: the policy as it is
-        metrics = {**reward_metrics(groups), **rollout_metrics(groups)}
+        metrics = {**data_metrics, **reward_metrics(groups), **rollout_metrics(groups)}
         if self.algo.max_refills:
-            groups, more = self._refilled(groups, step, clock)
+            groups, more = self._refilled(groups, step, clock, own=prompts.keys())
             metrics |= more
         with clock("learner"):
             penalty = overlong_penalty(lengths_of(groups), self.max_completion_tokens, self.algo.overlong_frac)
             metrics["rollout/overlong_penalty"] = penalty.mean().item()
             rewards = rewards_of(groups, self.algo.group_size) + penalty
             advantages = group_advantages(rewards, trainable(groups), self.algo.advantage_scale)
-            metrics |= self._learn(groups, advantages.flatten())
-        return StepResult(metrics={**metrics, **self.loader.metrics(), **clock.metrics()}, groups=tuple(groups))
+            metrics |= self._learn(groups, advantages, own=prompts.keys())
+        return StepResult(metrics={**metrics, **dist.largest(clock.metrics())}, groups=tuple(groups))
 
-    def _load(self, step: int, limit: int | None = None) -> list[Loaded]:
-        """The samples of the batch, or its first ``limit``, with their videos read."""
-        return self.loader.load(self.mixture.batch(step)[:limit])
+    def _prompts(self, step: int) -> Prompts:
+        """Those of the batch that this rank works on."""
+        return self.loader.load(self.loader.own(self.mixture.batch(step)))
 
     def _seed(self, step: int) -> int:
         return self.mixture.seed * 1_000_003 + step
 
-    def _sample(self, prompts: Sequence[Loaded], clock: Clock, *, seed: int) -> list[Group]:
-        """A scored group for each prompt."""
-        with clock("rollout"):
+    def _sample(self, prompts: Prompts, clock: Clock, *, seed: int) -> list[Group]:
+        """A scored group for each prompt of every rank, in the order of the batch; those of other ranks are light."""
+        with clock("sync"):
             self.rollout.sync(self.policy)
-            siblings = self.rollout.generate([encoded for _, _, encoded in prompts], self.algo.group_size, seed=seed)
-            groups = [
-                Group(sample=sample, prompt=prompt, encoded=encoded, completions=completions)
-                for (sample, prompt, encoded), completions in zip(prompts, siblings, strict=True)
-            ]
-        with clock("reward"):
-            return score_groups(groups, self.reward)
+        with dist.together():
+            with clock("rollout"):
+                siblings = self.rollout.generate(
+                    [each.encoded for each in prompts.values()],
+                    self.algo.group_size,
+                    seed=seed,
+                    places=list(prompts),
+                )
+                groups = [
+                    Group(sample=each.sample, prompt=each.prompt, encoded=each.encoded, completions=completions)
+                    for each, completions in zip(prompts.values(), siblings, strict=True)
+                ]
+            with clock("reward"):
+                groups = score_groups(groups, self.reward)
+        return dist.joined(dict(zip(prompts, groups)), lighten=Group.light)
 
-    def _refilled(self, groups: list[Group], step: int, clock: Clock) -> tuple[list[Group], dict[str, float]]:
+    def _refilled(
+        self, groups: list[Group], step: int, clock: Clock, own: Collection[int]
+    ) -> tuple[list[Group], dict[str, float]]:
         """Dynamic sampling: other groups in the place of those whose siblings all earned the same.
 
         DAPO (arXiv 2503.14476) equation 11, at most ``max_refills`` times; what is idle then stays. Refills come from
-        far down the same endless deck, so that they too are a function of (seed, step).
+        far down the same endless deck, so that they too are a function of (seed, step). A place stays with its rank.
         """
         groups, num_extra = list(groups), 0
         for refill in range(1, self.algo.max_refills + 1):
@@ -102,23 +117,29 @@ class GrpoStep:
             if not places:
                 break
             at = refill * _REFILLS_FROM + step
-            with clock("data"):
-                prompts = self._load(at, limit=len(places))
+            with clock("data"), dist.together():
+                samples = enumerate(self.mixture.batch(at)[: len(places)])
+                prompts = self.loader.load({nth: sample for nth, sample in samples if places[nth] in own})
             fresh = self._sample(prompts, clock, seed=self._seed(at))
             num_extra += len(fresh)
-            for place, group in zip(places, (group for group in fresh if not is_idle(group))):
-                groups[place] = group
+            for place, group in zip(places, fresh, strict=True):
+                if not is_idle(group):
+                    groups[place] = group
         idle_frac = sum(map(is_idle, groups)) / len(groups)
         return groups, {"rollout/extra_groups": float(num_extra), "rollout/idle_frac": idle_frac}
 
-    def _learn(self, groups: list[Group], advantages: torch.Tensor) -> dict[str, float]:
-        """``ppo_epochs`` updates on these completions; advantages [N]."""
-        # of all groups, so that leaving some out changes no denominator
+    def _learn(self, groups: list[Group], advantages: torch.Tensor, own: Collection[int]) -> dict[str, float]:
+        """``ppo_epochs`` updates on these completions, the ``own`` groups here; advantages [P, G]."""
+        # of all groups, so that leaving some out, or to other ranks, changes no denominator
         weights = token_weights(loss_mask(groups), self.algo.loss_norm, self.max_completion_tokens)
-        teaches = advantages.view(len(groups), -1).ne(0).any(dim=1) | (trainable(groups) & (self.algo.kl_beta > 0))
-        rows = teaches.repeat_interleave(self.algo.group_size)
-        groups = [group for group, counts in zip(groups, teaches.tolist()) if counts]
-        batches = list(self.policy.micro_batches(groups, advantages[rows], weights[rows]))
+        teaches = advantages.ne(0).any(dim=1) | (trainable(groups) & (self.algo.kl_beta > 0))
+        here = sorted(own)
+        batches = self.policy.micro_batches(
+            [groups[place] for place in here],
+            advantages[here].flatten(),
+            weights.view(len(groups), self.algo.group_size, -1)[here].flatten(0, 1),
+            teaches=teaches[here].tolist(),
+        )
         metrics = Means()
         for epoch in range(self.algo.ppo_epochs):
             for place, batch in enumerate(batches):
@@ -131,11 +152,6 @@ class GrpoStep:
                         batch, old_logprobs=logprobs.detach(), ref_logprobs=self.policy.ref_logprobs(batch)
                     )
                     batches[place] = batch
-                    metrics.add({"policy/entropy": masked_mean(entropy, batch)}, weight=num_tokens)
-                    if batch.sampler_logprobs is not None:
-                        gap = (logprobs.detach() - batch.sampler_logprobs).abs()  # float noise, unless the two disagree
-                        metrics.add({"rollout/logprob_gap": masked_mean(gap, batch)}, weight=num_tokens)
-                        metrics.add({"rollout/logprob_gap_max": (gap * batch.loss_mask).max().item()})
                 out = grpo_loss(
                     logprobs,
                     old_logprobs=batch.old_logprobs,
@@ -149,7 +165,11 @@ class GrpoStep:
                     ratio_level=self.algo.ratio_level,
                 )
                 self.policy.backward(out.loss)
-                metrics.add({"policy/loss": out.loss.item() * len(batches)})
+                metrics.add({"policy/loss": out.loss.item() * len(batches) * dist.world_size()})
+                if num_tokens == 0:  # masked
+                    continue
+                if epoch == 0:
+                    metrics.add(sampling_metrics(batch, entropy), weight=num_tokens)
                 for name, value in out.metrics.items():
                     # in the first epoch the ratio is 1 and nothing can be clipped: it would dilute those that follow
                     idle = epoch == 0 and name.startswith("policy/clip_")
@@ -193,6 +213,17 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
+def sampling_metrics(batch: Batch, entropy: torch.Tensor) -> dict[str, float]:
+    """How sure the policy was, and how far the sampler's log-probabilities are from the learner's."""
+    metrics = {"policy/entropy": masked_mean(entropy, batch)}
+    if batch.sampler_logprobs is not None:
+        assert batch.old_logprobs is not None
+        gap = (batch.old_logprobs - batch.sampler_logprobs).abs()  # float noise, unless the two disagree
+        metrics["rollout/logprob_gap"] = masked_mean(gap, batch)
+        metrics["rollout/logprob_gap_max"] = (gap * batch.loss_mask).max().item()
+    return metrics
+
+
 def masked_mean(values: torch.Tensor, batch: Batch) -> float:
     """Mean over the sampled tokens of values [N, T]."""
     return (values[batch.loss_mask].sum() / batch.loss_mask.sum().clamp(min=1)).item()
@@ -216,7 +247,7 @@ class Clock:
 
 
 class Means:
-    """The weighted mean of each metric over the calls that reported it; of a ``.._max`` the largest value.
+    """The weighted mean of each metric over the calls that reported it, on any rank; of a ``.._max`` the largest value.
 
     Weighed by its tokens, the parts of a batch give the metric of the batch, however it is cut. 0 where nothing weighs.
     """
@@ -229,7 +260,11 @@ class Means:
             self._values[name].append((value, weight))
 
     def result(self) -> dict[str, float]:
-        return {name: _merged(name, values) for name, values in self._values.items()}
+        everyones: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for values_of_rank in dist.everyones(dict(self._values)):
+            for name, values in values_of_rank.items():
+                everyones[name] += values
+        return {name: _merged(name, values) for name, values in everyones.items()}
 
 
 def _merged(name: str, values: Sequence[tuple[float, float]]) -> float:

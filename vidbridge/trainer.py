@@ -14,8 +14,8 @@ from typing import Any, Callable, ContextManager, Mapping
 
 from torch.profiler import profile
 
-from vidbridge import STARTED
-from vidbridge.checkpoint import Checkpointer, CheckpointError, newest
+from vidbridge import STARTED, dist
+from vidbridge.checkpoint import Checkpoint, Checkpointer, check_same, fingerprint, newest
 from vidbridge.config import EvalConfig
 from vidbridge.evaluate import Evaluator, held_out
 from vidbridge.policy.qwen_vl import QwenVLPolicy
@@ -68,14 +68,17 @@ class Trainer:
 
         SIGTERM and SIGINT end it with a checkpoint of the last step done and the exception Stopped.
         """
+        found = self._found()
+        self.tracker.wandb_id = found.state["wandb_id"] if found else None
         with self.signals.installed(), self.tracker:
-            progress = self._start()
+            progress = self._start(found)
             try:
                 return self._run(progress)
             except Stopped as stopped:
-                if progress.step > progress.saved_step:
+                if stopped.agreed and progress.step > progress.saved_step:
                     self._save(progress, wait=True)
-                self.tracker.console.say(f"{stopped}: stopped after step {progress.step}; resume=auto goes on there")
+                done, saved = progress.step, progress.saved_step
+                self.tracker.console.say(f"{stopped}: stopped after step {done}; resume=auto goes on from step {saved}")
                 raise
             finally:
                 self.checkpointer.finish()
@@ -86,9 +89,10 @@ class Trainer:
             before = held_out(self.evaluator, self.eval, tracker, "before", step=0)
             progress.before = {name: scores.to_dict() for name, scores in before.items()}
         tracker.start_steps(self.steps, done=progress.step)
-        while progress.step < self.steps:
-            with self.signals.deferred():
+        with self.signals.deferred():
+            while progress.step < self.steps:
                 self._step(progress)
+                self.signals.check()
         after = held_out(self.evaluator, self.eval, tracker, "after", step=self.steps)
         self.policy.save(self.run_dir / "model", tags=[self.labels["algo"]])
         summary = {
@@ -111,7 +115,9 @@ class Trainer:
         progress.step += 1
         progress.stage_s.update(stage_seconds(result.metrics))
         self.tracker.step(progress.step, result)
-        due = self.checkpointer.due(progress.step) or (progress.step == self.steps and self.checkpointer.every > 0)
+        # many ranks cannot agree on a checkpoint in the middle of the last evaluation, so they have one before it
+        last = progress.step == self.steps and (self.checkpointer.every > 0 or dist.world_size() > 1)
+        due = last or self.checkpointer.due(progress.step)
         if self.eval.every and progress.step % self.eval.every == 0 and progress.step < self.steps:
             score = self._look(progress.step)
             if due and score > progress.best_score:
@@ -120,23 +126,39 @@ class Trainer:
         if due:
             self._save(progress)
 
-    def _start(self) -> Progress:
-        """From nothing, or with ``resume`` from the newest checkpoint that is whole and of this configuration."""
-        found, refused = newest(self.checkpointer.root) if self.resume else (None, [])
+    def _found(self) -> Checkpoint | None:
+        """With ``resume`` the newest checkpoint that is whole: the first rank looks, all go on from what it finds."""
+        if not self.resume:
+            return None
+        looked: tuple[Checkpoint | None, list[str]] = (None, [])
+        with dist.together():
+            if dist.is_first():
+                looked = newest(self.checkpointer.root)
+        found, refused = dist.everyones(looked)[0]
         for line in refused:
             self.tracker.console.say(f"refused {line}")
         if found is None:
+            self.tracker.console.say(f"no checkpoint to go on from in {self.checkpointer.root}: starting")
+        else:
+            check_same(found.state["record"], self._record(), found.path)
+        return found
+
+    def _start(self, found: Checkpoint | None) -> Progress:
+        """From nothing, or from ``found``, of the same configuration."""
+        if found is None:
             self.tracker.rewind({})
-            if self.resume:
-                self.tracker.console.say(f"no checkpoint to go on from in {self.checkpointer.root}: starting")
             return Progress()
-        check_same(found.state["record"], self.record, found.path)
         assert self.policy.engine is not None
-        self.policy.engine.load(found.path)
-        set_random_state(found.state["random"])
+        with dist.together():
+            self.policy.engine.load(found.path)
+        set_random_state(found.state["random"][dist.rank()])
         self.tracker.rewind(found.state["position"])
         self.tracker.console.say(f"going on from {found.path.name}")
         return Progress.from_dict(found.state["progress"])
+
+    def _record(self) -> dict[str, Any]:
+        """The configuration and how many ranks share the work: a checkpoint has the parts of so many."""
+        return {**self.record, "world_size": dist.world_size()}
 
     def _save(self, progress: Progress, *, wait: bool = False) -> None:
         assert self.policy.engine is not None
@@ -144,8 +166,10 @@ class Trainer:
             "progress": progress.to_dict(),
             "best_step": progress.best_step,
             "position": self.tracker.position(),
-            "random": random_state(),
-            "record": self.record,
+            "random": dist.everyones(random_state()),  # by rank
+            "record": self._record(),
+            "fingerprint": fingerprint(self._record()),
+            "wandb_id": self.tracker.wandb_id,
         }
         self.checkpointer.save(progress.step, state, self.policy.engine.snapshot(), wait=wait)
         progress.saved_step = progress.step
@@ -153,7 +177,10 @@ class Trainer:
     def _look(self, step: int) -> float:
         """The score of a small evaluation in between, on the val split, so that test stays unseen."""
         scores = self.evaluator.scores(
-            "val", num_items=self.eval.every_items, num_samples=self.eval.num_samples, advance=lambda done: None
+            "val",
+            num_items=self.eval.every_items,
+            num_samples=self.eval.num_samples,
+            advance=lambda done: self.tracker.watchdog.alive(),
         )
         self.tracker.scores(step, "val/sampled", scores.to_dict())
         return scores.mean
@@ -164,39 +191,6 @@ class Trainer:
             return nullcontext()
         path = str(self.run_dir / f"trace_{step}.json")
         return profile(on_trace_ready=lambda done: done.export_chrome_trace(path))
-
-
-# What may differ from the run that wrote a checkpoint: nothing that changes a number, but how far to go.
-FREE = ("steps", "resume", "checkpoint", "track", "profile_steps", "paths", "model.device")
-
-
-def check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
-    """CheckpointError naming every key in which two configurations differ, but for those that are FREE."""
-    before, now = flat(old), flat(new)
-    differing = [
-        f"  {key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(key == free or key.startswith(free + ".") for free in FREE)
-    ]
-    if differing:
-        listed = "\n".join(differing)
-        raise CheckpointError(
-            f"{path} is of another configuration:\n{listed}\nset these back, or choose another hydra.run.dir"
-        )
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """
-    >>> flat({"seed": 0, "optim": {"lr": 0.1}})
-    {'seed': 0, 'optim.lr': 0.1}
-    """
-    leaves: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
 
 
 def stage_seconds(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -136,6 +136,14 @@ class Group:
     rewards: tuple[RewardBreakdown, ...] = ()
     trainable: bool = True
 
+    def light(self) -> Group:
+        """Without frames and tensors: what the other ranks are told about it."""
+        import torch
+
+        no = torch.empty(0, dtype=torch.long)
+        encoded = EncodedPrompt(input_ids=no, position_ids=no, rope_delta=0, pixel_values=no, video_grid_thw=no)
+        return replace(self, prompt=replace(self.prompt, clips=()), encoded=encoded)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:

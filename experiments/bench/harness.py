@@ -87,19 +87,27 @@ def peak_extra_mb(function: Callable[[], Any], device: torch.device = CPU) -> tu
 
     On a GPU what its allocator handed out, on a CPU the pages in memory; None where no such number can be had.
     """
-    gc.collect()
+    before = held_mb(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
         result = function()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6, result
+        return torch.cuda.max_memory_allocated() / 1e6 - before, result
     if not _CLEAR_REFS.exists():
         return None, function()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before shall not be there to be used again
     _CLEAR_REFS.write_text("5")
-    before = _status_bytes("VmRSS")
     result = function()
-    return (_status_bytes("VmHWM") - before) / 1e6, result
+    return _status_bytes("VmHWM") / 1e6 - before, result
+
+
+def held_mb(device: torch.device = CPU) -> float:
+    """What is held now, by the same counts; 0 on a CPU that keeps none."""
+    gc.collect()
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated() / 1e6
+    if not _CLEAR_REFS.exists():
+        return 0.0
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before shall not be there to be used again
+    return _status_bytes("VmRSS") / 1e6
 
 
 def _status_bytes(name: str) -> int:

@@ -67,6 +67,22 @@ SMALL = Shape(
     vision_heads=6,
     full_attention_blocks=(2, 5),
 )
+# 54 M parameters: enough that a process is mostly model
+MEDIUM = Shape(
+    hidden_size=512,
+    intermediate_size=2048,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    vocab_size=16384,
+    mrope_section=(8, 12, 12),
+    tied=False,
+    vision_depth=6,
+    vision_hidden_size=384,
+    vision_intermediate_size=1024,
+    vision_heads=6,
+    full_attention_blocks=(2, 5),
+)
 # for --quick
 TINY = Shape(
     hidden_size=32,
@@ -104,6 +120,18 @@ def load_sides(shape: Shape) -> Sides:
         module = load_model(name, device="cpu")
         processor = Processor.from_folder(name, FRAMES)
     return Sides(plain=plain, policy=QwenVLPolicy(module, processor, engine_for(module)))
+
+
+def load_policy(shape: Shape, *, max_packed_tokens: int, **loading: object) -> QwenVLPolicy:
+    """Our side alone, on the device and in the dtype that ``loading`` says."""
+    disable_progress_bar()
+    with TemporaryDirectory() as name:
+        config = write_settings(Path(name), shape)
+        torch.manual_seed(0)
+        Qwen2_5_VLForConditionalGeneration(config).save_pretrained(name)
+        module = load_model(name, **loading)
+        processor = Processor.from_folder(name, FRAMES)
+    return QwenVLPolicy(module, processor, engine_for(module), max_packed_tokens=max_packed_tokens)
 
 
 def engine_for(module: PreTrainedModel) -> LocalEngine:

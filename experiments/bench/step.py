@@ -26,7 +26,7 @@ from vidbridge.config import GrpoConfig
 from vidbridge.data.mixture import Mixture
 from vidbridge.policy.engine_local import LocalEngine
 from vidbridge.policy.packing import loss_mask
-from vidbridge.policy.qwen_vl import frozen_copy
+from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.scoring import score_groups
@@ -53,12 +53,14 @@ class RandomVideos:
     """A task whose videos are noise: what a step asks of a task, and no more."""
 
     sizes: Sizes
+    read = None
 
     def __len__(self) -> int:
         return self.sizes.num_prompts
 
     def sample(self, index: int) -> Sample:
-        return Sample(uid=f"{TASK}/{index}", task=TASK, question=QUESTION, answer="", videos=(), meta={"seed": index})
+        row = index % len(self)
+        return Sample(uid=f"{TASK}/{row}", task=TASK, question=QUESTION, answer="", videos=(), meta={"seed": row})
 
     def prompt(self, sample: Sample) -> Prompt:
         return random_prompt(self.sizes.video_tokens, seed=sample.meta["seed"])
@@ -80,18 +82,23 @@ def score(token_ids: Sequence[int]) -> float:
 REWARD = GatedSum(gates={}, terms={"sum": SumOfIds()}, weights={TASK: {"sum": 1.0}})
 
 
-def our_step(sides: Sides, sizes: Sizes) -> Callable[[], None]:
+def grpo_step(policy: QwenVLPolicy, rollout: SharedPrefixRollout, sizes: Sizes) -> GrpoStep:
     """vidbridge's own, as train.py runs it, on the same prompts every time."""
-    step = GrpoStep(
+    return GrpoStep(
         mixture=Mixture({TASK: RandomVideos(sizes)}, {TASK: 1}, prompts_per_step=sizes.num_prompts, seed=0),
-        processor=sides.policy.processor,
-        rollout=SharedPrefixRollout(sides.policy, max_completion_tokens=sizes.completion_tokens),
+        processor=policy.processor,
+        rollout=rollout,
         reward=REWARD,
-        policy=sides.policy,
+        policy=policy,
         algo=GrpoConfig(group_size=sizes.group_size),
         max_completion_tokens=sizes.completion_tokens,
         last=0,  # nothing is loaded ahead: that would be time taken from the others
     )
+
+
+def our_step(sides: Sides, sizes: Sizes) -> Callable[[], None]:
+    rollout = SharedPrefixRollout(sides.policy, max_completion_tokens=sizes.completion_tokens)
+    step = grpo_step(sides.policy, rollout, sizes)
 
     def run() -> None:
         metrics = step(0).metrics

@@ -1,6 +1,6 @@
 """Every file of a checkpoint flipped, truncated, emptied and deleted: refused by name, the one before is used.
 
-    python -m experiments.faults.corrupt [--json FILE]
+    python -m experiments.faults.corrupt [--json FILE] [--engine zero3 --nproc 2]
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Callable, Iterator, Mapping
 
-from experiments.faults.harness import STEPS, difference, main, run, words
-from vidbridge.checkpoint import newest
+from experiments.faults.harness import STEPS, Case, Options, main, overrides_of, resumed, sharded, unbroken_run, words
+from vidbridge.checkpoint import MANIFEST, newest
 
 
 def flip(path: Path) -> None:
@@ -27,34 +27,41 @@ DAMAGE: Mapping[str, Callable[[Path], object]] = {
 }
 
 
-def cases(folder: Path) -> Iterator[tuple[str, str | None]]:
-    unbroken = folder / "unbroken"
-    if run(unbroken) != 0:
-        yield "unbroken run", "it failed by itself"
-        return
-    last = unbroken / "checkpoints" / f"step_{STEPS:06d}"
-    for name in sorted(str(path.relative_to(last)) for path in last.rglob("*") if path.is_file()):
-        for damage, apply in DAMAGE.items():
-            copy = folder / "copy"
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(unbroken / "checkpoints", copy)
-            apply(copy / last.name / name)
-            found, refused = newest(copy)
-            problem = None
-            if found is None or found.step >= STEPS:
-                problem = "it was accepted"
-            elif not refused or (name not in refused[0] and name != "manifest.json"):
-                problem = f"it was refused without naming the file: {refused}"
-            yield f"{name} {damage}", problem
-    # and once through the front door
-    flip(last / "engine.safetensors")
-    again = folder / "again"
-    shutil.copytree(unbroken, again)
-    status = run(again, "resume=auto")
-    refused_by_name = f"refused {last.name}: engine.safetensors" in words(again)
-    problem = None if status == 0 and refused_by_name else f"status {status}: {words(again)[-300:]}"
-    yield "train.py resume=auto on a damaged folder", problem or difference(again, unbroken)
+def cases(folder: Path, options: Options) -> Iterator[Case]:
+    for engine, nproc in options.settings:
+        overrides = overrides_of(engine, nproc)
+        unbroken = folder / f"unbroken_{engine}"
+        if problem := unbroken_run(unbroken, *overrides):
+            yield "unbroken run", problem
+            continue
+        last = unbroken / "checkpoints" / f"step_{STEPS:06d}"
+        names = sorted(str(path.relative_to(last)) for path in last.rglob("*") if path.is_file())
+        for name in names:
+            for damage, apply in DAMAGE.items():
+                copy = folder / "copy"
+                shutil.rmtree(copy, ignore_errors=True)
+                shutil.copytree(unbroken / "checkpoints", copy)
+                apply(copy / last.name / name)
+                yield f"{engine} x {nproc}: {name} {damage}", problem_of(copy, name)
+        # and once through the front door
+        again = folder / f"again_{engine}"
+        shutil.copytree(unbroken, again)
+        flip(again / "checkpoints" / last.name / names[0])
+        problem = resumed(again, unbroken, *overrides)
+        if not problem and f"refused {last.name}: {names[0]}" not in words(again):
+            problem = f"it was not refused: {words(again)[-600:]}"
+        yield f"{engine} x {nproc}: train.py resume=auto, {names[0]} with one bit flipped", problem
+
+
+def problem_of(checkpoints: Path, name: str) -> str | None:
+    found, refused = newest(checkpoints)
+    if found is None or found.step != STEPS - 2:
+        return f"the one before was not used, but {found.path.name if found else 'none'}"
+    # a manifest with a flipped bit accuses a file, or itself
+    if not refused or (name not in refused[0] and name != MANIFEST):
+        return f"it was refused without naming the file: {refused}"
+    return None
 
 
 if __name__ == "__main__":
-    main("corrupt", cases)
+    main("corrupt", cases, settings=(("local", 1), *sharded()))

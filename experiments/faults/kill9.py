@@ -1,6 +1,6 @@
 """kill -9 at 20 random moments; resume=auto must end each run as if it had never been killed.
 
-    python -m experiments.faults.kill9 [--json FILE]
+    python -m experiments.faults.kill9 [--json FILE] [--tries N] [--engine zero3 --nproc 2]
 
 Half of the moments are drawn over the whole run, half of them inside the writing of a checkpoint.
 """
@@ -14,40 +14,41 @@ import time
 from pathlib import Path
 from typing import Iterator
 
-from experiments.faults.harness import difference, main, run, start, wait_for
-
-KILLS = 20
+from experiments.faults.harness import STEPS, Case, Options, main, overrides_of, resumed, start, unbroken_run, wait_for
 
 
-def cases(folder: Path) -> Iterator[tuple[str, str | None]]:
-    unbroken = folder / "unbroken"
-    started = time.monotonic()
-    if run(unbroken) != 0:
-        yield "unbroken run", "it failed by itself"
-        return
-    run_s = time.monotonic() - started
+def cases(folder: Path, options: Options) -> Iterator[Case]:
     rng = random.Random(0)
-    for number in range(KILLS):
-        killed = folder / f"killed_{number}"
-        process = start(killed)
-        if number % 2:
-            step = rng.randrange(2, 11, 2)
-            unfinished = killed / "checkpoints" / f".unfinished_{step:06d}"
-            wait_for(unfinished.exists, process)
-            time.sleep(rng.uniform(0, 0.02))
-            when = f"while checkpoint {step} was written"
-        else:
-            after_s = rng.uniform(0.2, 0.95) * run_s
-            wait_for(lambda begun=time.monotonic(), after_s=after_s: time.monotonic() - begun > after_s, process)
-            when = f"after {after_s:.1f} s"
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if status := run(killed, "resume=auto"):
-            yield f"killed {when}", f"resuming ended with status {status}"
+    for engine, nproc in options.settings:
+        overrides = overrides_of(engine, nproc)
+        unbroken = folder / f"unbroken_{engine}"
+        started = time.monotonic()
+        if problem := unbroken_run(unbroken, *overrides):
+            yield "unbroken run", problem
             continue
-        yield f"killed {when}", difference(killed, unbroken)
+        run_s = time.monotonic() - started
+        number = 0
+        while number < options.tries:
+            killed = folder / f"killed_{engine}_{number}_{rng.random()}"
+            process = start(killed, *overrides)
+            if number % 2:
+                step = rng.randrange(2, STEPS + 1, 2)
+                unfinished = killed / "checkpoints" / f".unfinished_{step:06d}"
+                wait_for(unfinished.exists, process)
+                time.sleep(rng.uniform(0, 0.02))
+                when = f"while checkpoint {step} was written"
+            else:
+                after_s = rng.uniform(0.2, 0.95) * run_s
+                wait_for(lambda at=time.monotonic() + after_s: time.monotonic() > at, process)
+                when = f"after {after_s:.1f} of {run_s:.1f} s"
+            if process.poll() is not None:  # it was faster this time: another moment
+                continue
+            number += 1
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            left = "the checkpoint unfinished" if list(killed.glob("checkpoints/.unfinished_*")) else "none unfinished"
+            yield f"{engine} x {nproc} killed {when}, {left}", resumed(killed, unbroken, *overrides)
 
 
 if __name__ == "__main__":
-    main("kill9", cases)
+    main("kill9", cases, tries=20)

@@ -1,6 +1,6 @@
 """10 steps == k steps, stopped, and 10 - k more: metrics and weights identical, at three cut points.
 
-    python -m experiments.faults.resume [--json FILE]
+    python -m experiments.faults.resume [--json FILE] [--engine zero3 --nproc 2]
 """
 
 from __future__ import annotations
@@ -10,30 +10,41 @@ import signal
 from pathlib import Path
 from typing import Iterator
 
-from experiments.faults.harness import difference, main, run, start, steps_done, wait_for
+from experiments.faults.harness import (
+    Case,
+    Options,
+    main,
+    overrides_of,
+    resumed,
+    sharded,
+    start,
+    steps_done,
+    unbroken_run,
+    wait_for,
+    words,
+)
 
-CUTS = (2, 5, 9)
+CUTS = (2, 5, 8)
 
 
-def cases(folder: Path) -> Iterator[tuple[str, str | None]]:
-    unbroken = folder / "unbroken"
-    if run(unbroken) != 0:
-        yield "unbroken run", "it failed by itself"
-        return
-    for cut in CUTS:
-        broken = folder / f"cut_{cut}"
-        process = start(broken)
-        wait_for(lambda: steps_done(broken) >= cut, process)
-        os.kill(process.pid, signal.SIGTERM)
-        if process.wait(60) != 143:
-            yield f"cut after {cut} steps", f"stopping ended with status {process.returncode}, not 143"
+def cases(folder: Path, options: Options) -> Iterator[Case]:
+    for engine, nproc in options.settings:
+        overrides = overrides_of(engine, nproc)
+        unbroken = folder / f"unbroken_{engine}"
+        if problem := unbroken_run(unbroken, *overrides):
+            yield "unbroken run", problem
             continue
-        stopped_at = steps_done(broken)
-        if status := run(broken, "resume=auto"):
-            yield f"cut after {stopped_at} steps", f"resuming ended with status {status}"
-            continue
-        yield f"cut after {stopped_at} steps", difference(broken, unbroken)
+        for cut in CUTS:
+            broken = folder / f"cut_{engine}_{cut}"
+            process = start(broken, *overrides)
+            wait_for(lambda: steps_done(broken) >= cut, process)
+            os.kill(process.pid, signal.SIGTERM)
+            case = f"{engine} x {nproc} cut after {cut} steps"
+            if process.wait(60) != 143:
+                yield case, f"stopping ended with status {process.returncode}, not 143: {words(broken)[-600:]}"
+                continue
+            yield f"{case} ({steps_done(broken)} were done)", resumed(broken, unbroken, *overrides)
 
 
 if __name__ == "__main__":
-    main("resume", cases)
+    main("resume", cases, settings=(("local", 1), *sharded()))

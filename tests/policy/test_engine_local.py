@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from vidbridge.policy.engine_local import Diverged, LocalEngine, lr_factor
+from vidbridge.policy.engine import Diverged, lr_factor
+from vidbridge.policy.engine_local import LocalEngine
 
 
 def make_engine(module=None, **settings):

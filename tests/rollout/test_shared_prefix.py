@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from experiments.bench.peers import generate
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
-from vidbridge.rollout.decoding import Decode, SharedPrefixCache
+from vidbridge.rollout.cache import Decode, SharedPrefixCache
 from vidbridge.rollout.sampling import StopStrings, draw, truncate, uniforms_of
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 
@@ -81,8 +81,9 @@ def test_the_seed_decides(policy, encoded):
 
 def test_prompts_in_calls_of_their_own_draw_the_same_numbers(policy, encoded):
     rollout = make_rollout(policy)
-    together = rollout.generate(encoded, 2, seed=6, first=5)
-    apart = [rollout.generate([prompt], 2, seed=6, first=5 + place)[0] for place, prompt in enumerate(encoded)]
+    places = [5, 7, 6]
+    together = rollout.generate(encoded, 2, seed=6, places=places)
+    apart = [rollout.generate([prompt], 2, seed=6, places=[at])[0] for prompt, at in zip(encoded, places, strict=True)]
     assert [[c.token_ids for c in group] for group in together] == [[c.token_ids for c in group] for group in apart]
 
 
@@ -193,7 +194,7 @@ def test_room_grows_with_the_completions(policy, encoded, monkeypatch):
     """More tokens than the first piece of room holds: the same as with room for all from the start."""
     rollout = make_rollout(policy, max_completion_tokens=40)
     wide = rollout.generate(encoded, 2, seed=5)
-    monkeypatch.setattr("vidbridge.rollout.decoding._COLUMNS", 3)
+    monkeypatch.setattr("vidbridge.rollout.cache.FIRST_COLUMNS", 3)
     narrow = rollout.generate(encoded, 2, seed=5)
     assert [[c.token_ids for c in group] for group in wide] == [[c.token_ids for c in group] for group in narrow]
 

@@ -12,7 +12,7 @@ from vidbridge.media.write import write_mp4
 from vidbridge.track import wandb_sink
 from vidbridge.track.console import Console
 from vidbridge.track.metrics_file import read_lines
-from vidbridge.track.tracker import Tracker, headline
+from vidbridge.track.tracker import SilentTracker, Tracker, headline
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
 from vidbridge.types import Clip, StepResult
 
@@ -24,7 +24,7 @@ def record(tmp_path, wandb=None, *, terminal=False, video="clip.mp4"):
     """Two steps between two evaluations; returns what was printed."""
     out = io.StringIO()
     console = Console(RichConsole(file=out, force_terminal=terminal, width=100))
-    with Tracker(tmp_path, console, wandb, completions_every=2, completions_groups=1) as tracker:
+    with Tracker(tmp_path, console, wandb, completions_every=2, completions_groups=1, hang_s=60) as tracker:
         tracker.start_evaluation("before", 4)(4)
         tracker.scores(0, "held_out/sampled", SCORES)
         tracker.start_steps(2)
@@ -84,6 +84,34 @@ def test_wandb_works_offline_without_a_key(tmp_path, monkeypatch):
     assert json.loads(tables[0].read_text())["columns"][0] == "clip"
     clips = [path for path in (tmp_path / "wandb" / "artifacts").rglob("*") if path.is_file()]
     assert any(path.read_bytes() == (tmp_path / "clip.mp4").read_bytes() for path in clips)
+
+
+def test_a_resumed_run_is_the_same_run_in_wandb(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))
+    ids = []
+    for _ in range(2):
+        sink = WandbSink(
+            run_dir=tmp_path, mode="offline", project="test", group="g", job_type="train", tags=[], config={}
+        )
+        tracker = Tracker(tmp_path, Console(), sink, completions_every=0, completions_groups=0, hang_s=60)
+        tracker.wandb_id = ids[0] if ids else None  # as a checkpoint kept it
+        with tracker:
+            tracker.log(len(ids), {"a": 1.0})
+        ids.append(tracker.wandb_id)
+    assert ids[0] == ids[1]
+    folders = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert len(folders) == 2 and all(f"-{ids[0]}" in name for name in folders)
+
+
+def test_the_other_ranks_record_nothing(tmp_path, capsys):
+    with SilentTracker(tmp_path, hang_s=60) as tracker:
+        tracker.rewind({})
+        tracker.start_evaluation("before", 4)(4)
+        tracker.scores(0, "held_out/sampled", SCORES)
+        tracker.start_steps(1)
+        tracker.step(1, StepResult(metrics={"policy/lr": 0.1}, groups=(group(totals=(1.0, 0.0), video="clip.mp4"),)))
+        tracker.finish({"before": BOTH, "after": BOTH})
+    assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def _entries(path: Path, text: bytes, video_name: str) -> Iterator[tuple[str, Ca
         whole = json.loads(text)
     except ValueError:
         whole = None
-    if isinstance(whole, dict) and "video" not in whole:
+    # of one line of JSONL no field is an object
+    if isinstance(whole, dict) and any(isinstance(value, dict) for value in whole.values()):
         database = whole.get("database", whole)
         if not isinstance(database, dict):
             raise DataError(f"{path}: field 'database' must be an object of videos by their id")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, Generic, TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 
@@ -17,7 +19,7 @@ class Prefetch(Generic[T]):
 
     def __init__(self, load: Callable[[int], T], *, last: int | None = None) -> None:
         self._load, self._last = load, last
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch", initializer=one_torch_thread)
         self._ahead: tuple[int, Future[T]] | None = None
 
     def __call__(self, step: int) -> T:
@@ -27,3 +29,8 @@ class Prefetch(Generic[T]):
         if self._last is None or step < self._last:
             self._ahead = (step + 1, self._pool.submit(self._load, step + 1))
         return value
+
+
+def one_torch_thread() -> None:
+    """A second team of OpenMP threads would fight with the learner's for the same cores, and both wait by spinning."""
+    torch.set_num_threads(1)

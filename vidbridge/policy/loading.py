@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from vidbridge import dist
 from vidbridge.policy.attention import enable_shared_prefix
 from vidbridge.policy.processor import read_config
 
@@ -27,7 +28,7 @@ def load_model(
     gradient_checkpointing: bool = False,
     device: str = "auto",
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """The model at ``path`` (local folder or hub id) on ``device`` ("auto": a GPU if there is one).
+    """The model at ``path`` (local folder or hub id) on ``device`` ("auto": the rank's GPU if there is one).
 
     ``frozen`` names parts by the start of their parameters' names, with or without "model.": "visual",
     "visual.merger", "language_model.embed_tokens". ValueError for a bad path, dtype, device or part, for weights that
@@ -59,7 +60,7 @@ def load_model(
 def resolve_device(device: str) -> torch.device:
     """ValueError for a device that does not exist or is not there."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{dist.local_rank()}" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # what torch raises differs from build to build

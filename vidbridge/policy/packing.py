@@ -7,6 +7,7 @@ What belongs to completions alone (ids, masks, weights, log-probabilities) stays
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Sequence
 
 import torch
@@ -88,6 +89,16 @@ def pack(
         advantages=advantages.float(),
         token_weights=token_weights[:, : completion_ids.shape[1]].float(),
         sampler_logprobs=pad_logprobs(completions),
+    )
+
+
+def masked(batch: Batch) -> Batch:
+    """The same to compute, and nothing to learn from it."""
+    return replace(
+        batch,
+        loss_mask=torch.zeros_like(batch.loss_mask),
+        advantages=torch.zeros_like(batch.advantages),
+        token_weights=torch.zeros_like(batch.token_weights),
     )
 
 

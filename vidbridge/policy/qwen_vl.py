@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Sequence
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from vidbridge import dist
 from vidbridge.algo.logprobs import linear_logprobs
 from vidbridge.policy.attention import last_hidden, packed_attention
-from vidbridge.policy.engine_local import Engine
-from vidbridge.policy.packing import fill_rows, pack, packed_tokens
+from vidbridge.policy.engine import Engine
+from vidbridge.policy.packing import fill_rows, masked, pack, packed_tokens
 from vidbridge.policy.processor import Processor
 from vidbridge.types import Batch, Group
 
@@ -28,6 +30,28 @@ def embed(
     features = torch.cat(module.get_video_features(pixel_values, video_grid_thw).pooler_output)
     is_video = (input_ids == module.config.video_token_id).unsqueeze(-1)
     return embeddings.masked_scatter(is_video, features.to(embeddings.dtype))
+
+
+def token_logprobs(
+    module: PreTrainedModel, batch: Batch, temperature: float, suppressed_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities [N, T] of the completion tokens, with gradient, and entropies [N, T], without.
+
+    Both are 0 on padding.
+    """
+    embeddings = embed(module, batch.input_ids[None], batch.pixel_values, batch.video_grid_thw)
+    attention = packed_attention(batch.group_ids, batch.sibling_ids)
+    hidden = last_hidden(module, embeddings, batch.position_ids[:, None], attention)[0]
+    mask = batch.sampled_mask
+    logprobs, entropies = linear_logprobs(
+        hidden.index_select(0, batch.predictors[mask]),  # on a CPU the same gradient every time, unlike [..]
+        module.lm_head.weight,
+        batch.completion_ids[mask],
+        temperature,
+        suppressed_ids,
+    )
+    table = torch.zeros(mask.shape, device=mask.device)
+    return table.masked_scatter(mask, logprobs), table.masked_scatter(mask, entropies)
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
@@ -71,46 +95,47 @@ class QwenVLPolicy:
         return pack(groups, advantages, token_weights, suppressed_ids=self.processor.suppressed_ids)
 
     def micro_batches(
-        self, groups: Sequence[Group], advantages: torch.Tensor, token_weights: torch.Tensor
-    ) -> Iterator[Batch]:
+        self,
+        groups: Sequence[Group],
+        advantages: torch.Tensor,
+        token_weights: torch.Tensor,
+        teaches: Sequence[bool] | None = None,
+    ) -> list[Batch]:
         """The same in rows of at most ``max_packed_tokens``, the longest groups first; a group is not divided.
 
-        They wait in the memory of the CPU. The losses of the parts add up to the loss of the whole.
+        They wait in the memory of the CPU. The losses of the parts, and those of all ranks, add up to the loss of the
+        whole. Groups that do not teach (None: all do) are left out. On every rank there are equally many, at least one:
+        a rank that has fewer takes its shortest group, masked, because all ranks work on every weight together.
         """
-        rows = torch.arange(len(advantages)).split([len(group.completions) for group in groups])
-        for chosen in fill_rows([packed_tokens(group) for group in groups], self.max_packed_tokens):
-            places = torch.cat([rows[index] for index in chosen])
-            yield self.collate([groups[index] for index in chosen], advantages[places], token_weights[places])
+        lengths = [packed_tokens(group) for group in groups]
+        places = torch.arange(len(advantages)).split([len(group.completions) for group in groups])
+
+        def batch_of(chosen: Sequence[int]) -> Batch:
+            rows = torch.cat([places[index] for index in chosen])
+            return self.collate([groups[index] for index in chosen], advantages[rows], token_weights[rows])
+
+        taught = [index for index in range(len(groups)) if teaches is None or teaches[index]]
+        rows = fill_rows([lengths[index] for index in taught], self.max_packed_tokens)
+        batches = [batch_of([taught[index] for index in row]) for row in rows]
+        missing = max(1, *dist.everyones(len(batches))) - len(batches)
+        return batches + [masked(batch_of([lengths.index(min(lengths))]))] * missing
 
     def logprobs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities [N, T] of the completion tokens, with gradient, and entropies [N, T], without.
-
-        Both are 0 on padding.
-        """
+        """Log-probabilities [N, T] of the completion tokens, with gradient, and entropies [N, T], without."""
         self.module.train()
-        return self._token_logprobs(self.module, batch)
+        forward = partial(token_logprobs, self.module) if self.engine is None else self.engine.logprobs
+        return forward(batch, self.temperature, self.suppressed_ids)
 
     def ref_logprobs(self, batch: Batch) -> torch.Tensor | None:
         """The reference model's log-probabilities [N, T]; None when there is no reference."""
         if self.reference is None:
             return None
         with torch.no_grad():
-            return self._token_logprobs(self.reference, batch)[0]
+            return token_logprobs(self.reference, batch, self.temperature, self.suppressed_ids)[0]
 
-    def _token_logprobs(self, module: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        embeddings = embed(module, batch.input_ids[None], batch.pixel_values, batch.video_grid_thw)
-        attention = packed_attention(batch.group_ids, batch.sibling_ids)
-        hidden = last_hidden(module, embeddings, batch.position_ids[:, None], attention)[0]
-        mask = batch.sampled_mask
-        logprobs, entropies = linear_logprobs(
-            hidden.index_select(0, batch.predictors[mask]),  # on a CPU the same gradient every time, unlike [..]
-            module.lm_head.weight,
-            batch.completion_ids[mask],
-            self.temperature,
-            self.suppressed_ids,
-        )
-        table = torch.zeros(mask.shape, device=mask.device)
-        return table.masked_scatter(mask, logprobs), table.masked_scatter(mask, entropies)
+    def whole(self) -> PreTrainedModel:
+        """The model with all its weights as they are now, for this rank to sample from; called by all ranks."""
+        return self.module if self.engine is None else self.engine.whole()
 
     def backward(self, loss: torch.Tensor) -> None:
         assert self.engine is not None, "a policy without an engine is not trained"
@@ -123,12 +148,15 @@ class QwenVLPolicy:
     def save(self, path: str | Path, *, tags: Sequence[str] = ()) -> None:
         """Write a Hugging Face folder: weights (as ``saved_dtype``), tokenizer, preprocessing numbers, model card.
 
-        ``tags`` are further ones of the card, such as the algorithm.
+        ``tags`` are further ones of the card, such as the algorithm. Called by all ranks; the first one writes.
         """
-        module = self.module if self.saved_dtype is None else copy.deepcopy(self.module).to(self.saved_dtype)
-        module.save_pretrained(path)
-        self.processor.save(path)
-        Path(path, "README.md").write_text(model_card(self.module, tags))
+        module = self.whole()
+        with dist.together():
+            if dist.is_first():
+                module = module if self.saved_dtype is None else copy.deepcopy(module).to(self.saved_dtype)
+                module.save_pretrained(path)
+                self.processor.save(path)
+                Path(path, "README.md").write_text(model_card(module, tags))
 
 
 def model_card(module: PreTrainedModel, tags: Sequence[str]) -> str:

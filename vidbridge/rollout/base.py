@@ -13,8 +13,8 @@ Progress = Callable[[float], None]  # told the share of the work done so far, in
 class RolloutEngine(Protocol):
     """Samples completions. The result is a function of weights, prompts and seed, and of nothing else.
 
-    The random numbers of a prompt come from ``seed`` and its number, which counts from ``first``: how prompts are cut
-    into calls changes nothing.
+    The random numbers of a prompt come from ``seed`` and its place (None: 0, 1, ..): how prompts are cut into calls and
+    dealt to ranks changes nothing. A rank generates without the others.
     """
 
     def generate(
@@ -23,11 +23,11 @@ class RolloutEngine(Protocol):
         group_size: int,
         *,
         seed: int,
-        first: int = 0,
+        places: Sequence[int] | None = None,
         greedy: bool = False,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
         """``group_size`` completions for each prompt, in order; the likeliest token at every place if ``greedy``."""
 
     def sync(self, policy: QwenVLPolicy) -> None:
-        """Sample from these weights from now on."""
+        """Sample from the weights as they are now; called by all ranks."""

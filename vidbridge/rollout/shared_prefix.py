@@ -16,7 +16,7 @@ _WORTH_LEAVING = 0.75  # ended rows leave the batch once no more than this part 
 
 
 class SharedPrefixRollout:
-    """The rollout that shares the learner's weights, and a prompt among its completions.
+    """The rollout that shares the learner's weights where they are whole, and a prompt among its completions.
 
     At most ``max_rows`` completions are decoded together, or one group where a group is larger. Completions that have
     ended leave, as far as the others still form a grid of prompts times siblings. A completion ends with
@@ -43,15 +43,15 @@ class SharedPrefixRollout:
             )
         if not (0 < top_p <= 1 and 0 <= min_p < 1):
             raise ValueError(f"top_p must lie in (0, 1] and min_p in [0, 1), got {top_p} and {min_p}")
-        self.policy = policy
+        self.sync(policy)
         self.max_completion_tokens = max_completion_tokens
         self.temperature, self.top_p, self.min_p = temperature, top_p, min_p
         self.stop = StopStrings(stop, policy.processor.decode) if stop else None
         self.max_rows = max_rows
 
     def sync(self, policy: QwenVLPolicy) -> None:
-        """Nothing is copied: the policy's module is sampled as it is at each call."""
-        self.policy = policy
+        """Nothing is copied where the engine does not divide the weights: its module is sampled as it is then."""
+        self.policy, self.module = policy, policy.whole()
 
     def generate(
         self,
@@ -59,16 +59,17 @@ class SharedPrefixRollout:
         group_size: int,
         *,
         seed: int,
-        first: int = 0,
+        places: Sequence[int] | None = None,
         greedy: bool = False,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
+        places = range(len(prompts)) if places is None else places
         chunk_size = max(1, self.max_rows // group_size)
         completions: list[Completion] = []
         for start in range(0, len(prompts), chunk_size):
             chunk = prompts[start : start + chunk_size]
-            places = range(first + start, first + start + len(chunk))
-            drawn = None if greedy else uniforms_of(seed, places, group_size, self.max_completion_tokens)
+            here = places[start : start + chunk_size]
+            drawn = None if greedy else uniforms_of(seed, here, group_size, self.max_completion_tokens)
 
             def report(share: float) -> None:
                 if progress is not None:
@@ -82,7 +83,7 @@ class SharedPrefixRollout:
         self, prompts: Sequence[EncodedPrompt], group_size: int, uniforms: torch.Tensor | None, report: Progress
     ) -> list[Completion]:
         """Completions of ``prompts``, siblings next to each other. ``uniforms`` [N, T] in [0, 1), None: greedy."""
-        module, processor, limit = self.policy.module.eval(), self.policy.processor, self.max_completion_tokens
+        module, processor, limit = self.module.eval(), self.policy.processor, self.max_completion_tokens
         cache, logits = prefill(module, prompts, group_size, pad_id=processor.pad_id)
         device, num_rows = logits.device, len(prompts) * group_size
         step = DecodeStep(module, cache)

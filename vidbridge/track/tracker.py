@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Callable, Mapping, Self, Sequence
 
 import numpy as np
+from rich.console import Console as RichConsole
 
 from vidbridge.track.completions import completion_rows
 from vidbridge.track.console import Console
@@ -18,13 +19,17 @@ from vidbridge.track.metrics_file import METRICS, append_line, read_lines
 from vidbridge.track.page import write_page
 from vidbridge.track.wandb_sink import WandbSink
 from vidbridge.types import Group, StepResult
+from vidbridge.watchdog import Watchdog
 
 COMPLETIONS, SUMMARY = "completions.jsonl", "summary.json"
 CURVES, PAGE = "curves.png", "completions.html"
 
 
 class Tracker:
-    """Use as a context: the bar and the W&B run are closed however the run ends."""
+    """Use as a context: the bar and the W&B run are closed however the run ends.
+
+    What it is told about is also a sign of life: ``hang_s`` without any and the process ends.
+    """
 
     def __init__(
         self,
@@ -34,34 +39,49 @@ class Tracker:
         *,
         completions_every: int,
         completions_groups: int,
+        hang_s: float,
     ) -> None:
         self.run_dir = run_dir
         self.console = console
         self.wandb = wandb
+        self.wandb_id: str | None = None  # set before entering, it is the W&B run to go on with
+        self.watchdog = Watchdog(hang_s)
         self.completions_every = completions_every
         self.completions_groups = completions_groups
         self._last_step_at = 0.0
 
     def __enter__(self) -> Self:
+        if self.wandb is not None:
+            self.wandb_id = self.wandb.start(self.wandb_id)
         self.console.start()
+        self.watchdog.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.watchdog.__exit__(kind, error, trace)
         self.console.stop()
         if self.wandb is not None:
             self.wandb.close(failed=error is not None)
 
     def start_evaluation(self, when: str, num_completions: int) -> Callable[[int], None]:
-        return self.console.start_stage(f"evaluating {when}", num_completions)
+        advance = self.console.start_stage(f"evaluating {when}", num_completions)
+
+        def done(more: int) -> None:
+            self.watchdog.alive()
+            advance(more)
+
+        return done
 
     def start_steps(self, steps: int, done: int = 0) -> None:
+        self.watchdog.alive()
         self.console.start_stage("training", steps)(done)
         self._last_step_at = time.monotonic()
 
     def step(self, step: int, result: StepResult) -> None:
         """Record step ``step`` (from 1: the number of steps done)."""
+        self.watchdog.alive()
         now = time.monotonic()
         step_s, self._last_step_at = now - self._last_step_at, now
         metrics = {**result.metrics, **pace(result.groups, step_s)}
@@ -112,6 +132,26 @@ class Tracker:
         if self.wandb is not None:
             self.wandb.finish(summary, self.run_dir / CURVES)
             self.console.say(f"W&B: {self.wandb.where}")
+
+
+class SilentTracker(Tracker):
+    """Of a rank that is not the first, whose record would be the same: it only watches for signs of life."""
+
+    def __init__(self, run_dir: Path, *, hang_s: float) -> None:
+        console = Console(RichConsole(quiet=True))
+        super().__init__(run_dir, console, completions_every=0, completions_groups=0, hang_s=hang_s)
+
+    def completions(self, step: int, groups: Sequence[Group]) -> None:
+        pass
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        pass
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        pass
 
 
 def pace(groups: Sequence[Group], step_s: float) -> dict[str, float]:

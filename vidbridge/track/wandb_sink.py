@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import netrc
 import os
@@ -15,7 +16,7 @@ from vidbridge.track.completions import COLUMNS
 
 
 class WandbSink:
-    """One W&B run. ``config`` is logged as it is: hand in a version without secrets."""
+    """One W&B run, from ``start`` on. ``config`` is logged as it is: hand in a version without secrets."""
 
     def __init__(
         self,
@@ -30,7 +31,9 @@ class WandbSink:
     ) -> None:
         # tables with clips are kept as artifacts: beside the run, so that the folder is all that `wandb sync` needs
         os.environ.setdefault("WANDB_DATA_DIR", str(run_dir / "wandb"))
-        self._run = wandb.init(
+        self._offline = mode == "offline"
+        self._init = functools.partial(
+            wandb.init,
             dir=run_dir,
             mode=mode,
             project=project,
@@ -41,8 +44,19 @@ class WandbSink:
             # our console is the only one: nothing printed, nothing captured
             settings=wandb.Settings(silent=True, console="off"),
         )
+
+    def start(self, run_id: str | None) -> str:
+        """A new W&B run, or run ``run_id`` gone on with; returns its id.
+
+        Offline there is no going on: a further folder of the same id, and `wandb sync` joins them.
+        """
+        self._run = self._init(id=run_id, resume=None if self._offline or run_id is None else "allow")
+        return self._run.id
+
+    @property
+    def where(self) -> str:
         folder = Path(self._run.dir).parent
-        self.where = str(self._run.url) if mode == "online" else f"{folder} (offline; `wandb sync` uploads it)"
+        return f"{folder} (offline; `wandb sync` uploads it)" if self._offline else str(self._run.url)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)

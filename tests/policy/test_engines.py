@@ -1,0 +1,235 @@
+"""ZeRO on two ranks does what one process does: real DeepSpeed, real processes, one start for all of it."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from tests.policy.builders import FRAMES, make_policy, random_groups, whole_batch
+from tests.ranks import on_ranks
+from vidbridge import dist
+from vidbridge.policy.engine import Diverged
+from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.policy.loading import load_model
+from vidbridge.policy.processor import Processor
+from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
+
+KINDS = {
+    "local": None,
+    "zero2": {"stage": 2},
+    "zero3": {"stage": 3, "kept_whole": 0},
+    "zero3_some_whole": {"stage": 3, "kept_whole": 500},  # the norms and the smaller matrices
+    "zero3_offload": {"stage": 3, "offload": True, "kept_whole": 0},
+}
+SHARDED = [name for name, kind in KINDS.items() if kind is not None]
+DIVIDED = ["zero3", "zero3_offload"]  # every weight of the model is
+ADAM = {"lr": 1e-3, "total_updates": 10, "schedule": "linear", "weight_decay": 0.1, "max_grad_norm": 5.0}
+LENGTHS = [[5, 7], [6, 4], [9, 8], [3, 5]]  # tokens of the completions, by group
+# how a model is loaded -> within what its weights agree after three updates of about 1e-3 each
+LOADED = {
+    "plain": ({}, 1e-5),
+    "partly frozen, checkpointed": ({"frozen": ["visual"], "gradient_checkpointing": True}, 1e-5),
+    "bfloat16": ({"dtype": "bfloat16"}, 0.02),  # a step between neighbours near 1 is 1/128
+}
+
+
+def build(folder, kind, **loading):
+    """As build.build_policy does it."""
+    module = load_model(str(folder), device="cpu", **loading)
+    reference = frozen_copy(module)
+    if kind is None:
+        engine = LocalEngine(module, **ADAM)
+    else:
+        from vidbridge.policy.engine_deepspeed import DeepSpeedEngine  # takes seconds to import
+
+        engine = DeepSpeedEngine(module, **kind, **ADAM)
+    return QwenVLPolicy(module, Processor.from_folder(folder, FRAMES), engine, reference=reference)
+
+
+def learn(policy, updates, *, poison=None, text_only=False):
+    """Each rank takes every second group; the sum of all losses is that of one process. -> metrics of each update"""
+    groups = random_groups(policy, LENGTHS)
+    if text_only:
+        groups[1::2] = random_groups(policy, LENGTHS[1::2], text_only=True)  # all of the second rank
+    metrics = []
+    for _ in range(updates):
+        for place in range(dist.rank(), len(groups), dist.world_size()):
+            batch = whole_batch(policy, [groups[place]])
+            logprobs, _ = policy.logprobs(batch)
+            drift = policy.ref_logprobs(batch) - logprobs
+            gain = torch.tensor([[1.0], [-0.5]]) * (place + 1) / 10
+            if place == poison:
+                gain = gain * math.nan
+            policy.backward(-(logprobs * gain).sum() + 0.1 * (drift.exp() - drift - 1).sum())
+        metrics.append(policy.update())
+    return metrics
+
+
+def weights_of(policy):
+    return {name: weight.detach().clone() for name, weight in policy.whole().named_parameters()}
+
+
+def differ(one, other):
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def explore(folder, out):
+    """What runs on each rank; ``out`` gets the saved models, and what was seen by rank."""
+    seen = {}
+    for kind, settings in KINDS.items():
+        for loaded, (loading, _) in LOADED.items():
+            policy = build(folder, settings, **loading)
+            seen[f"{kind}, {loaded}"] = learn(policy, 3)
+            policy.save(out / kind / loaded)
+            if kind in SHARDED and loaded == "bfloat16":
+                parts = {str(number): part.detach() for number, part in enumerate(policy.engine._parts())}
+                save_file(parts, out / f"{kind}_rank{dist.rank()}.parts")
+    policy = build(folder, KINDS["zero3"])
+    learn(policy, 1, text_only=True)
+    policy.save(out / "zero3" / "text only")
+    for kind in SHARDED:
+        seen[f"{kind}, bytes"] = bytes_held(build(folder, KINDS[kind]))
+        seen[f"{kind}, broken off"] = broken_off(folder, out, KINDS[kind])
+        seen[f"{kind}, poisoned"] = poisoned(folder, KINDS[kind])
+    (out / f"rank{dist.rank()}.json").write_text(json.dumps(seen))
+
+
+def bytes_held(policy):
+    """After an update: {of the model's own weights, of 32-bit weights and Adam's moments} on this rank."""
+    learn(policy, 1)
+    parts = policy.engine._parts()
+    # a weight that is divided keeps the rank's part of it here
+    own = [getattr(weight, "ds_tensor", weight) for weight in policy.module.parameters()]
+    moments = [value for part in parts for value in policy.engine.optimizer.state[part].values() if value.ndim]
+    return [sum(tensor.numel() * tensor.element_size() for tensor in tensors) for tensors in (own, [*parts, *moments])]
+
+
+def broken_off(folder, out, kind):
+    """4 updates against 2, a snapshot, and 2 by another engine -> names of weights that differ, and a refusal"""
+    unbroken = build(folder, kind)
+    learn(unbroken, 2)
+    write = unbroken.engine.snapshot()
+    learn(unbroken, 2)
+    there = out / "snapshot"
+    there.mkdir(exist_ok=True)
+    write(there)
+    resumed = build(folder, kind)
+    resumed.engine.load(there)
+    learn(resumed, 2)
+    other = build(folder, {"stage": 5 - kind["stage"]})
+    with pytest.raises(ValueError, match="is of a run with .*'stage'.*, this one has"):
+        other.engine.load(there)
+    return [differ(weights_of(unbroken), weights_of(resumed)), resumed.engine.updates]
+
+
+def poisoned(folder, kind):
+    """A gradient of the second rank is not a number -> what changed, and what both ranks counted"""
+    policy, healthy = build(folder, kind), build(folder, kind)
+    before = weights_of(policy)
+    first = learn(policy, 1, poison=3)
+    unchanged = differ(before, weights_of(policy)) == []
+    healthy.engine.updates = 1  # the rate is a function of it
+    learn(policy, 1)
+    learn(healthy, 1)
+    no_trace = differ(weights_of(healthy), weights_of(policy)) == []
+    learn(policy, 2, poison=3)
+    with pytest.raises(Diverged, match="not finite in 3 updates in a row"):
+        learn(policy, 1, poison=3)
+    return [first, unchanged, no_trace, policy.engine.skipped_updates]
+
+
+@pytest.fixture(scope="module")
+def ran(random_qwen_folder, tmp_path_factory):
+    """-> folder of what two ranks did, [what each of them saw]"""
+    out = tmp_path_factory.mktemp("ranks")
+    on_ranks(explore, random_qwen_folder, out)
+    return out, [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module", params=LOADED)
+def alone(request, random_qwen_folder):
+    """One process: (how it was loaded, its policy, its metrics, the tolerance)."""
+    loading, tolerance = LOADED[request.param]
+    policy = build(random_qwen_folder, None, **loading)
+    return request.param, policy, learn(policy, 3), tolerance
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_train_as_one_process(ran, alone, kind):
+    out, seen = ran
+    loaded, policy, metrics, tolerance = alone
+    saved = Qwen2_5_VLForConditionalGeneration.from_pretrained(out / kind / loaded, dtype="auto")
+    before = dict(policy.reference.named_parameters())
+    for name, weight in policy.module.named_parameters():
+        torch.testing.assert_close(saved.get_parameter(name), weight, atol=tolerance, rtol=0)
+        assert weight.requires_grad != torch.equal(weight, before[name]), "a test in which nothing moves shows nothing"
+    for rank in seen:
+        ours = rank[f"{kind}, {loaded}"]
+        norms = [[update["policy/grad_norm"] for update in each] for each in (ours, metrics)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-4 if loaded != "bfloat16" else 0.05)
+        assert [update["policy/lr"] for update in ours] == pytest.approx([1e-3, 0.9e-3, 0.8e-3])
+        assert ours == seen[0][f"{kind}, {loaded}"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_is_what_local_saves(ran, alone, tmp_path, kind):
+    out, _ = ran
+    loaded, policy, _, _ = alone
+    policy.save(tmp_path)
+    there = out / kind / loaded
+    assert {path.name for path in there.iterdir()} == {path.name for path in tmp_path.iterdir()}
+    ours, local = load_file(there / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert {name: (t.shape, t.dtype) for name, t in ours.items()} == {n: (t.shape, t.dtype) for n, t in local.items()}
+
+
+@pytest.mark.parametrize("kind", SHARDED)
+def test_bfloat16_weights_are_trained_in_32_bits(ran, kind):
+    parts = load_file(ran[0] / f"{kind}_rank1.parts")
+    assert parts and all(part.dtype == torch.float32 for part in parts.values())
+    assert any(not torch.equal(part, part.bfloat16().float()) for part in parts.values())
+
+
+def test_a_rank_without_any_video_works_on_the_vision_tower_too(ran, random_qwen_folder):
+    policy = build(random_qwen_folder, None)
+    learn(policy, 1, text_only=True)
+    saved = Qwen2_5_VLForConditionalGeneration.from_pretrained(ran[0] / "zero3" / "text only")
+    for name, weight in policy.module.named_parameters():
+        torch.testing.assert_close(saved.get_parameter(name), weight, atol=1e-5, rtol=0)
+
+
+def test_the_memory_of_training_is_divided_among_the_ranks(ran, random_qwen_folder):
+    """Of n weights one process holds 4 n bytes, and 4 n + 8 n with Adam; two ranks half of that each, but for padding:
+    stage 3 fills up each of the tensors, stage 2 each of two groups, to a whole number for each rank."""
+    sizes = [weight.numel() for weight in load_model(str(random_qwen_folder), device="cpu").parameters()]
+    model = 4 * sum(sizes)
+    for rank in ran[1]:
+        for kind in SHARDED:
+            own, training = rank[f"{kind}, bytes"]
+            padding = 4 * (len(sizes) if kind != "zero2" else 2 * 2 * 2)
+            if kind in DIVIDED:
+                assert model / 2 <= own <= model / 2 + padding
+            # 32-bit weights and two moments: three times the model, which is of 32 bits itself
+            assert 3 * model / 2 <= training <= 3 * (model / 2 + padding)
+
+
+@pytest.mark.parametrize("kind", SHARDED)
+def test_a_snapshot_is_gone_on_from_bit_for_bit(ran, kind):
+    assert [rank[f"{kind}, broken off"] for rank in ran[1]] == [[[], 4]] * 2
+
+
+@pytest.mark.parametrize("kind", SHARDED)
+def test_a_poisoned_gradient_of_one_rank_is_skipped_by_all(ran, kind):
+    for first, unchanged, no_trace, skipped in (rank[f"{kind}, poisoned"] for rank in ran[1]):
+        assert first == [{"policy/lr": ADAM["lr"], "policy/skipped_updates": 1.0}]
+        assert unchanged and no_trace and skipped == 4
+
+
+def test_bad_settings_are_refused(random_qwen_folder):
+    from vidbridge.policy.engine_deepspeed import DeepSpeedEngine
+
+    module = make_policy(random_qwen_folder).module
+    with pytest.raises(ValueError, match="engine.stage must be 2, or 3 with or without offload, got 1"):
+        DeepSpeedEngine(module, stage=1, **ADAM)

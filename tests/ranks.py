@@ -1,0 +1,31 @@
+"""Two real processes that meet over gloo, as the launcher starts them."""
+
+import os
+import socket
+
+import torch
+import torch.multiprocessing
+
+from vidbridge import dist
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def on_ranks(body, *arguments, num_ranks=2):
+    """Call ``body(*arguments)`` on every rank; an error of a rank is raised here. What they find out goes to files."""
+    torch.multiprocessing.spawn(_rank, (num_ranks, free_port(), body, arguments), nprocs=num_ranks)
+
+
+def _rank(rank, num_ranks, port, body, arguments):
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks}
+    os.environ.update({name: str(value) for name, value in where.items()})
+    torch.set_num_threads(1)
+    dist.join(torch.device("cpu"), timeout_s=120)
+    try:
+        body(*arguments)
+    finally:
+        dist.leave()
