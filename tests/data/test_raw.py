@@ -112,7 +112,7 @@ def test_splits_share_no_video(folder):
 
 
 def test_an_event_that_no_frame_would_show_is_not_chosen(folder):
-    """Three frames in 4 s, at 0.67, 2 and 3.33: of the events of one second only those that hold a frame can be hidden."""
+    """Three frames in 4 s, at 0.67, 2 and 3.33: of the events of one second only those that hold one can be hidden."""
     budget = FrameBudget(fps=0.75, max_frames=64, min_pixels=2304, max_pixels=2304, multiple=16)
     task = with_rows(raw(folder), DarkEventInfer(), budget=budget)
     assert 0 < len(task) < len(with_rows(raw(folder), DarkEventInfer()))  # 3 s: two frames, none between others
