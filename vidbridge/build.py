@@ -26,7 +26,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
-from vidbridge.scoring import self_test
+from vidbridge.scoring import self_test, waits
 from vidbridge.seeding import seed_everything
 from vidbridge.sft import SftStep
 from vidbridge.step import GrpoStep
@@ -311,6 +311,8 @@ def check_tasks(tasks: Mapping[str, Task], processor: Processor, reward: GatedSu
         sample = task.sample(0)
         with as_data_errors(sample):
             processor.encode(task.prompt(sample))
+    if waits(reward):
+        Console().say("asking the judge about gold answers ..")
     self_test(tasks, reward)
 
 

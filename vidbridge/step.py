@@ -25,10 +25,10 @@ from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
-from vidbridge.scoring import reward_metrics, score_groups
+from vidbridge.scoring import Scorer, reward_metrics
 from vidbridge.tasks.base import as_data_errors
 from vidbridge.text.tags import read_tags
-from vidbridge.types import Batch, EncodedPrompt, Group, Prompt, Sample, StepResult
+from vidbridge.types import Batch, Completion, EncodedPrompt, Group, Prompt, Sample, StepResult
 
 _REFILLS_FROM = 10**6  # steps down the deck: farther than any run goes
 
@@ -98,21 +98,23 @@ class GrpoStep:
         """A scored group for each prompt of every rank, in the order of the batch; those of other ranks are light."""
         with clock("sync"):
             self.rollout.sync(self.policy)
-        with dist.together():
-            with clock("rollout"):
-                siblings = self.rollout.generate(
+        with dist.together(), Scorer(self.reward) as scorer:
+
+            def ended(place: int, completions: tuple[Completion, ...]) -> None:
+                sample, prompt, encoded = prompts[place]
+                scorer.add(place, Group(sample=sample, prompt=prompt, encoded=encoded, completions=completions))
+
+            with clock("rollout"):  # a group goes to the judge while others are still decoded
+                self.rollout.generate(
                     [encoded for _, _, encoded in prompts.values()],
                     self.algo.group_size,
                     seed=seed,
                     places=list(prompts),
+                    ended=ended,
                 )
-                groups = [
-                    Group(sample=sample, prompt=prompt, encoded=encoded, completions=completions)
-                    for (sample, prompt, encoded), completions in zip(prompts.values(), siblings, strict=True)
-                ]
             with clock("reward"):
-                groups = score_groups(groups, self.reward)
-        return dist.joined(dict(zip(prompts, groups)), lighten=Group.light)
+                groups = scorer.groups()
+        return dist.joined(groups, lighten=Group.light)
 
     def _refilled(
         self, groups: list[Group], step: int, clock: Clock, own: Collection[int]

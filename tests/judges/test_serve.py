@@ -121,7 +121,7 @@ def test_a_round_trip_to_transformers_serve(tmp_path):
     from tests.judges.test_local import CHAIN, make_folder
 
     # nobody begins the reply there: the chain goes from the last word of the prompt to the end of the reply
-    chain = {**CHAIN, "assistant:\n": '{"score":', '{"score":': " 2", "}": "<eos>"}
+    chain = {**CHAIN, "assistant:": '{"score":', '{"score":': " 2", "}": "<eos>"}
     folder = make_folder(tmp_path / "model", chain)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
