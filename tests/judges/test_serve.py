@@ -17,8 +17,9 @@ import pytest
 
 import train
 from tests.composing import composed
+from tests.judges.attacks import ATTACKS, EMPTY
 from tests.judges.builders import every_kind, openai_judge
-from tests.rewards.builders import said
+from tests.rewards.builders import said, sample
 from tests.rewards.test_yamls import build as build_reward
 from tests.test_scoring import group_of
 from vidbridge import launch
@@ -82,6 +83,21 @@ def test_rewards_of_real_rows_are_equal(url, shapes_tasks):
     exact = score_groups(groups, build_reward("combined"))
     assert [group.rewards for group in remote] == [group.rewards for group in exact]
     assert all(all(group.scored) for group in remote)
+
+
+@pytest.mark.parametrize(
+    "task, reference, terms",
+    [
+        ("dark_event_infer", "the square spins", {"grade"}),
+        ("mix_vid_qa", "it hides", {"verdict"}),
+        ("caption", "The square spins.", {"event_recall", "event_precision"}),
+    ],
+)
+def test_no_attack_is_paid(url, task, reference, terms):
+    reward = with_judge(build_reward("combined"), openai_judge(url))
+    rewards = reward.score(sample(task, reference), said(*ATTACKS, *EMPTY))
+    for attack, each in zip(ATTACKS + EMPTY, rewards, strict=True):
+        assert {name: each.terms[name] for name in terms} == dict.fromkeys(terms, 0), attack
 
 
 @pytest.mark.slow
