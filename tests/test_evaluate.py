@@ -18,6 +18,7 @@ class Prompts:
     """As much of a task as an evaluation looks at: the three ragged prompts."""
 
     name = "qa"
+    read = None
 
     def __len__(self):
         return 3

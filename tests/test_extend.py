@@ -61,7 +61,6 @@ class Counting(Task):
             problem="How many things happen?",
             answer=self.letters[len(source.events) - 3],
             options=options,
-            clip=source.clip,
             notes=source.notes(),
         )
 

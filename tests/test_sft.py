@@ -85,15 +85,15 @@ def test_stages_follow_one_another(tasks, folder):
         SftStage(steps=2, shares={"qa": 1}, spoil={"guessed": 1.0}),
     ]
     step = make_step(tasks, folder, stages)
-    kinds = [{group.sample.task for group in step.groups(number)} for number in range(5)]
+    kinds = [{group.sample.task for group in step.groups(number, step.loaded(number))} for number in range(5)]
     assert kinds == [{"caption"}, {"caption"}, {"qa"}, {"qa"}, {"qa"}], "the last stage goes on"
-    for group in step.groups(3):
+    for group in step.groups(3, step.loaded(3)):
         assert f"<answer>{group.sample.answer}</answer>" not in group.completions[0].text
 
 
 def test_a_blind_task_has_no_video_and_is_given_its_notes(tasks, folder):
     step = make_step(tasks, folder, [SftStage(steps=2, shares={"caption": 1, "qa": 1}, blind=["qa"])])
-    groups = step.groups(0)
+    groups = step.groups(0, step.loaded(0))
     weights = step._token_weights(groups)
     # every row has the same share, 1 / 8: in halves where the video is seen, all of it on what follows the notes else
     assert weights.sum(dim=1).tolist() == pytest.approx([1 / 8] * 8)

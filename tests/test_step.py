@@ -67,7 +67,7 @@ def folder(untrained_folder):
 
 
 def make_step(
-    tasks, folder, *, reward=SumOfIds, prompts_per_step=3, max_packed_tokens=400, engine=LocalEngine, **algo
+    tasks, folder, *, reward=SumOfIds, prompts_per_step=3, max_packed_tokens=400, engine=LocalEngine, bad=None, **algo
 ):
     module = load_model(str(folder), device="cpu")
     processor = Processor.from_folder(folder, SHAPES_FRAMES, max_prompt_tokens=1024)
@@ -88,6 +88,7 @@ def make_step(
         policy=policy,
         algo=config,
         max_completion_tokens=MAX_TOKENS,
+        bad=bad,
     )
 
 

@@ -7,12 +7,14 @@ from functools import partial
 import pytest
 
 from tests.conftest import SHAPES_FRAMES
+from tests.data.test_loader import broken
 from tests.ranks import on_ranks
 from tests.test_step import MAX_TOKENS, Same, SameForHalf, SumOfIds, make_step, timeless
 from vidbridge import dist
 from vidbridge.algo.advantages import AdvantageScale
 from vidbridge.algo.loss import LossNorm
 from vidbridge.config import SftStage
+from vidbridge.data.loader import BadSamples
 from vidbridge.dist import RankFailed
 from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import JudgeLost, JudgeUnavailable
@@ -45,6 +47,7 @@ STEPS = {
     "some idle": {"reward": SameForHalf},
     "all idle": {"reward": Same},
     "some unscored": {"reward": Patchy, "loss_norm": LossNorm.token},
+    "bad videos": {"bad_rows": range(0, 12, 3)},
 }
 
 
@@ -60,6 +63,9 @@ ENGINES = {"local": LocalEngine, "zero3": sharded}
 def steps_of(tasks, folder, engine, options):
     """Two steps -> their metrics, what was sampled and earned, and a number that tells the weights."""
     options = {"reward": SumOfIds, "prompts_per_step": 5, "max_packed_tokens": 1, **options}
+    if bad_rows := options.pop("bad_rows", ()):
+        tasks = {name: broken(task, *bad_rows) for name, task in tasks.items()}
+        options["bad"] = BadSamples(max_frac=0.5)
     step = make_step(tasks, folder, engine=engine, **options)
     results = [step(0), step(1)]
     groups = [
@@ -194,6 +200,7 @@ def test_there_was_something_to_tell_apart(alone):
     assert alone(steps_of, STEPS["refilled"])["metrics"][0]["rollout/extra_groups"] > 0
     totals = [totals for _, _, totals in alone(steps_of, STEPS["some unscored"])["groups"]]
     assert [] in totals and any(None in group and len(set(group)) > 2 for group in totals)
+    assert sum(metrics["data/bad"] for metrics in alone(steps_of, STEPS["bad videos"])["metrics"]) > 0
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -1,6 +1,7 @@
 """The whole job on a random model: real videos, real rollout, real updates, and everything it leaves behind."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -117,7 +118,12 @@ def test_mistakes_are_refused_before_data_are_made(override, random_qwen_folder,
 
 def test_that_the_hub_is_asked_is_said_before(random_qwen_folder, capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr(build.Processor, "from_folder", lambda path, *_: asked.append((path, capsys.readouterr().out)))
+
+    def from_folder(path, *_):
+        asked.append((path, capsys.readouterr().out))
+        return Mock()
+
+    monkeypatch.setattr(build.Processor, "from_folder", from_folder)
     for path in ("some/model", str(random_qwen_folder)):
         build.build_processor(config_of(f"model.path='{path}'"))
     (_, before), (_, nothing) = asked

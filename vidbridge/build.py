@@ -14,12 +14,14 @@ from transformers.utils.logging import disable_progress_bar
 from vidbridge import dist
 from vidbridge.checkpoint import Checkpointer
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, WandbMode, reward_weights
+from vidbridge.data.base import Dataset
+from vidbridge.data.loader import BadSamples, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.rows import DataError
 from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import Judge
-from vidbridge.media.decode import VideoError
 from vidbridge.media.frames import FrameBudget
+from vidbridge.media.video_file import VideoError
 from vidbridge.policy.engine import Engine
 from vidbridge.policy.loading import DTYPES, load_model, resolve_device
 from vidbridge.policy.processor import Processor
@@ -31,13 +33,15 @@ from vidbridge.seeding import seed_everything
 from vidbridge.sft import SftStep
 from vidbridge.step import GrpoStep
 from vidbridge.targets import make
-from vidbridge.tasks.base import Task, as_data_errors
+from vidbridge.tasks.base import Task
 from vidbridge.tiny import create_folder, texts_of
 from vidbridge.track.console import Console
 from vidbridge.track.tracker import SilentTracker, Tracker
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
+
+BAD_SAMPLES = "bad_samples.jsonl"  # in the folder of the run
 
 
 def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> Trainer:
@@ -49,23 +53,26 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     reward, eval_reward = build_reward(config, "reward", judge), build_eval_reward(config, judge)
     processor = None if config.model.random_weights else build_processor(config)
     splits = {"train", config.eval.split.value} | ({"val"} if config.eval.every else set())
-    tasks = dist.first_then_others(lambda: build_tasks(config, splits))
+    dataset = build_dataset(config)
+    tasks = dist.first_then_others(lambda: build_tasks(config, dataset, splits, processor))
     if processor is None:  # the words of the untrained model are those of the data
         with dist.together():
             if dist.is_first():
                 create_folder(run_dir / "untrained", texts_of(tasks["train"]), seed=config.seed)
         config = replace(config, model=replace(config.model, path=str(run_dir / "untrained")))
         processor = build_processor(config)
+        tasks = build_tasks(config, dataset, splits, processor)  # that read frames in its size
+    check_same_rows(tasks)
     config = replace(config, steps=num_steps(config, tasks["train"]))
     trained = trained_tasks(config, tasks["train"])
-    # others after the first rank: with a judge that is a model, they find its replies in the cache
-    dist.first_then_others(lambda: check_tasks(trained, processor, reward))
-    dist.first_then_others(lambda: check_tasks(tasks[config.eval.split.value], processor, eval_reward))
+    bad = BadSamples(run_dir / BAD_SAMPLES, dataset.max_bad_frac)
+    check_tasks(trained, processor, reward, bad, perfect=dataset.gold_is_perfect)
+    check_tasks(tasks[config.eval.split.value], processor, eval_reward, bad, perfect=dataset.gold_is_perfect)
     policy = build_policy(config, processor, trains=True)
     return Trainer(
-        step_fn=build_step(config, trained, processor, reward, policy, total=deck_size(config, tasks["train"])),
+        step_fn=build_step(config, trained, processor, reward, policy, bad, total=deck_size(config, tasks["train"])),
         policy=policy,
-        evaluator=build_evaluator(config, tasks, processor, eval_reward, policy),
+        evaluator=build_evaluator(config, tasks, processor, eval_reward, policy, bad),
         tracker=build_tracker(config, public=public, run_dir=run_dir, job_type="train"),
         checkpointer=Checkpointer(
             run_dir / "checkpoints",
@@ -88,9 +95,12 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     seed_everything(config.seed)
     resolve_device(config.model.device)
     reward, processor = build_eval_reward(config, build_judge(config)), build_processor(config)
-    tasks = dist.first_then_others(lambda: build_tasks(config, {config.eval.split.value}))
-    dist.first_then_others(lambda: check_tasks(tasks[config.eval.split.value], processor, reward))
-    evaluator = build_evaluator(config, tasks, processor, reward, build_policy(config, processor, trains=False))
+    dataset = build_dataset(config)
+    tasks = dist.first_then_others(lambda: build_tasks(config, dataset, {config.eval.split.value}, processor))
+    check_same_rows(tasks)
+    bad = BadSamples(run_dir / BAD_SAMPLES, dataset.max_bad_frac)
+    check_tasks(tasks[config.eval.split.value], processor, reward, bad, perfect=dataset.gold_is_perfect)
+    evaluator = build_evaluator(config, tasks, processor, reward, build_policy(config, processor, trains=False), bad)
     return evaluator, build_tracker(config, public=public, run_dir=run_dir, job_type="evaluate")
 
 
@@ -129,24 +139,36 @@ def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:
     }
 
 
-def build_tasks(config: Config, splits: set[str]) -> dict[str, dict[str, Task]]:
+def build_dataset(config: Config) -> Dataset:
+    return make(config, "data", config.data)
+
+
+def build_tasks(
+    config: Config, dataset: Dataset, splits: set[str], processor: Processor | None
+) -> dict[str, dict[str, Task]]:
     """Every task with its rows, by split. Rows that do not exist yet are made now, before the bar starts."""
-    frames = FrameBudget(**vars(config.frames))
-    dataset = make(config, "data", config.data)
+    frames = processor.frames if processor else FrameBudget(**vars(config.frames))
+    tasks = build_plain_tasks(config, dataset, frames)
+    return {
+        split: {name: replace(task, rows=dataset.rows(task, split)) for name, task in tasks.items()}
+        for split in sorted(splits)
+    }
+
+
+def build_plain_tasks(config: Config, dataset: Dataset, frames: FrameBudget) -> dict[str, Task]:
+    """Those of the configuration, without rows."""
     tasks = {name: make(config, f"tasks.{name}", node) for name, node in config.tasks.items()}
     for name, task in tasks.items():
         if task.name != name:
             raise ConfigError(f"tasks.{name} builds the task '{task.name}': call the key and the task the same")
-    return {
-        split: {name: task.with_rows(dataset.rows(task, split), frames) for name, task in tasks.items()}
-        for split in sorted(splits)
-    }
+    return {name: task.with_rows((), frames, dataset.reader) for name, task in tasks.items()}
 
 
 def build_processor(config: Config) -> Processor:
     if not Path(config.model.path).exists():
         Console().say(f"no folder {config.model.path} here: asking the Hugging Face hub ..")
-    return Processor.from_folder(config.model.path, FrameBudget(**vars(config.frames)), config.model.max_prompt_tokens)
+    frames = FrameBudget(**vars(config.frames))
+    return Processor.from_folder(config.model.path, frames, config.model.max_prompt_tokens).sized()
 
 
 def build_judge(config: Config) -> Judge:
@@ -225,6 +247,7 @@ def build_step(
     processor: Processor,
     reward: GatedSum,
     policy: QwenVLPolicy,
+    bad: BadSamples,
     *,
     total: int,
 ) -> Callable[[int], StepResult]:
@@ -243,6 +266,7 @@ def build_step(
             prompts_per_step=config.prompts_per_step,
             seed=config.seed,
             last=config.steps - 1,
+            bad=bad,
         )
     assert isinstance(config.algo, GrpoConfig)
     return GrpoStep(
@@ -256,6 +280,7 @@ def build_step(
         algo=config.algo,
         max_completion_tokens=config.rollout.max_completion_tokens,
         last=config.steps - 1,
+        bad=bad,
     )
 
 
@@ -265,6 +290,7 @@ def build_evaluator(
     processor: Processor,
     reward: GatedSum,
     policy: QwenVLPolicy,
+    bad: BadSamples,
 ) -> Evaluator:
     return Evaluator(
         tasks=tasks,
@@ -275,6 +301,7 @@ def build_evaluator(
         reward=reward,
         max_rows=config.rollout.max_rows,
         seed=config.seed,
+        bad=bad,
     )
 
 
@@ -305,15 +332,26 @@ def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, j
     )
 
 
-def check_tasks(tasks: Mapping[str, Task], processor: Processor, reward: GatedSum) -> None:
-    """Before anything is trained: prompts fit, and every task's gold answers earn the most there is."""
-    for task in tasks.values():
-        sample = task.sample(0)
-        with as_data_errors(sample):
-            processor.encode(task.prompt(sample))
-    if waits(reward):
-        Console().say("asking the judge about gold answers ..")
-    self_test(tasks, reward)
+def check_same_rows(tasks: Mapping[str, Mapping[str, Task]]) -> None:
+    """All ranks deal out the same rows; where one finds other files than the rest, they would not notice."""
+    found = {split: {name: len(task) for name, task in of_split.items()} for split, of_split in tasks.items()}
+    for rank, other in enumerate(dist.everyones(found)):
+        if other != found:
+            raise DataError(f"rank {dist.rank()} finds {found}, rank {rank} {other}: do all see the same files?")
+
+
+def check_tasks(
+    tasks: Mapping[str, Task], processor: Processor, reward: GatedSum, bad: BadSamples, *, perfect: bool
+) -> None:
+    """Before anything is trained: prompts fit, and every task's gold answers earn the most there is, or something."""
+
+    def check() -> None:
+        Loader(tasks, processor, bad).load({place: task.sample(0) for place, task in enumerate(tasks.values())})
+        if waits(reward):
+            Console().say("asking the judge about gold answers ..")
+        self_test(tasks, reward, perfect=perfect)
+
+    dist.first_then_others(check)  # with a judge that is a model, the others find its replies in the cache
 
 
 @contextmanager

@@ -83,6 +83,7 @@ class FramesConfig:
     max_frames: int = MISSING
     min_pixels: int = MISSING
     max_pixels: int = MISSING
+    total_pixels: Optional[int] = None  # of all frames of a video together; null: max_pixels each
 
 
 @dataclass

@@ -125,6 +125,7 @@ def joined(own: Mapping[int, T], lighten: Callable[[T], T]) -> list[T]:
     """The things of all ranks in the order of their numbers; those of others come as ``lighten`` makes them."""
     others = everyones({number: lighten(thing) for number, thing in own.items()}) if world_size() > 1 else []
     everything = {number: thing for part in others for number, thing in part.items()} | dict(own)
+    assert not others or len(everything) == sum(map(len, others)), "each thing is worked on by one rank"
     return [everything[number] for number in sorted(everything)]
 
 

@@ -7,20 +7,20 @@ is trained on.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from vidbridge import dist
 from vidbridge.config import EvalConfig
-from vidbridge.data.cost import estimated_tokens
+from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import score_groups
-from vidbridge.tasks.base import Task, as_data_errors
+from vidbridge.tasks.base import Task
 from vidbridge.text.tags import read_tags
 from vidbridge.track.tracker import Tracker
 from vidbridge.types import Group, Sample
@@ -63,6 +63,7 @@ class Evaluator:
     reward: GatedSum
     max_rows: int  # completions in flight on a rank; bounds the prompts held in memory
     seed: int
+    bad: BadSamples = field(default_factory=BadSamples)  # left out; the number of items says so
 
     def scores(
         self, split: str, *, num_items: int, num_samples: int = 1, greedy: bool = False, advance: Callable[[int], None]
@@ -97,27 +98,26 @@ class Evaluator:
     def _scored(self, task: Task, samples: Sequence[Sample], num_samples: int, greedy: bool) -> Iterator[list[Group]]:
         size = max(self.max_rows // num_samples, 1) * dist.world_size()
         seed = int(np.random.default_rng([self.seed, *task.name.encode()]).integers(2**32))
+        loader = Loader({task.name: task}, self.processor, self.bad)
         for first in range(0, len(samples), size):
-            chunk = samples[first : first + size]
-            own = dist.own_share(len(chunk), lambda nth: estimated_tokens(chunk[nth], task, self.processor))
+            own = loader.own(samples[first : first + size])
             with dist.together():
-                groups = self._groups(task, {first + nth: chunk[nth] for nth in own}, num_samples, greedy, seed)
-            yield dist.joined(groups, lighten=Group.light)
+                loaded = loader.load({first + nth: sample for nth, sample in own.items()}, replace=False)
+                groups = self._groups(loaded, num_samples, greedy, seed)
+            loader.bad.share()
+            if everyones := dist.joined(groups, lighten=Group.light):
+                yield everyones
 
     def _groups(
-        self, task: Task, samples: Mapping[int, Sample], num_samples: int, greedy: bool, seed: int
+        self, loaded: Mapping[int, Loaded], num_samples: int, greedy: bool, seed: int
     ) -> dict[int, Group]:
-        prompts, encoded = [], []
-        for sample in samples.values():
-            with as_data_errors(sample):
-                prompts.append(task.prompt(sample))
-                encoded.append(self.processor.encode(prompts[-1]))
-        completions = self.rollout.generate(encoded, num_samples, greedy=greedy, seed=seed, places=list(samples))
+        encoded = [each.encoded for each in loaded.values()]
+        completions = self.rollout.generate(encoded, num_samples, greedy=greedy, seed=seed, places=list(loaded))
         groups = [
-            Group(sample=sample, prompt=prompt, encoded=tensors, completions=done)
-            for sample, prompt, tensors, done in zip(samples.values(), prompts, encoded, completions, strict=True)
+            Group(sample=each.sample, prompt=each.prompt, encoded=each.encoded, completions=done)
+            for each, done in zip(loaded.values(), completions, strict=True)
         ]
-        return dict(zip(samples, score_groups(groups, self.reward)))
+        return dict(zip(loaded, score_groups(groups, self.reward)))
 
 
 def held_out(evaluator: Evaluator, config: EvalConfig, tracker: Tracker, when: str, *, step: int) -> dict[str, Scores]:

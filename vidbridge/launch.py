@@ -35,7 +35,7 @@ from vidbridge.checkpoint import CheckpointError
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, did_you_mean, require_known
 from vidbridge.data.rows import DataError
 from vidbridge.judges.base import JudgeLost
-from vidbridge.media.decode import VideoError
+from vidbridge.media.video_file import VideoError
 from vidbridge.policy.engine import Diverged
 from vidbridge.ranks import Ending
 from vidbridge.stopping import Stopped, StopSignals, passed_on

@@ -22,6 +22,8 @@ from rich.table import Table
 
 from vidbridge import build
 from vidbridge.config import Config, GrpoConfig, SftConfig
+from vidbridge.data.base import Dataset
+from vidbridge.data.loader import BadSamples, Loader
 from vidbridge.data.sizes import TaskSizes, look_at
 from vidbridge.memory import Groups, Memory, ModelSize, Moment, Sharding
 from vidbridge.policy.loading import resolve_device
@@ -70,10 +72,13 @@ def show(config: Config, console: Console | None = None) -> bool:
     console = console or Console()
     with build.as_config_errors():
         device = planned_device(config.model.device)
-        processor, tasks = prepare(config)
+        dataset = build.build_dataset(config)
+        processor, tasks = prepare(config, dataset)
+        bad = BadSamples(max_frac=dataset.max_bad_frac)
         shares = task_shares(config)
         sizes = [
-            look_at(task, processor, num_rows=NUM_SAMPLED, share=shares[name]) for name, task in tasks.items()
+            look_at(task, Loader(tasks, processor, bad), num_rows=NUM_SAMPLED, share=shares[name])
+            for name, task in tasks.items()
         ]
         config = replace(config, steps=build.num_steps(config, tasks))
         memory = Memory(
@@ -102,15 +107,16 @@ def planned_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or torch.cuda.is_available() else "cpu")
 
 
-def prepare(config: Config) -> tuple[Processor, dict[str, Task]]:
+def prepare(config: Config, dataset: Dataset) -> tuple[Processor, dict[str, Task]]:
     """What the run itself would encode with, and its train rows."""
     if not config.model.random_weights:
         processor = build.build_processor(config)  # quick to refuse, while the rows may have to be made
-        return processor, build.build_tasks(config, {"train"})["train"]
-    tasks = build.build_tasks(config, {"train"})["train"]
+        return processor, build.build_tasks(config, dataset, {"train"}, processor)["train"]
+    tasks = build.build_tasks(config, dataset, {"train"}, None)["train"]
     with TemporaryDirectory() as folder:
         create_folder(Path(folder), texts_of(tasks), seed=config.seed)
-        return build.build_processor(replace(config, model=replace(config.model, path=folder))), tasks
+        processor = build.build_processor(replace(config, model=replace(config.model, path=folder)))
+    return processor, build.build_tasks(config, dataset, {"train"}, processor)["train"]  # that read frames in its size
 
 
 def task_shares(config: Config) -> dict[str, float]:

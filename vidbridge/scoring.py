@@ -95,37 +95,41 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
     return {**metrics, "rollout/judge_failed": float(unscored.total())}
 
 
-def self_test(tasks: Mapping[str, Task], reward: GatedSum) -> None:
+def self_test(tasks: Mapping[str, Task], reward: GatedSum, *, perfect: bool = True) -> None:
     """Before training: gold answers must earn the most there is, empty ones nothing, and evasions not the judge's best.
 
     The most, but for terms of style, which a reference need not earn, and for the slack of a judge that is a model.
+    Not ``perfect``: gold answers that people wrote must earn more than nothing.
+
     Raises DataError listing every row that does not, or that cannot be scored: a reward stuck at zero is found here,
     not after a night.
     """
     rows = [(task, task.sample(index)) for task in tasks.values() for index in range(min(NUM_TESTED, len(task)))]
     with ThreadPoolExecutor(MAX_THREADS if waits(reward) else 1) as pool:
-        found = pool.map(lambda row: _tested(row[1], row[0].gold(row[1]), reward), rows)
+        found = pool.map(lambda row: _tested(row[1], row[0].gold(row[1]), reward, perfect), rows)
         failures = [f"{sample.uid}: {failure}" for (_, sample), those in zip(rows, found) for failure in those]
     if failures:
         raise DataError("the reward does not fit the data\n  " + "\n  ".join(failures))
 
 
-def _tested(sample: Sample, gold: str, reward: GatedSum) -> list[str]:
+def _tested(sample: Sample, gold: str, reward: GatedSum, perfect: bool) -> list[str]:
     texts = (gold, "", prompts.completion("", EVASION))
     try:
         rewards = reward.score(sample, [Completion(text=text, token_ids=()) for text in texts])
     except (JudgeUnavailable, ValueError) as error:
         return [str(error)]
-    return list(_failures(sample, gold, rewards, reward))
+    return list(_failures(sample, gold, rewards, reward, perfect))
 
 
-def _failures(sample: Sample, gold: str, rewards: Sequence[RewardBreakdown], reward: GatedSum) -> Iterator[str]:
+def _failures(
+    sample: Sample, gold: str, rewards: Sequence[RewardBreakdown], reward: GatedSum, perfect: bool
+) -> Iterator[str]:
     right, empty, evasive = rewards
     best, slack = reward.owed(sample.task), reward.judge.slack if reward.judge else 0.0
     earned = reward.owed(sample.task, right)
     if math.isnan(earned):
         yield f"could not be judged: {reward.judge.trouble if reward.judge else 'a term is nan'}"
-    elif earned < (1 - slack) * best - 1e-6:
+    elif earned < (1 - slack) * best - 1e-6 if perfect else earned <= 0:
         yield f"gold answer earns {earned:g} of {best:g}: { {**right.gates, **right.terms} } for {gold!r}"
     if empty.total > 0:
         yield f"an empty completion earns {empty.total:g}"

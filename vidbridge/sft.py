@@ -14,7 +14,7 @@ import torch
 from vidbridge import dist
 from vidbridge.algo.loss import LossNorm, token_weights
 from vidbridge.config import SftStage
-from vidbridge.data.cost import estimated_tokens
+from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.prefetch import Prefetch
 from vidbridge.data.spoil import Spoiler
@@ -42,6 +42,7 @@ class SftStep:
         prompts_per_step: int,
         seed: int,
         last: int | None = None,  # step that there will be; None: not known
+        bad: BadSamples | None = None,
     ) -> None:
         self.tasks, self.processor, self.policy, self.seed = tasks, processor, policy, seed
         self.prompts_per_step = prompts_per_step
@@ -51,13 +52,16 @@ class SftStep:
         self.mixtures = [
             Mixture(tasks, stage.shares, prompts_per_step=prompts_per_step, seed=seed) for stage in stages
         ]
-        self.groups = Prefetch(self._groups, last=last)
+        self.loader = Loader(tasks, processor, bad)
+        self.loaded = Prefetch(self._load, last=last)
 
     def __call__(self, step: int) -> StepResult:
         started = time.perf_counter()
         with dist.together():
-            groups = self.groups(step)
-        loaded = time.perf_counter()
+            loaded = self.loaded(step)
+            groups = self.groups(step, loaded)
+        data_metrics = self.loader.report(loaded.values())
+        ready = time.perf_counter()
         weights = self._token_weights(groups)
         loss_sum = 0.0
         for batch in self.policy.micro_batches(groups, torch.ones(len(groups)), weights):
@@ -67,9 +71,9 @@ class SftStep:
             self.policy.backward(loss)
             loss_sum += loss.item()
         update = self.policy.update()
-        times = {"time/data_s": loaded - started, "time/learner_s": time.perf_counter() - loaded}
+        times = {"time/data_s": ready - started, "time/learner_s": time.perf_counter() - ready}
         loss_sum, num_tokens = dist.total([loss_sum, float((weights > 0).sum())])
-        metrics = {"sft/loss": loss_sum, "sft/tokens": num_tokens, **update, **dist.largest(times)}
+        metrics = {"sft/loss": loss_sum, "sft/tokens": num_tokens, **data_metrics, **update, **dist.largest(times)}
         return StepResult(metrics=metrics)
 
     def _stage(self, step: int) -> int:
@@ -101,22 +105,26 @@ class SftStep:
             return 0
         return len(self.processor.encode_completion(opening)) - 1  # without the EOS that it adds
 
-    def _groups(self, step: int) -> list[Group]:
-        """Those of the batch that this rank works on. All ranks write all completions, for their random numbers."""
+    def _load(self, step: int) -> dict[int, Loaded]:
+        """Those of the batch that this rank works on, by their places."""
         stage = self._stage(step)
-        rng = np.random.default_rng([self.seed, step])
-        samples = self.mixtures[stage].batch(step)
-        texts = [self.spoilers[stage].completion(sample, rng) for sample in samples]
-        own = dist.own_share(
-            len(samples), lambda nth: estimated_tokens(samples[nth], self.tasks[samples[nth].task], self.processor)
-        )
-        return [self._group(samples[nth], texts[nth], self.stages[stage]) for nth in own]
+        blind = self.stages[stage].blind
 
-    def _group(self, sample: Sample, text: str, stage: SftStage) -> Group:
-        task = self.tasks[sample.task]
-        with as_data_errors(sample):
-            blind = sample.task in stage.blind
-            prompt = Prompt(messages=chat(task.ask(sample), 0), clips=()) if blind else task.prompt(sample)
-            completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
-            encoded = self.processor.encode(prompt)
-        return Group(sample=sample, prompt=prompt, encoded=encoded, completions=(completion,))
+        def prompt(sample: Sample) -> Prompt:
+            task = self.tasks[sample.task]
+            return Prompt(messages=chat(task.ask(sample), 0), clips=()) if sample.task in blind else task.prompt(sample)
+
+        return self.loader.load(self.loader.own(self.mixtures[stage].batch(step)), prompt)
+
+    def groups(self, step: int, loaded: Mapping[int, Loaded]) -> list[Group]:
+        """With a completion each, drawn for its place in the batch: whatever rank works on it, the same."""
+        spoiler = self.spoilers[self._stage(step)]
+        groups = []
+        for place, each in loaded.items():
+            with as_data_errors(each.sample):
+                text = spoiler.completion(each.sample, np.random.default_rng([self.seed, step, place]))
+                completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
+            groups.append(
+                Group(sample=each.sample, prompt=each.prompt, encoded=each.encoded, completions=(completion,))
+            )
+        return groups

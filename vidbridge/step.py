@@ -17,7 +17,7 @@ from vidbridge import dist
 from vidbridge.algo.advantages import degenerate, group_advantages, overlong_penalty
 from vidbridge.algo.loss import grpo_loss, token_weights
 from vidbridge.config import GrpoConfig
-from vidbridge.data.cost import estimated_tokens
+from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.prefetch import Prefetch
 from vidbridge.policy.packing import loss_mask
@@ -26,13 +26,12 @@ from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import Scorer, reward_metrics
-from vidbridge.tasks.base import as_data_errors
 from vidbridge.text.tags import read_tags
-from vidbridge.types import Batch, Completion, EncodedPrompt, Group, Prompt, Sample, StepResult
+from vidbridge.types import Batch, Completion, Group, StepResult
 
 _REFILLS_FROM = 10**6  # steps down the deck: farther than any run goes
 
-Prompts = Mapping[int, tuple[Sample, Prompt, EncodedPrompt]]  # by their places in the batch
+Prompts = Mapping[int, Loaded]  # by their places in the batch
 
 
 class GrpoStep:
@@ -49,19 +48,23 @@ class GrpoStep:
         algo: GrpoConfig,
         max_completion_tokens: int,
         last: int | None = None,  # step that there will be; None: not known
+        bad: BadSamples | None = None,
     ) -> None:
         self.mixture, self.processor, self.rollout = mixture, processor, rollout
         self.reward, self.policy, self.algo = reward, policy, algo
         self.max_completion_tokens = max_completion_tokens
+        self.loader = Loader(mixture.tasks, processor, bad)
         self.prompts = Prefetch(self._prompts, last=last)
 
     def __call__(self, step: int) -> StepResult:
         clock = Clock()
-        with clock("data"), dist.together():
-            prompts = self.prompts(step)
+        with clock("data"):
+            with dist.together():
+                prompts = self.prompts(step)
+            data_metrics = self.loader.report(prompts.values())
         groups = self._sample(prompts, clock, seed=self._seed(step))
         # of these, before any is replaced: the policy as it is
-        metrics = {**reward_metrics(groups), **rollout_metrics(groups)}
+        metrics = {**data_metrics, **reward_metrics(groups), **rollout_metrics(groups)}
         if self.algo.max_refills:
             groups, more = self._refilled(groups, step, clock, own=prompts.keys())
             metrics |= more
@@ -76,20 +79,7 @@ class GrpoStep:
 
     def _prompts(self, step: int) -> Prompts:
         """Those of the batch that this rank works on."""
-        samples = self.mixture.batch(step)
-        tasks, processor = self.mixture.tasks, self.processor
-        own = dist.own_share(
-            len(samples), lambda place: estimated_tokens(samples[place], tasks[samples[place].task], processor)
-        )
-        return self._read({place: samples[place] for place in own})
-
-    def _read(self, samples: Mapping[int, Sample]) -> Prompts:
-        prompts = {}
-        for place, sample in samples.items():
-            with as_data_errors(sample):
-                prompt = self.mixture.tasks[sample.task].prompt(sample)
-                prompts[place] = sample, prompt, self.processor.encode(prompt)
-        return prompts
+        return self.loader.load(self.loader.own(self.mixture.batch(step)))
 
     def _seed(self, step: int) -> int:
         return self.mixture.seed * 1_000_003 + step
@@ -101,12 +91,13 @@ class GrpoStep:
         with dist.together(), Scorer(self.reward) as scorer:
 
             def ended(place: int, completions: tuple[Completion, ...]) -> None:
-                sample, prompt, encoded = prompts[place]
-                scorer.add(place, Group(sample=sample, prompt=prompt, encoded=encoded, completions=completions))
+                of = prompts[place]
+                group = Group(sample=of.sample, prompt=of.prompt, encoded=of.encoded, completions=completions)
+                scorer.add(place, group)
 
             with clock("rollout"):  # a group goes to the judge while others are still decoded
                 self.rollout.generate(
-                    [encoded for _, _, encoded in prompts.values()],
+                    [each.encoded for each in prompts.values()],
                     self.algo.group_size,
                     seed=seed,
                     places=list(prompts),
@@ -132,7 +123,7 @@ class GrpoStep:
             at = refill * _REFILLS_FROM + step
             with clock("data"), dist.together():
                 samples = enumerate(self.mixture.batch(at)[: len(places)])
-                prompts = self._read({nth: sample for nth, sample in samples if places[nth] in own})
+                prompts = self.loader.load({nth: sample for nth, sample in samples if places[nth] in own})
             fresh = self._sample(prompts, clock, seed=self._seed(at))
             num_extra += len(fresh)
             for place, group in zip(places, fresh, strict=True):

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Mapping
+from typing import TYPE_CHECKING, Any, Mapping
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # annotations alone: the processes that read videos start without it
+    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,18 @@ class VideoRef:
     path: str
     start_s: float = 0.0
     end_s: float | None = None  # None: to the end of the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Montage:
+    """Parts of videos shown one after another as one video, made while it is read: no new file.
+
+    MixVidQA takes parts of two videos in turn. DarkEventInfer takes one video and an interval of it in which the screen
+    is black: ``Montage(parts=(VideoRef(path="a.mp4", end_s=30.0),), dark_s=(12.5, 18.0))``.
+    """
+
+    parts: tuple[VideoRef, ...]  # each with its end_s
+    dark_s: tuple[float, float] | None = None  # seconds of the whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +68,10 @@ class Sample:
     task: str
     question: str
     answer: str  # the reference: an option letter, a sentence, or a caption
-    videos: tuple[VideoRef, ...]
+    videos: tuple[VideoRef | Montage, ...]
     options: tuple[str, ...] = ()  # QA only, without their letters
     meta: Mapping[str, Any] = field(default_factory=dict)
+    index: int = 0  # which row of its task; past the last they come round again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +151,8 @@ class Group:
 
     def light(self) -> Group:
         """Without frames and tensors: what the other ranks are told about it."""
+        import torch
+
         no = torch.empty(0, dtype=torch.long)
         encoded = EncodedPrompt(input_ids=no, position_ids=no, rope_delta=0, pixel_values=no, video_grid_thw=no)
         return replace(self, prompt=replace(self.prompt, clips=()), encoded=encoded)

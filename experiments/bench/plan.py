@@ -128,7 +128,7 @@ def prepared(setting: Setting) -> GrpoStep:
 def predictions(setting: Setting, step: GrpoStep) -> dict[str, Moment]:
     """What vidbridge/memory.py says of the prompts of this step."""
     prompts = step.prompts(0)
-    _, prompt, encoded = prompts[0]
+    prompt, encoded = prompts[0].prompt, prompts[0].encoded
     spec = ModelConfig(
         name="", path="", dtype=Dtype(setting.dtype), gradient_checkpointing=setting.gradient_checkpointing
     )

@@ -53,12 +53,14 @@ class RandomVideos:
     """A task whose videos are noise: what a step asks of a task, and no more."""
 
     sizes: Sizes
+    read = None
 
     def __len__(self) -> int:
         return self.sizes.num_prompts
 
     def sample(self, index: int) -> Sample:
-        return Sample(uid=f"{TASK}/{index}", task=TASK, question=QUESTION, answer="", videos=(), meta={"seed": index})
+        row = index % len(self)
+        return Sample(uid=f"{TASK}/{row}", task=TASK, question=QUESTION, answer="", videos=(), meta={"seed": row})
 
     def prompt(self, sample: Sample) -> Prompt:
         return random_prompt(self.sizes.video_tokens, seed=sample.meta["seed"])

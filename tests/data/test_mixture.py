@@ -9,7 +9,7 @@ from vidbridge.types import Sample
 
 
 class Numbers:
-    """A task whose samples are their own numbers."""
+    """A task whose samples are the numbers of their rows."""
 
     def __init__(self, name, size):
         self.name, self.size = name, size
@@ -18,7 +18,7 @@ class Numbers:
         return self.size
 
     def sample(self, index):
-        return Sample(uid=f"{self.name}/{index}", task=self.name, question="", answer="", videos=())
+        return Sample(uid=f"{self.name}/{index % self.size}", task=self.name, question="", answer="", videos=())
 
 
 TASKS = {"qa": Numbers("qa", 30), "caption": Numbers("caption", 50)}

@@ -154,7 +154,7 @@ def test_pieces_take_turns_and_last_what_they_should(dataset):
 def test_the_question_names_a_shape_of_one_source_only():
     rng = np.random.default_rng(5)
     for _ in range(50):
-        asked, other = draw_sources(rng, "train", 2)
+        asked, other = draw_sources(rng, "train", 2)[1]
         named = [shape for shape in SHAPES if shape in asked.question.text]
         assert len(named) == 1 and named[0] not in other.caption and len(asked.events) == len(other.events)
 
@@ -175,27 +175,27 @@ def test_text_alone_answers_at_chance():
     rng = np.random.default_rng(11)
 
     def qa_by_place(_):
-        question = draw_sources(rng, "train", 1)[0].question
+        question = draw_sources(rng, "train", 1)[1][0].question
         return len(question.options), question.letter, len(question.options)
 
     def qa_by_text(_):
-        question = draw_sources(rng, "train", 1)[0].question
+        question = draw_sources(rng, "train", 1)[1][0].question
         words = frozenset(question.options), question.text
         return words, question.answer, len(question.options)
 
     def qa_by_prior(_):
         """Learns which answers are common, then picks among the options: the answer must not be commoner."""
-        question = draw_sources(rng, "train", 1)[0].question
+        question = draw_sources(rng, "train", 1)[1][0].question
         return question.text.split("the ", 1)[1].split(" ", 1)[-1], question.letter, len(question.options)
 
     def dark(_):
         draft = None
         while draft is None:
-            draft = DarkEventInfer().construct(draw_sources(rng, "train", 1), rng)
+            draft = DarkEventInfer().construct(draw_sources(rng, "train", 1)[1], rng)
         return "", draft.answer.split(" ", 2)[-1], sum(family in LASTING for family in KINDS.values())
 
     def mixed(_):
-        draft = MixVidQA().construct(draw_sources(rng, "train", 2), rng)
+        draft = MixVidQA().construct(draw_sources(rng, "train", 2)[1], rng)
         choices = len(COLOURS) if draft.answer in COLOURS else len(KINDS)
         return draft.problem.split("the ", 1)[1].split(" ", 1)[-1], draft.answer.split(" ", 2)[-1], choices
 

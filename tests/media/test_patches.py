@@ -13,7 +13,7 @@ MEAN, STD = [0.48, 0.45, 0.40], [0.26, 0.25, 0.27]
 
 
 def cut(frames, *, patch_size=4, min_pixels=64, max_pixels=10_000, mean=MEAN, std=STD):
-    return patchify(
+    patches, grid = patchify(
         frames,
         patch_size=patch_size,
         merge_size=2,
@@ -23,6 +23,7 @@ def cut(frames, *, patch_size=4, min_pixels=64, max_pixels=10_000, mean=MEAN, st
         min_pixels=min_pixels,
         max_pixels=max_pixels,
     )
+    return torch.from_numpy(patches), grid
 
 
 def hugging_face(frame, *, patch_size=4, min_pixels=64, max_pixels=10_000):

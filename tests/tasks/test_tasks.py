@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vidbridge.data.shapes import Shapes
-from vidbridge.data.world import Scene, Thing, describe
+from vidbridge.data.shapes import Shapes, cut
+from vidbridge.data.world import Scene, Thing, describe, render
 from vidbridge.judges.exact import ExactJudge
 from vidbridge.media.frames import FrameBudget
 from vidbridge.rewards.base import GatedSum
@@ -70,7 +70,8 @@ def test_dark_event_infer_hides_an_inner_event_that_leaves_a_trace():
         "small red square, middle centre: first moves left, second dark, last hides. "
         "Before small red square, left centre; after medium red square, left centre."
     )
-    assert (draft.clip.frames[8:16] == 0).all() and draft.clip.frames[7].any() and draft.clip.frames[16].any()
+    frames = cut([render(SCENE)], draft).frames
+    assert (frames[8:16] == 0).all() and frames[7].any() and frames[16].any()
     # "hides" in the middle could not be told from before and after
     nothing = Scene(SCENE.actor, ("moves left", "hides", "grows"), None, background=230)
     assert DarkEventInfer().construct([source(nothing)], np.random.default_rng(0)) is None
@@ -82,10 +83,11 @@ def test_mix_vid_qa_asks_about_its_first_source_wherever_that_is_shown():
         draft = MixVidQA().construct([source(SCENE), source(OTHER)], np.random.default_rng(seed))
         assert "square" in draft.problem and draft.rationale.startswith("small red square")
         assert [piece[0] for piece in draft.meta["pieces"]] == [0, 1, 0, 1]
-        assert len(draft.clip.frames) == 48
+        frames = cut([render(SCENE), render(OTHER)], draft).frames
+        assert len(frames) == 48
         places.add(draft.meta["asked"])
         # the first piece shows the source that it says: red or blue pixels in the first frame
-        red, blue = (draft.clip.frames[0][..., channel].astype(int) for channel in (0, 2))
+        red, blue = (frames[0][..., channel].astype(int) for channel in (0, 2))
         shows_square = bool((red - blue > 100).any())
         assert shows_square == (draft.meta["asked"] == 0)
     assert places == {0, 1}

@@ -8,35 +8,43 @@ from pathlib import Path
 
 import av
 
-from vidbridge.media.patches import smart_size
+from vidbridge.media.decode import length_s
+from vidbridge.media.reader import VideoReader
+from vidbridge.media.video_file import FORMATS, VideoError
 from vidbridge.policy.processor import Processor
 from vidbridge.tasks.base import Task
-from vidbridge.types import Sample, VideoRef
-
-_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"  # files that are one video and point to no other
+from vidbridge.types import Montage, Sample, VideoRef
 
 
 def estimated_tokens(sample: Sample, task: Task, processor: Processor) -> float:
     """Tokens of the question and of the videos. What cannot be read counts as nothing: who decodes it will say so."""
     text = len(processor.tokenizer(task.ask(sample), add_special_tokens=False).input_ids)
-    return text + sum(_video_tokens(video, processor) for video in sample.videos)
+    return text + sum(_video_tokens(video, task, processor) for video in sample.videos)
 
 
-def _video_tokens(video: VideoRef, processor: Processor) -> float:
-    seconds, height, width = header(video.path)
-    end_s = seconds if video.end_s is None else min(video.end_s, seconds)
-    if not (end_s > video.start_s and height and width):
-        return 0.0
-    frames, numbers = processor.frames, processor.numbers
-    factor = numbers["patch_size"] * numbers["merge_size"]
+def _video_tokens(video: VideoRef | Montage, task: Task, processor: Processor) -> float:
     try:
-        tall, wide = smart_size(
-            height, width, factor=factor, min_pixels=frames.min_pixels, max_pixels=frames.max_pixels
-        )
-    except ValueError:
+        if isinstance(task.read, VideoReader):
+            video = task.read.confined(video)
+        seconds, (height, width) = _shown(video)
+        if not (seconds > 0 and height and width):
+            return 0.0
+        sized, numbers = processor.sized().frames, processor.numbers
+        num_frames = len(sized.times(seconds))
+        tall, wide = sized.size(height, width, num_frames)
+    except (VideoError, ValueError):
         return 0.0
-    num_frames = len(frames.times(end_s - video.start_s))
+    factor = numbers["patch_size"] * numbers["merge_size"]
     return math.ceil(num_frames / numbers["temporal_patch_size"]) * (tall // factor) * (wide // factor)
+
+
+def _shown(video: VideoRef | Montage) -> tuple[float, tuple[int, int]]:
+    """How long it is on show, and the size of its frames, which in a montage is that of the first part."""
+    if isinstance(video, Montage):
+        return sum(map(length_s, video.parts)), header(video.parts[0].path)[1:]
+    seconds, *size = header(video.path)
+    end_s = seconds if video.end_s is None else min(video.end_s, seconds)
+    return end_s - video.start_s, (size[0], size[1])
 
 
 @lru_cache(maxsize=2**16)
@@ -45,7 +53,7 @@ def header(path: str) -> tuple[float, int, int]:
     if not Path(path).is_file():
         return 0.0, 0, 0
     try:
-        with av.open(path, options={"format_whitelist": _FORMATS}) as container:
+        with av.open(path, container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}) as container:
             stream = container.streams.video[0]
             seconds = (container.duration or 0) / av.time_base
             return seconds, stream.height, stream.width

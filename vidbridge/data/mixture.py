@@ -57,7 +57,7 @@ class Mixture:
             num_rows = len(self.tasks[name])
             for nth in range(epoch * count, (epoch + 1) * count):
                 order = _permutation(num_rows, (self.seed, place, nth // num_rows))
-                cards.append((name, int(order[nth % num_rows])))
+                cards.append((name, int(order[nth % num_rows]) + nth // num_rows * num_rows))  # past the end: again
         return [cards[card] for card in _permutation(len(cards), (self.seed, len(self.counts), epoch))]
 
 

@@ -19,7 +19,7 @@ class Prefetch(Generic[T]):
 
     def __init__(self, load: Callable[[int], T], *, last: int | None = None) -> None:
         self._load, self._last = load, last
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch", initializer=_one_thread)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch", initializer=one_torch_thread)
         self._ahead: tuple[int, Future[T]] | None = None
 
     def __call__(self, step: int) -> T:
@@ -31,6 +31,6 @@ class Prefetch(Generic[T]):
         return value
 
 
-def _one_thread() -> None:
+def one_torch_thread() -> None:
     """A second team of OpenMP threads would fight with the learner's for the same cores, and both wait by spinning."""
     torch.set_num_threads(1)

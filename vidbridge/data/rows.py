@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
-from vidbridge.tasks.base import DataError, Row
+from vidbridge.tasks.base import MULTIPLE_CHOICE, DataError, Row
+from vidbridge.text.released import letter_of, split_options
 
 _TEXTS = ("problem", "solution", "video", "problem_type")
 _MAX_SHOWN = 20
@@ -29,34 +30,72 @@ def read_rows(path: Path, problem_type: str) -> list[Row]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     rows: list[Row] = []
-    problems: list[str] = []
-    numbers: dict[str, int] = {}  # uid -> the line that has it
+    problems = Problems(path)
     with path.open("rb") as file:  # decoded line by line, so that a fault has a line too
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = _row(line, path, number, problem_type)
-                if numbers.setdefault(row.uid, number) != number:
-                    raise ValueError(f"uid {row.uid!r} is that of line {numbers[row.uid]} already")
+            if line.strip() and (row := problems.row_of(line, number, problem_type)) is not None:
                 rows.append(row)
-            except ValueError as error:
-                problems.append(f"{path}:{number}: {error}")
-    if problems:
-        more = [f"... and {len(problems) - _MAX_SHOWN} more"] if len(problems) > _MAX_SHOWN else []
-        raise DataError("\n".join(problems[:_MAX_SHOWN] + more))
+    problems.refuse()
     if not rows:
         raise DataError(f"{path}: holds no row")
     return rows
 
 
-def _row(line: bytes, path: Path, number: int, problem_type: str) -> Row:
+class Problems:
+    """What is wrong with a file, line by line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[str] = []
+        self._numbers: dict[str, int] = {}  # uid -> the line that has it
+
+    def row_of(
+        self,
+        line: bytes,
+        number: int,
+        problem_type: str | None = None,
+        video_path: Callable[[str], str] | None = None,
+    ) -> Row | None:
+        """The row of a line, or None and another problem."""
+        try:
+            row = parse_row(line, self.path, number, problem_type, video_path)
+            if self._numbers.setdefault(row.uid, number) != number:
+                raise ValueError(f"uid {row.uid!r} is that of line {self._numbers[row.uid]} already")
+            return row
+        except ValueError as error:
+            self.lines.append(f"{self.path}:{number}: {error}")
+            return None
+
+    def refuse(self) -> None:
+        """DataError when there is a problem, with all of them, or the first and how many more."""
+        if self.lines:
+            raise DataError(listed(self.lines))
+
+
+def listed(problems: Sequence[str]) -> str:
+    more = [f"... and {len(problems) - _MAX_SHOWN} more"] if len(problems) > _MAX_SHOWN else []
+    return "\n".join([*problems[:_MAX_SHOWN], *more])
+
+
+def parse_row(
+    line: bytes,
+    path: Path,
+    number: int,
+    problem_type: str | None = None,
+    video_path: Callable[[str], str] | None = None,
+) -> Row:
+    """One line of ``path``. ValueError names the field and what is wrong with it.
+
+    ``problem_type``: no other is right here. Videos are relative to the file's folder unless ``video_path`` says where.
+    """
     try:
         fields = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte 0x{line[error.start]:02x} at place {error.start + 1})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise ValueError("not JSON that can be read (nested too deeply)") from error
     if not isinstance(fields, dict):
         raise ValueError(f"expected a JSON object, found {type(fields).__name__}")
     for name in _TEXTS:
@@ -67,9 +106,15 @@ def _row(line: bytes, path: Path, number: int, problem_type: str) -> Row:
     solution = fields["solution"]
     if not (solution.startswith("<answer>") and solution.endswith("</answer>")):
         raise ValueError(f"field 'solution' must be <answer>..</answer>, found {solution!r}")
-    if fields["problem_type"] != problem_type:
+    if problem_type is not None and fields["problem_type"] != problem_type:
         raise ValueError(f"field 'problem_type' must be '{problem_type}' here, found {fields['problem_type']!r}")
-    options = fields.pop("options", [])
+    options = fields.pop("options", None)
+    if options is None and fields["problem_type"] == MULTIPLE_CHOICE:  # as released: all in one text
+        fields["problem"], options = split_options(fields["problem"])
+        fields["solution"] = f"<answer>{letter_of(solution[len('<answer>') : -len('</answer>')].strip())}</answer>"
+        if not options:
+            raise ValueError("field 'problem' names no options A., B., .. and there is no field 'options'")
+    options = [] if options is None else list(options) if isinstance(options, tuple) else options
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise ValueError(f"field 'options' must be a list of texts, found {options!r}")
     uid, rationale = fields.pop("uid", f"{path.stem}/{number}"), fields.pop("rationale", "")
@@ -77,5 +122,5 @@ def _row(line: bytes, path: Path, number: int, problem_type: str) -> Row:
         if not isinstance(value, str):
             raise ValueError(f"field '{name}' must be a text, found {value!r}")
     known = {name: fields.pop(name) for name in _TEXTS}
-    known["video"] = str(path.parent / known["video"])
+    known["video"] = video_path(known["video"]) if video_path else str(path.parent / known["video"])
     return Row(uid=uid, options=tuple(options), rationale=rationale, meta=fields, **known)

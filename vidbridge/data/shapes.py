@@ -17,29 +17,32 @@ from rich.progress import track
 
 from vidbridge.data import rows as task_files
 from vidbridge.data import world
+from vidbridge.data.base import SPLITS, Dataset, NoRows
 from vidbridge.data.rows import read_rows, write_rows
 from vidbridge.media import edit, write
-from vidbridge.tasks.base import DataError, Draft, Row, Source, Task, video_path
+from vidbridge.tasks.base import Draft, Row, Source, Task, video_path
 from vidbridge.text import shapes_language
+from vidbridge.types import Clip
 
-SPLITS = ("train", "val", "test")
 _MAKERS = (sys.modules[__name__], world, edit, write, shapes_language, task_files)  # and the task itself
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shapes:
+class Shapes(Dataset):
     """Rows on first use: drawn from ``seed``, rendered, encoded, and kept under ``root``.
 
     A scene belongs to one split for good (by a hash of what happens in it), so that no clip of a held-out
     split, nor a re-rendering of it, can be met in training.
     """
 
-    root: str
+    gold_is_perfect = True
+
     seed: int
     num_rows: Mapping[str, int]  # of each task, by split
     workers: int = 2  # clips encoded at once
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.num_rows, Mapping):
             raise ValueError(f"data.num_rows must have a number for each split, got {self.num_rows!r}")
         unknown = sorted(map(str, self.num_rows.keys() - set(SPLITS)))
@@ -53,7 +56,7 @@ class Shapes:
     def rows(self, task: Task, split: str) -> Sequence[Row]:
         """All rows of a task's split, generated when they are not on disk yet."""
         if split not in self.num_rows:
-            raise DataError(f"data.num_rows.{split} is not set, so there are no {split} rows of {task.name}")
+            raise NoRows(f"data.num_rows.{split} is not set, so there are no {split} rows of {task.name}")
         folder = Path(self.root) / f"{task.name}-{split}-{self._fingerprint(task, split)}"
         if not folder.is_dir():
             self._generate(task, split, folder)
@@ -61,7 +64,7 @@ class Shapes:
 
     def _fingerprint(self, task: Task, split: str) -> str:
         """Of everything the rows depend on: settings, and the code that draws, renders, edits and writes."""
-        settings = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in ("rows", "frames")}
+        settings = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in ("rows", "frames", "read")}
         digest = hashlib.sha256(json.dumps([self.seed, split, self.num_rows[split], settings]).encode())
         of_task = [kind.__module__ for kind in type(task).__mro__ if kind.__module__ not in ("builtins", "abc")]
         for module in (*_MAKERS, *(sys.modules[name] for name in of_task)):
@@ -89,10 +92,11 @@ class Shapes:
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index, *task.name.encode()])
         draft: Draft | None = None
         while draft is None:
-            draft = task.construct(draw_sources(rng, split, task.num_sources), rng)
+            scenes, sources = draw_sources(rng, split, task.num_sources)
+            draft = task.construct(sources, rng)
         uid = f"{task.name}/{split}/{index}"
         path = video_path(folder, uid)
-        write.write_mp4(draft.clip, path, fps=world.FPS)
+        write.write_mp4(cut([world.render(scene) for scene in scenes], draft), path, fps=world.FPS)
         return Row(
             uid=uid,
             problem=draft.problem,
@@ -112,15 +116,23 @@ def split_of(scene: world.Scene) -> str:
     return ("train", "train", "train", "train", "val", "test")[bucket]
 
 
-def draw_sources(rng: np.random.Generator, split: str, number: int) -> list[Source]:
-    """Annotated clips of one split, equally long; no two show the same shape, so a question can name its clip."""
+def cut(clips: Sequence[Clip], draft: Draft) -> Clip:
+    """What the draft shows of its sources."""
+    clip = edit.interleave(clips, draft.pieces) if draft.pieces else clips[0]
+    return clip if draft.dark_s is None else edit.blackout(clip, *draft.dark_s)
+
+
+def draw_sources(rng: np.random.Generator, split: str, number: int) -> tuple[list[world.Scene], list[Source]]:
+    """Scenes of one split, equally long; no two show the same shape, so a question can name its clip."""
     num_events = int(rng.integers(3, 6))
+    scenes: list[world.Scene] = []
     sources: list[Source] = []
     shapes: tuple[str, ...] = shapes_language.SHAPES
     while len(sources) < number:
         left = number - len(sources) - 1
         scene = world.draw_scene(rng, num_events, shapes)
         if split_of(scene) == split and len(shapes) - len(scene.shapes) >= left:
+            scenes.append(scene)
             sources.append(world.describe(scene, rng))
             shapes = tuple(shape for shape in shapes if shape not in scene.shapes)
-    return sources
+    return scenes, sources

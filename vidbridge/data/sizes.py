@@ -7,8 +7,8 @@ from typing import Sequence
 
 import numpy as np
 
-from vidbridge.policy.processor import Processor
-from vidbridge.tasks.base import Task, as_data_errors
+from vidbridge.data.loader import Loader
+from vidbridge.tasks.base import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +24,14 @@ class TaskSizes:
     num_bytes: Sequence[int]  # of frames and patches
 
 
-def look_at(task: Task, processor: Processor, *, num_rows: int, share: float) -> TaskSizes:
-    """At ``num_rows`` rows, evenly spread; one that training could not use is a DataError here too."""
+def look_at(task: Task, loader: Loader, *, num_rows: int, share: float) -> TaskSizes:
+    """At ``num_rows`` rows, evenly spread; with those that training cannot use it is as it is in training."""
     tokens, of_video, patches, num_bytes = [], [], [], []
-    for index in np.unique(np.linspace(0, len(task) - 1, num_rows).astype(int)).tolist():
-        sample = task.sample(index)
-        with as_data_errors(sample):
-            prompt = task.prompt(sample)
-            encoded = processor.encode(prompt)
+    rows = np.unique(np.linspace(0, len(task) - 1, num_rows).astype(int)).tolist()
+    for each in loader.load({row: task.sample(row) for row in rows}).values():
+        prompt, encoded = each.prompt, each.encoded
         tokens.append(len(encoded.input_ids))
-        of_video.append(int((encoded.input_ids == processor.config.video_token_id).sum()))
+        of_video.append(int((encoded.input_ids == loader.processor.config.video_token_id).sum()))
         patches.append(len(encoded.pixel_values))
         num_bytes.append(encoded.pixel_values.nbytes + sum(clip.frames.nbytes for clip in prompt.clips))
     return TaskSizes(

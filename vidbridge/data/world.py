@@ -164,7 +164,7 @@ _INSIDE = {
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> Source:
-    """The scene as an annotated clip, with one question drawn for it."""
+    """What there is to say about the clip of a scene, with one question drawn for it."""
     things = states(scene.actor, scene.kinds)
     assert things is not None, scene
     events = tuple(
@@ -173,15 +173,14 @@ def describe(scene: Scene, rng: np.random.Generator) -> Source:
             end_s=(index + 1) * EVENT_S,
             text=f"the {scene.actor.shape} {kind}",
             noted=f"{_ordinal(scene, index)} {kind}",
-            lasting=KINDS[kind] in LASTING,
+            inferable=KINDS[kind] in LASTING,
             before=_look(things[index]),
             after=_look(things[index + 1]),
         )
         for index, kind in enumerate(scene.kinds)
     )
     return Source(
-        clip=render(scene),
-        fps=FPS,
+        duration_s=scene.duration_s,
         subject=_look(scene.actor),
         events=events,
         caption=caption(scene),

@@ -1,73 +1,101 @@
-"""Read frames from a video file at given times."""
+"""From a reference to a video, or to parts of several, to the frames that a budget asks for."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from PIL import Image
 
+from vidbridge.media.edit import blackout
 from vidbridge.media.frames import FrameBudget
-from vidbridge.types import Clip, VideoRef
+from vidbridge.media.video_file import VideoError, VideoFile
+from vidbridge.types import Clip, Montage, VideoRef
 
 
-class VideoError(ValueError):
-    """A video that cannot be read; the message names the file and the reason."""
+def decode(video: VideoRef | Montage, frames: FrameBudget) -> Clip:
+    """Frames of ``video`` at the budget's times and of its size; times_s counts from the start of what is shown.
 
-
-def decode(ref: VideoRef, frames: FrameBudget) -> Clip:
-    """Frames of ``ref`` at the budget's times; times_s counts from ``ref.start_s``.
-
-    Decodes forward once and keeps, for each wanted time, the last frame shown at or before it:
-    faster than exact seeks for a handful of frames, and right for variable frame rates.
-    Raises VideoError when the file is missing, holds no video or ends before ``ref.start_s``.
+    Raises VideoError when a file cannot be read or ends before the part that is asked for.
     """
-    if not Path(ref.path).is_file():
-        raise VideoError(f"{ref.path}: no such video file")
     try:
-        with av.open(ref.path) as container:
-            if not container.streams.video:
-                raise VideoError(f"{ref.path}: holds no video stream")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # clips are short, and other decodes run beside this one
-            duration_s = _duration_s(container, stream)
-            end_s = duration_s if ref.end_s is None else min(ref.end_s, duration_s)
-            if end_s <= ref.start_s:
-                raise VideoError(f"{ref.path}: is {duration_s:.2f} s long, the clip starts at {ref.start_s:.2f} s")
-            times_s = frames.times(end_s - ref.start_s)
-            return Clip(frames=_frames_at(container, stream, ref.start_s + times_s, ref.path), times_s=times_s)
-    except av.FFmpegError as error:
-        raise VideoError(f"{ref.path}: cannot be decoded ({error})") from error
+        return _decode_montage(video, frames) if isinstance(video, Montage) else _decode_part(video, frames)
+    except VideoError:
+        raise
+    except ValueError as error:  # too long and thin, or nothing to hide
+        path = video.parts[0].path if isinstance(video, Montage) else video.path
+        raise VideoError(path, "unusable", str(error)) from error
 
 
-def _duration_s(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> float:
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None:
-        return container.duration / av.time_base
-    raise VideoError(f"{container.name}: does not say how long it is")
+def _decode_part(video: VideoRef, frames: FrameBudget) -> Clip:
+    with VideoFile(video.path) as file:
+        end_s = file.duration_s if video.end_s is None else min(video.end_s, file.duration_s)
+        if end_s <= video.start_s:
+            detail = f"is {file.duration_s:.2f} s long, the clip starts at {video.start_s:.2f} s"
+            raise VideoError(video.path, "out_of_range", detail)
+        times_s = frames.times(end_s - video.start_s)
+        size = frames.size(file.height, file.width, len(times_s))
+        pixels = [resized(each, size) for each in file.frames_at(video.start_s + times_s)]
+        return Clip(frames=np.stack(pixels), times_s=times_s)
 
 
-def _frames_at(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream, times_s: np.ndarray, path: str
-) -> np.ndarray:
-    """[T, H, W, 3] uint8: for each time the frame on show then (the first one for earlier times)."""
-    to_rgb = VideoReformatter()  # one for all frames: setting up the conversion costs more than a small frame
-    kept: list[np.ndarray] = []
-    shown: av.VideoFrame | None = None
-    first_s: float | None = None
-    for frame in container.decode(stream):
-        time_s = float(frame.time or 0.0)
-        first_s = time_s if first_s is None else first_s
-        # 1 ms of slack: container time bases round, and a frame due at 0.25 may say 0.250001
-        while shown is not None and len(kept) < len(times_s) and times_s[len(kept)] < time_s - first_s - 1e-3:
-            kept.append(to_rgb.reformat(shown, format="rgb24").to_ndarray())
-        shown = frame
-        if len(kept) == len(times_s):
-            break
-    if shown is None:
-        raise VideoError(f"{path}: not one frame could be decoded")
-    if missing := len(times_s) - len(kept):  # the last frame stays on show until the end
-        kept += [to_rgb.reformat(shown, format="rgb24").to_ndarray()] * missing
-    return np.stack(kept)
+def _decode_montage(montage: Montage, frames: FrameBudget) -> Clip:
+    times_s = frames.times(sum(map(length_s, montage.parts)))
+    wanted = montage_times(montage, times_s)
+    pixels: list[np.ndarray] = [np.empty(0)] * len(times_s)
+    canvas: tuple[int, int] | None = None
+    # each file is opened once; the first one shown gives the canvas
+    for path in dict.fromkeys(part.path for part in montage.parts):
+        places = [place for place, (part, _) in enumerate(wanted) if montage.parts[part].path == path]
+        places.sort(key=lambda place: wanted[place][1])
+        with VideoFile(path) as file:
+            if canvas is None:
+                canvas = frames.size(file.height, file.width, len(times_s))
+            for place, each in zip(places, file.frames_at(wanted[place][1] for place in places)):
+                pixels[place] = letterboxed(each, canvas)
+    clip = Clip(frames=np.stack(pixels), times_s=times_s)
+    return clip if montage.dark_s is None else blackout(clip, *montage.dark_s)
+
+
+def montage_times(montage: Montage, times_s: np.ndarray) -> list[tuple[int, float]]:
+    """For each time of the whole, which part is on show and the time in that part's file.
+
+    >>> halves = (VideoRef(path="a", end_s=2.0), VideoRef(path="b", start_s=5.0, end_s=6.0))
+    >>> montage_times(Montage(parts=halves), np.array([0.5, 2.5]))
+    [(0, 0.5), (1, 5.5)]
+    """
+    lengths = [length_s(part) for part in montage.parts]
+    starts = np.concatenate([[0.0], np.cumsum(lengths)[:-1]])
+    parts = np.searchsorted(starts, times_s, side="right") - 1
+    return [
+        (int(part), montage.parts[part].start_s + float(time_s - starts[part])) for part, time_s in zip(parts, times_s)
+    ]
+
+
+def length_s(part: VideoRef) -> float:
+    assert part.end_s is not None, "the parts of a montage have an end"
+    return part.end_s - part.start_s
+
+
+def resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[H, W, 3] uint8 brought to (height, width), bicubic and antialiased."""
+    height, width = size
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def letterboxed(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """As large as fits into (height, width) with its shape kept, on black; a frame of nearly that shape fills it."""
+    height, width = pixels.shape[:2]
+    scale = min(size[0] / height, size[1] / width)
+    # the canvas itself is rounded to multiples of the patch size: up to a tenth is filled rather than framed
+    fills = [part * scale >= 0.9 * full for part, full in zip((height, width), size)]
+    inner = (
+        size[0] if fills[0] else max(round(height * scale), 1),
+        size[1] if fills[1] else max(round(width * scale), 1),
+    )
+    if all(fills):
+        return resized(pixels, size)
+    canvas = np.zeros((*size, 3), np.uint8)
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    canvas[top : top + inner[0], left : left + inner[1]] = resized(pixels, inner)
+    return canvas

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Sequence
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def blackout(clip: Clip, start_s: float, end_s: float) -> Clip:
 class Piece:
     """A stretch of one source inside an interleaved clip."""
 
-    source: int  # 0 or 1
+    source: int  # from 0
     start_s: float  # in the source
     end_s: float
 
@@ -66,14 +67,14 @@ def alternate(durations_s: tuple[float, float], piece_s: tuple[float, float], rn
     ]
 
 
-def interleave(clips: tuple[Clip, Clip], pieces: list[Piece]) -> Clip:
-    """The pieces of two equally large clips of the same frame rate, one after another.
+def interleave(clips: Sequence[Clip], pieces: Sequence[Piece]) -> Clip:
+    """The pieces of equally large clips of the same frame rate, one after another.
 
     A frame belongs to the piece that holds its time, so no frame is lost or shown twice when the
     pieces cover both sources.
     """
-    if clips[0].frames.shape[1:] != clips[1].frames.shape[1:]:
-        raise ValueError(f"clips differ in size: {clips[0].frames.shape[1:3]} and {clips[1].frames.shape[1:3]}")
+    if len(sizes := {clip.frames.shape[1:3] for clip in clips}) > 1:
+        raise ValueError(f"clips differ in size: {' and '.join(map(str, sorted(sizes)))}")
     step_s = float(clips[0].times_s[1] - clips[0].times_s[0])
     parts = []
     for piece in pieces:

@@ -6,35 +6,13 @@ torch because their video processor needs torchvision, which does not load besid
 
 from __future__ import annotations
 
-import math
 from typing import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-MAX_ASPECT_RATIO = 200  # the limit of the Hugging Face processors
-
-
-def smart_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The (height, width) to resize to: multiples of ``factor``, area within the budget, aspect ratio nearly kept.
-
-    >>> smart_size(360, 640, factor=28, min_pixels=128 * 28 * 28, max_pixels=196 * 28 * 28)
-    (280, 504)
-    """
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(f"a frame of {width} x {height} pixels is too long and thin (limit {MAX_ASPECT_RATIO}:1)")
-    tall = round(height / factor) * factor
-    wide = round(width / factor) * factor
-    if tall * wide > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        tall = max(factor, math.floor(height / shrink / factor) * factor)
-        wide = max(factor, math.floor(width / shrink / factor) * factor)
-    elif tall * wide < min_pixels:
-        stretch = math.sqrt(min_pixels / (height * width))
-        tall = math.ceil(height * stretch / factor) * factor
-        wide = math.ceil(width * stretch / factor) * factor
-    return tall, wide
+from vidbridge.media.frames import smart_size
 
 
 def patchify(
@@ -47,33 +25,39 @@ def patchify(
     image_std: Sequence[float],
     min_pixels: int,
     max_pixels: int,
-) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    resizes: bool = True,
+) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Cut a clip [T, H, W, 3] uint8 into patch vectors [S, D] float32 and their grid (t, h, w), S = t * h * w.
 
     D = 3 * temporal_patch_size * patch_size**2, ordered channel, time, row, column. Patches run through time, then
     through merge_size x merge_size blocks row by row, so that the tokens merged later lie next to each other.
-    ``min_pixels`` and ``max_pixels`` bound the area of one frame. The last frame is repeated to fill the last
-    temporal patch.
+    ``min_pixels`` and ``max_pixels`` bound the area of one frame, unless the frames come in their size already and
+    are not to be resized. The last frame is repeated to fill the last temporal patch.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
         raise ValueError(f"a clip must be uint8 of shape [T, H, W, 3] with T >= 1, got {frames.dtype} {frames.shape}")
     height, width = frames.shape[1:3]
-    size = smart_size(
-        height, width, factor=patch_size * merge_size, min_pixels=min_pixels, max_pixels=max_pixels
-    )
-    video = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    factor = patch_size * merge_size
+    size = height, width
+    if resizes:
+        size = smart_size(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
+    elif height % factor or width % factor:
+        raise ValueError(f"frames of {width} x {height} pixels were not read in multiples of {factor}")
     if size != (height, width):
         # On uint8, as torchvision does it for the video processor: rounded to whole levels before normalising.
-        video = F.interpolate(video, size=size, mode="bicubic", antialias=True)
-    mean = torch.tensor(image_mean).view(1, 3, 1, 1)
-    std = torch.tensor(image_std).view(1, 3, 1, 1)
-    video = (video.float() / 255 - mean) / std
+        planes = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+        frames = F.interpolate(planes, size=size, mode="bicubic", antialias=True).permute(0, 2, 3, 1).numpy()
+    # In numpy: this runs beside a training step, and a second team of torch threads would slow both.
+    video = frames.astype(np.float32)
+    video /= 255
+    video -= np.array(image_mean, np.float32)
+    video /= np.array(image_std, np.float32)
     fill = -len(video) % temporal_patch_size
-    video = torch.cat([video, video[-1:].expand(fill, -1, -1, -1)])
+    video = np.concatenate([video, video[-1:].repeat(fill, axis=0)])
 
     grid_t, grid_h, grid_w = len(video) // temporal_patch_size, size[0] // patch_size, size[1] // patch_size
     blocks_h, blocks_w = grid_h // merge_size, grid_w // merge_size
     patches = video.reshape(
-        grid_t, temporal_patch_size, 3, blocks_h, merge_size, patch_size, blocks_w, merge_size, patch_size
-    ).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+        grid_t, temporal_patch_size, blocks_h, merge_size, patch_size, blocks_w, merge_size, patch_size, 3
+    ).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
     return patches.reshape(grid_t * grid_h * grid_w, -1), (grid_t, grid_h, grid_w)

@@ -8,11 +8,12 @@ merged patch, and asks the model class for the rotary positions.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLModel
 from transformers.utils import cached_file
@@ -92,6 +93,11 @@ class Processor:
         processor.check()
         return processor
 
+    def sized(self) -> Processor:
+        """The same for clips that are read in their final size; its ``frames`` is the budget to read them with."""
+        multiple = self.numbers["patch_size"] * self.numbers["merge_size"]
+        return replace(self, frames=replace(self.frames, multiple=multiple))
+
     def check(self) -> None:
         """The numbers of the frames side and of the model must agree; ValueError names the one that does not."""
         vision = self.config.vision_config
@@ -141,8 +147,11 @@ class Processor:
 
         ValueError when messages and clips do not match or the prompt is longer than ``max_prompt_tokens``.
         """
-        low, high = self.frames.min_pixels, self.frames.max_pixels
-        videos = [patchify(clip.frames, **self.numbers, min_pixels=low, max_pixels=high) for clip in prompt.clips]
+        low, high, resizes = self.frames.min_pixels, self.frames.max_pixels, self.frames.multiple is None
+        videos = [
+            patchify(clip.frames, **self.numbers, min_pixels=low, max_pixels=high, resizes=resizes)
+            for clip in prompt.clips
+        ]
         grids = torch.tensor([grid for _, grid in videos], dtype=torch.long).reshape(-1, 3)
 
         text = self.tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
@@ -160,12 +169,12 @@ class Processor:
         positions, deltas = self._rope_model.get_rope_index(
             ids[None], mm_token_type_ids=token_types[None], video_grid_thw=grids, second_per_grid_ts=seconds
         )
-        dim = 3 * self.numbers["temporal_patch_size"] * self.numbers["patch_size"] ** 2
+        nothing = np.empty((0, 3 * self.numbers["temporal_patch_size"] * self.numbers["patch_size"] ** 2), np.float32)
         return EncodedPrompt(
             input_ids=ids,
             position_ids=positions[:, 0],
             rope_delta=int(deltas),
-            pixel_values=torch.cat([torch.empty(0, dim)] + [patches for patches, _ in videos]),
+            pixel_values=torch.from_numpy(np.concatenate([nothing, *(patches for patches, _ in videos)])),
             video_grid_thw=grids,
         )
 
@@ -179,7 +188,7 @@ class Processor:
             )
         repeats = torch.ones_like(ids)
         repeats[is_video] = grids.prod(-1) // self.numbers["merge_size"] ** 2
-        return ids.repeat_interleave(repeats)
+        return torch.from_numpy(np.repeat(ids.numpy(), repeats.numpy()))  # in numpy for the reason told in patchify
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Token ids of an assistant's turn, EOS included; ValueError for tokens the policy may never produce."""

@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Iterator, Mapping, Self, Sequence
 
 import numpy as np
 
+from vidbridge.media.cache import Decode
 from vidbridge.media.decode import decode
+from vidbridge.media.edit import Piece
 from vidbridge.media.frames import FrameBudget
 from vidbridge.text import prompts
 from vidbridge.text.options import LETTERS
-from vidbridge.types import Clip, Prompt, Sample, VideoRef
+from vidbridge.types import Montage, Prompt, Sample, VideoRef
 
 MULTIPLE_CHOICE = "MCQA"  # the released problem type whose rows must have options
 
@@ -41,10 +43,10 @@ class TimedEvent:
     start_s: float
     end_s: float
     text: str  # "the square grows"
-    noted: str  # in short, with its place in the order: "second grows"
-    lasting: bool  # whether the frames before and after tell what happened
-    before: str  # how its subject looks until then: "small red square, left top"
-    after: str
+    inferable: bool = True  # whether it can be hidden and still be told from what is before and after
+    noted: str = ""  # in short, with its place in the order: "second grows"
+    before: str = ""  # how its subject looks until then: "small red square, left top"
+    after: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,41 +55,44 @@ class Question:
 
     text: str
     answer: str
-    found: str  # where the notes on the video tell it: "So second grows"
+    found: str = ""  # where the notes on the video tell it: "So second grows"
     options: tuple[str, ...] = ()
 
     @property
     def letter(self) -> str:
-        """Of the right option: the one the answer ends with ("the square grows" and "grows")."""
-        places = [index for index, option in enumerate(self.options) if self.answer.endswith(option)]
+        """Of the right option: the answer itself, or what it ends with ("the square grows" and "grows")."""
+        places = [index for index, option in enumerate(self.options) if self.answer == option]
+        places = places or [index for index, option in enumerate(self.options) if self.answer.endswith(option)]
         assert len(places) == 1, self
         return LETTERS[places[0]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An annotated video that tasks make rows from."""
+    """An annotated video that tasks make rows from; what it has no annotation for is empty."""
 
-    clip: Clip  # every frame, at a constant rate
-    fps: int
-    subject: str  # what the events are about, as it starts: "small red square, left top"
-    events: tuple[TimedEvent, ...]
-    caption: str
-    question: Question
+    duration_s: float
+    events: tuple[TimedEvent, ...] = ()
+    caption: str = ""
+    question: Question | None = None
+    subject: str = ""  # what the events are about, as it starts: "small red square, left top"
 
     def notes(self, hidden: TimedEvent | None = None) -> str:
         """What a careful viewer would note down: "big red pie, left top: first grows, second dark, last hides." """
+        if not self.subject:
+            return ""
         noted = [f"{event.noted.split()[0]} dark" if event is hidden else event.noted for event in self.events]
         return f"{self.subject}: {', '.join(noted)}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A new row before it has a file: the released fields, typed extras, and the video to write."""
+    """A new row before its video is cut: the released fields, typed extras, and what is shown of the sources."""
 
     problem: str
     answer: str
-    clip: Clip
+    pieces: tuple[Piece, ...] = ()  # one after another; empty: the first source as it is
+    dark_s: tuple[float, float] | None = None  # in which the screen is black
     options: tuple[str, ...] = ()
     notes: str = ""  # reasoning: what is to be seen
     conclusion: str = ""  # reasoning: what follows from the notes and the question alone
@@ -113,6 +118,7 @@ class Row:
     options: tuple[str, ...] = ()
     rationale: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    shown: Montage | None = None  # where that is not the whole video as it is
 
     def __post_init__(self) -> None:
         if not self.answer:
@@ -131,6 +137,16 @@ class Row:
         return self.solution.removeprefix("<answer>").removesuffix("</answer>").strip()
 
 
+class DrawnRows(Sequence[Row]):
+    """Rows that are drawn anew in each pass: another event hidden, another video mixed in."""
+
+    @abstractmethod
+    def draw(self, place: int, epoch: int) -> Row: ...
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.draw(place, 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """A task over its rows. A new one is a subclass with ``construct`` and ``ask``, and one yaml."""
@@ -141,37 +157,44 @@ class Task(ABC):
 
     rows: Sequence[Row] = ()
     frames: FrameBudget | None = None
+    read: Decode = decode  # how its videos are read
 
     @abstractmethod
     def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
-        """A row out of ``num_sources`` annotated videos; None when these do not lend themselves to it."""
+        """A row out of ``num_sources`` annotated videos; None when these do not lend themselves to it.
+
+        Whether it is None depends on the sources alone. The first of them is the one that is asked about.
+        """
 
     @abstractmethod
     def ask(self, sample: Sample) -> str:
         """The text that follows the video in the prompt."""
 
-    def with_rows(self, rows: Sequence[Row], frames: FrameBudget) -> Self:
-        return replace(self, rows=rows, frames=frames)
+    def with_rows(self, rows: Sequence[Row], frames: FrameBudget, read: Decode = decode) -> Self:
+        return replace(self, rows=rows, frames=frames, read=read)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def sample(self, index: int) -> Sample:
-        row = self.rows[index]
+        """Of row ``index``; past the last one the rows come round again."""
+        epoch, place = divmod(index, len(self.rows))
+        row = self.rows.draw(place, epoch) if isinstance(self.rows, DrawnRows) else self.rows[place]
         return Sample(
             uid=row.uid,
             task=self.name,
             question=row.problem,
             answer=row.answer,
             options=row.options,
-            videos=(VideoRef(path=row.video),),
+            videos=(row.shown or VideoRef(path=row.video),),
             meta={"rationale": row.rationale, **row.meta},
+            index=index,
         )
 
     def prompt(self, sample: Sample) -> Prompt:
         """Decodes the sample's videos; raises VideoError naming the file that cannot be read."""
         assert self.frames is not None, "with_rows gives a task its frame budget"
-        clips = tuple(decode(video, self.frames) for video in sample.videos)
+        clips = tuple(self.read(video, self.frames) for video in sample.videos)
         return Prompt(messages=prompts.chat(self.ask(sample), num_videos=len(clips)), clips=clips)
 
     def gold(self, sample: Sample) -> str:

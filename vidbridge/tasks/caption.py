@@ -22,10 +22,11 @@ class Caption(Task):
 
     def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
         (source,) = sources
+        if not source.caption:
+            return None
         return Draft(
             problem="Describe the video, event by event.",
             answer=source.caption,
-            clip=source.clip,
             notes=source.notes(),
         )
 

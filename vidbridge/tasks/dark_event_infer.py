@@ -11,7 +11,6 @@ from typing import Sequence
 
 import numpy as np
 
-from vidbridge.media.edit import blackout
 from vidbridge.tasks.base import Draft, Source, Task
 from vidbridge.types import Sample
 
@@ -23,16 +22,17 @@ class DarkEventInfer(Task):
 
     def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
         (source,) = sources
-        # neither the first nor the last: what was before and after must be seen
-        inner = [event for event in source.events[1:-1] if event.lasting]
+        # what was before and after must be seen
+        inner = [event for event in source.events if 0 < event.start_s and event.end_s < source.duration_s]
+        inner = [event for event in inner if event.inferable]
         if not inner:
             return None
         hidden = inner[rng.integers(len(inner))]
         return Draft(
             problem="What happens while the screen is black?",
             answer=hidden.text,
-            clip=blackout(source.clip, hidden.start_s, hidden.end_s),
-            notes=f"{source.notes(hidden)} Before {hidden.before}; after {hidden.after}.",
+            dark_s=(hidden.start_s, hidden.end_s),
+            notes=f"{source.notes(hidden)} Before {hidden.before}; after {hidden.after}." if hidden.before else "",
             meta={"dark": [hidden.start_s, hidden.end_s]},
         )
 

@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Sequence
 
 import numpy as np
 
-from vidbridge.media.edit import alternate, interleave
+from vidbridge.media.edit import alternate
 from vidbridge.tasks.base import Draft, Source, Task
 from vidbridge.types import Sample
 
@@ -36,16 +36,17 @@ class MixVidQA(Task):
     def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
         """Either source may come first; the question is about the first of ``sources``."""
         asked, other = sources
+        if asked.question is None:
+            return None
         asked_place = int(rng.integers(2))
-        ordered = (asked, other) if asked_place == 0 else (other, asked)
-        durations_s = (len(ordered[0].clip.frames) / ordered[0].fps, len(ordered[1].clip.frames) / ordered[1].fps)
-        pieces = alternate(durations_s, self.piece_s, rng)
+        order = (0, 1) if asked_place == 0 else (1, 0)  # of the sources, as they are shown
+        pieces = alternate((sources[order[0]].duration_s, sources[order[1]].duration_s), self.piece_s, rng)
         return Draft(
             problem=asked.question.text,
             answer=asked.question.answer,
-            clip=interleave((ordered[0].clip, ordered[1].clip), pieces),
+            pieces=tuple(replace(piece, source=order[piece.source]) for piece in pieces),
             notes=asked.notes(),
-            conclusion=f"{asked.question.found}.",
+            conclusion=f"{asked.question.found}." if asked.question.found else "",
             meta={
                 "pieces": [[piece.source, round(piece.start_s, 3), round(piece.end_s, 3)] for piece in pieces],
                 "asked": asked_place,

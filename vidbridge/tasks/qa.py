@@ -25,13 +25,14 @@ class QA(Task):
     def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
         (source,) = sources
         question = source.question
+        if question is None or not question.options:
+            return None
         return Draft(
             problem=question.text,
             answer=question.letter,
             options=question.options,
-            clip=source.clip,
             notes=source.notes(),
-            conclusion=f"{question.found}. {_read_until(question.letter, question.options)}.",
+            conclusion=f"{question.found}. {_read_until(question.letter, question.options)}." if question.found else "",
         )
 
     def ask(self, sample: Sample) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Iterable
 
 from vidbridge.text.prompts import option_lines
-from vidbridge.types import Group
+from vidbridge.types import Group, Montage, VideoRef
 
 COLUMNS = ("step", "uid", "task", "question", "reference", "video", "completion", "finished", "total", "gates", "terms")
 
@@ -23,7 +23,7 @@ def completion_rows(step: int, groups: Iterable[Group]) -> list[dict[str, Any]]:
                     "task": group.sample.task,
                     "question": "\n".join([group.sample.question, option_lines(group.sample.options)]).strip(),
                     "reference": group.sample.answer,
-                    "video": group.sample.videos[0].path,
+                    "video": _path(group.sample.videos[0]),
                     "completion": completion.text,
                     "finished": completion.finished,
                     "total": reward.total if reward and reward.scored else None,
@@ -32,3 +32,7 @@ def completion_rows(step: int, groups: Iterable[Group]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _path(video: VideoRef | Montage) -> str:
+    return video.parts[0].path if isinstance(video, Montage) else video.path

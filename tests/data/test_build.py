@@ -1,0 +1,109 @@
+"""check, preview and build on data that people would bring."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.exporting import export_annotations, export_released
+from vidbridge.data.build.check import check
+from vidbridge.data.build.materialise import materialise
+from vidbridge.data.build.options import Options
+from vidbridge.data.build.preview import COLOURS, preview, sources_of
+from vidbridge.data.raw import Raw
+from vidbridge.data.rows import DataError
+from vidbridge.data.vidbridge_r1 import VidbridgeR1
+from vidbridge.media.frames import FrameBudget
+from vidbridge.tasks.caption import Caption
+from vidbridge.tasks.dark_event_infer import DarkEventInfer
+from vidbridge.tasks.mix_vid_qa import MixVidQA
+
+ALL = {"held_out_frac": 1e-9}
+BUDGET = FrameBudget(fps=2.0, max_frames=64, min_pixels=2304, max_pixels=2304, multiple=16)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raw")
+    files = export_annotations(folder, 10)
+    return Raw(
+        root=str(folder / "videos"), annotations=[str(files[0]), str(files[2])], workers=0, held_out_frac=0.2
+    )
+
+
+@pytest.fixture(scope="module")
+def tasks(raw):
+    return {task.name: task.with_rows((), BUDGET, raw.reader) for task in (DarkEventInfer(), MixVidQA())}
+
+
+def test_what_is_written_shows_what_was_made_on_the_fly(raw, tasks, tmp_path):
+    materialise(raw, tasks, Options(folder=tmp_path, number=3, fps=64))
+    written = VidbridgeR1(root=str(tmp_path), files={"train": str(tmp_path / "train.jsonl")}, workers=0, **ALL)
+    for name, task in tasks.items():
+        fly = replace(task, rows=raw.rows(task, "train"))
+        filed = task.with_rows(written.rows(task, "train"), BUDGET, written.reader)
+        assert len(filed) == min(3, len(fly))
+        for index in range(len(filed)):
+            one, two = fly.sample(index), filed.sample(index)
+            assert (one.question, one.answer, one.options) == (two.question, two.answer, two.options)
+            (seen,), (shown,) = fly.prompt(one).clips, filed.prompt(two).clips
+            assert seen.frames.shape == shown.frames.shape
+            # the same pictures, coded once more; at a cut one frame may fall to the other side
+            apart = np.abs(seen.frames.astype(int) - shown.frames).mean(axis=(1, 2, 3))
+            assert (apart > 3).sum() <= (0 if name == "dark_event_infer" else 1), (name, apart)
+            assert sources_of(one, seen).count(2) == sources_of(two, shown).count(2)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    made_at = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")}
+    assert len(manifest) == len(made_at) + len(list(tmp_path.glob("*.jsonl")))
+    materialise(raw, tasks, Options(folder=tmp_path, number=3, fps=64))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")} == made_at
+    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
+
+
+def test_contact_sheets_frame_each_source_in_its_colour(raw, tasks, tmp_path):
+    preview(raw, tasks, Options(folder=tmp_path, number=1))
+    page = (tmp_path / "preview.html").read_text()
+    assert page.count("<img") == len(list(tmp_path.glob("*.png"))) >= 2
+    sheet = np.asarray(Image.open(tmp_path / "train_mix_vid_qa_0.png"))
+    task = replace(tasks["mix_vid_qa"], rows=raw.rows(tasks["mix_vid_qa"], "train"))
+    sample = task.sample(0)
+    sources = sources_of(sample, task.prompt(sample).clips[0])
+    assert set(sources) == {0, 1}
+    cell = 96 + 2 * 4
+    for place, source in enumerate(sources[:12]):
+        assert tuple(sheet[1, place * cell + 1]) == COLOURS[source]
+    dark = replace(tasks["dark_event_infer"], rows=raw.rows(tasks["dark_event_infer"], "train"))
+    assert sources_of(dark.sample(0), dark.prompt(dark.sample(0)).clips[0]).count(2) == 2
+
+
+def test_check_lists_rows_videos_and_overlaps_in_one_pass(tmp_path):
+    path = export_released(tmp_path, [Caption()], 6)
+    lines = path.read_text().splitlines()
+    (tmp_path / "test.jsonl").write_text(lines[0] + "\n")
+    videos = [json.loads(line)["video"] for line in lines]
+    (tmp_path / "videos" / videos[3]).write_text("no video")
+    path.write_text("\n".join([*lines, lines[1], "{", '{"problem": "x"}']) + "\n")
+    data = VidbridgeR1(
+        root=str(tmp_path / "videos"),
+        files={"train": str(path), "test": str(tmp_path / "test.jsonl")},
+        workers=2,
+        held_out_frac=1e-9,
+    )
+    task = Caption().with_rows((), BUDGET, data.reader)
+    check(data, {"caption": task}, Options(folder=tmp_path))
+    summary = json.loads((tmp_path / "check.json").read_text())
+    told = (tmp_path / "problems.txt").read_text().splitlines()
+    assert summary == {
+        "rows": {"train/caption": 7, "test/caption": 1},
+        "videos": 6,
+        "unreadable": 1,
+        "repeated_rows": 2,  # line 7 repeats line 2, the test row repeats line 1
+        "problems": 4,
+    }
+    assert [f"{path}:{number}: " in line for line, number in zip(told, (8, 9))] == [True, True]
+    assert "not_a_video" in told[2] and told[3] == f"{videos[0]}: is in test and train"
+    assert (tmp_path / "check.png").stat().st_size > 5000
+    with pytest.raises(DataError, match="4 problems"):
+        check(data, {"caption": task}, Options(folder=tmp_path, strict=True))

@@ -1,0 +1,179 @@
+"""Proxies made on the fly: what is hidden and mixed is what the annotation says, and what a file of it would show."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.data.exporting import export_annotations
+from vidbridge.data.annotations import read_annotations
+from vidbridge.data.files import split_by_video
+from vidbridge.data.raw import Raw
+from vidbridge.data.rows import DataError
+from vidbridge.media.decode import decode
+from vidbridge.media.frames import FrameBudget
+from vidbridge.tasks.caption import Caption
+from vidbridge.tasks.dark_event_infer import DarkEventInfer
+from vidbridge.tasks.mix_vid_qa import MixVidQA
+from vidbridge.tasks.qa import QA
+from vidbridge.types import VideoRef
+
+BUDGET = FrameBudget(fps=2.0, max_frames=64, min_pixels=2304, max_pixels=2304, multiple=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raw")
+    export_annotations(folder, 16)
+    return folder
+
+
+def raw(folder, *files, **options):
+    chosen = files or ("coin.json", "questions.jsonl")
+    values = {"workers": 0, "held_out_frac": 0.2, **options}
+    return Raw(root=str(folder / "videos"), annotations=[str(folder / name) for name in chosen], **values)
+
+
+def with_rows(data, task, split="train", budget=BUDGET):
+    task = task.with_rows((), budget, data.reader)
+    return task.with_rows(data.rows(task, split), budget, data.reader)
+
+
+@pytest.mark.parametrize("file", ["coin.json", "captions.json"])
+def test_one_event_is_dark_for_exactly_its_time_and_is_the_answer(folder, file):
+    task = with_rows(raw(folder, file), DarkEventInfer())
+    known = {each.video: each for each in read_annotations(folder / file, "{id}.mp4")}
+    assert len(task) >= 8
+    for sample in map(task.sample, range(len(task))):
+        (shown,) = sample.videos
+        (path,) = {part.path for part in shown.parts}
+        hidden = [event for event in known[path].events if event[:2] == shown.dark_s]
+        assert [sample.answer] == [event[2] for event in hidden]
+        plain = decode(VideoRef(path=str(folder / "videos" / path)), BUDGET)
+        (clip,) = task.prompt(sample).clips
+        dark = (clip.times_s >= shown.dark_s[0]) & (clip.times_s < shown.dark_s[1])
+        assert dark.sum() == 2 and not clip.frames[dark].any()  # a second at 2 frames a second
+        assert np.array_equal(clip.frames[~dark], plain.frames[~dark]) and np.array_equal(clip.times_s, plain.times_s)
+
+
+def test_two_videos_are_mixed_in_pieces_and_every_part_is_shown_once(folder):
+    task = with_rows(raw(folder), MixVidQA())
+    known = {each.video: each for each in read_annotations(folder / "questions.jsonl", "")}
+    for sample in map(task.sample, range(len(task))):
+        (shown,) = sample.videos
+        asked, other = sample.meta["sources"]
+        assert asked != other and known[asked].question == sample.question and known[asked].answer == sample.answer
+        by_path = {asked: [], other: []}
+        for part in shown.parts:
+            by_path[part.path].append((part.start_s, part.end_s))
+        lengths = {}
+        for path, pieces in by_path.items():
+            assert pieces[0][0] == 0.0 and all(one[1] == two[0] for one, two in zip(pieces, pieces[1:]))
+            lengths[path] = pieces[-1][1]
+        assert max(lengths.values()) <= 1.5 * min(lengths.values())
+        (clip,) = task.prompt(sample).clips
+        assert len(clip.frames) == pytest.approx(2 * sum(lengths.values()), abs=1)
+
+
+def test_question_answering_and_captions_from_the_same_file(folder):
+    qa, caption = with_rows(raw(folder), QA()), with_rows(raw(folder), Caption())
+    sample = qa.sample(0)
+    assert sample.answer in "ABCDE"[: len(sample.options)] and caption.sample(0).answer.startswith("First the")
+    known = {each.video: each for each in read_annotations(folder / "questions.jsonl", "")}
+    (asked,) = sample.meta["sources"]
+    assert sample.options["ABCDE".index(sample.answer)] == known[asked].answer
+
+
+def test_each_pass_draws_anew_and_the_same_again(folder):
+    task = with_rows(raw(folder), MixVidQA())
+    size = len(task)
+    first, second = ([task.sample(epoch * size + place) for place in range(size)] for epoch in range(2))
+    assert [sample.uid for sample in first] == [sample.uid for sample in second]
+    assert [sample.question for sample in first] == [sample.question for sample in second]
+    assert any(one.videos != two.videos for one, two in zip(first, second))
+    again, other = with_rows(raw(folder), MixVidQA()), with_rows(raw(folder, seed=1), MixVidQA())
+    assert [again.sample(place) for place in range(2 * size)] == first + second
+    assert any(other.sample(place).videos != first[place].videos for place in range(size))
+
+
+def test_splits_share_no_video(folder):
+    data, seen = raw(folder), {}
+    for split in ("train", "val", "test"):
+        for task in (DarkEventInfer(), MixVidQA(), QA()):
+            try:
+                task = with_rows(data, task, split)
+            except DataError:
+                continue
+            for index in range(2 * len(task)):
+                for video in task.sample(index).meta["sources"]:
+                    assert seen.setdefault(video, split) == split == split_by_video(video, 0.2)
+    assert set(seen.values()) >= {"train", "val"}
+
+
+def test_an_event_that_no_frame_would_show_is_not_chosen(folder):
+    """Three frames in 4 s, at 0.67, 2 and 3.33: of the events of one second only those that hold one can be hidden."""
+    budget = FrameBudget(fps=0.75, max_frames=64, min_pixels=2304, max_pixels=2304, multiple=16)
+    task = with_rows(raw(folder), DarkEventInfer(), budget=budget)
+    assert 0 < len(task) < len(with_rows(raw(folder), DarkEventInfer()))  # 3 s: two frames, none between others
+    for sample in map(task.sample, range(len(task))):
+        (clip,) = task.prompt(sample).clips
+        dark = [not frame.any() for frame in clip.frames]
+        assert sum(dark) >= 1 and not all(dark)
+
+
+def test_a_video_that_cannot_be_opened_is_left_out_and_told(folder, tmp_path, capsys):
+    shutil.copytree(folder / "videos", tmp_path / "videos")
+    lines = (folder / "questions.jsonl").read_text().splitlines()
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    trained = [json.loads(line)["video"] for line in lines]
+    bad = next(video for video in trained if split_by_video(video, 0.2) == "train")
+    (tmp_path / "videos" / bad).write_text("no video")
+    whole, less = (
+        with_rows(raw(where, "questions.jsonl", max_bad_frac=0.1), QA()) for where in (folder, tmp_path)
+    )
+    assert len(less) == len(whole) - 1
+    assert "left out: 1 of 16 videos" in (told := capsys.readouterr().err) and bad in told
+    with pytest.raises(DataError, match="data.max_bad_frac=0.05"):
+        with_rows(raw(tmp_path, "questions.jsonl", max_bad_frac=0.05), QA())
+
+
+COIN = {"database": {"a": {"annotation": [{"segment": [1, 2], "label": "cut"}], "duration": 5}}}
+FAULTS = {
+    "not json": ('{"video"', "f.jsonl:1: not JSON"),
+    "no object": ("[1]", "f.jsonl:1: expected a JSON object"),
+    "no video": ('{"question": "a?", "answer": "b"}', "field 'video' is missing"),
+    "unknown field": ('{"video": "a", "frames": 3}', "field 'frames' is not known"),
+    "no answer": ('{"video": "a", "question": "a?"}', "'question' and 'answer' belong together"),
+    "no such option": ('{"video": "a", "question": "?", "answer": "C", "options": ["x", "y"]}', "neither an option"),
+    "event backwards": ('{"video": "a", "events": [[2, 1, "x"]]}', "start < end"),
+    "event without text": ('{"video": "a", "events": [[1, 2, " "]]}', "start < end and a text"),
+    "no seconds": ('{"video": "a", "duration_s": "long"}', "field 'duration_s' must be seconds"),
+    "no label": (json.dumps(COIN).replace('"label"', '"lable"'), "f.jsonl:a: field 'label' is missing"),
+    "captions that do not match": ('{"a": {"duration": 3, "timestamps": [[0, 1]], "sentences": []}}', "1 timestamps"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_annotations_are_named(fault, tmp_path):
+    content, message = FAULTS[fault]
+    (tmp_path / "f.jsonl").write_text(content)
+    with pytest.raises(DataError) as error:
+        read_annotations(tmp_path / "f.jsonl", "{id}.mp4")
+    assert message in str(error.value)
+
+
+def test_all_faults_are_listed_in_one_pass(tmp_path):
+    lines = [content for content, _ in FAULTS.values()][:8]
+    (tmp_path / "f.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError) as error:
+        read_annotations(tmp_path / "f.jsonl", "{id}.mp4")
+    assert len(str(error.value).splitlines()) == 8
+
+
+def test_the_name_of_a_file_may_use_what_an_entry_says(tmp_path):
+    (tmp_path / "coin.json").write_text(json.dumps(COIN).replace('"duration"', '"recipe_type": 7, "duration"'))
+    (known,) = read_annotations(tmp_path / "coin.json", "{recipe_type}/{id}.mp4")
+    assert known.video == "7/a.mp4" and known.events == ((1.0, 2.0, "cut"),) and known.duration_s == 5.0
+    with pytest.raises(DataError, match="asks for 'kind'"):
+        read_annotations(tmp_path / "coin.json", "{kind}/{id}.mp4")

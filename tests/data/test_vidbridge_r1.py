@@ -1,0 +1,128 @@
+"""The released file as it is: one JSONL for all tasks, paths of another machine, options in the text."""
+
+import json
+
+import pytest
+
+from tests.data.exporting import export_released
+from vidbridge.data.files import split_by_video
+from vidbridge.data.jsonl import JsonlIndex
+from vidbridge.data.rows import DataError, parse_row
+from vidbridge.data.vidbridge_r1 import VidbridgeR1
+from vidbridge.media.frames import FrameBudget
+from vidbridge.tasks.caption import Caption
+from vidbridge.tasks.mix_vid_qa import MixVidQA
+from vidbridge.tasks.qa import QA
+from vidbridge.text.released import split_options
+
+BUDGET = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304, multiple=16)
+ROW = {"problem": "What?", "solution": "<answer>it grows</answer>", "video": "a.mp4", "problem_type": "caption"}
+OPTIONS = "What?\nA. grows\nB. spins"
+CHOICE = {**ROW, "problem": OPTIONS, "solution": "<answer>B. spins</answer>", "problem_type": "MCQA"}
+
+
+def write(path, *lines):
+    path.write_bytes(b"".join((x if isinstance(x, bytes) else json.dumps(x).encode()) + b"\n" for x in lines))
+    return path
+
+
+def dataset(path, root, **options):
+    return VidbridgeR1(root=str(root), files={"train": str(path)}, workers=0, **options)
+
+
+def test_all_tasks_of_one_file_with_the_paths_of_another_machine(tmp_path):
+    path = export_released(tmp_path, [QA(), Caption(), MixVidQA()], 12, prefix="/home/author/videos/")
+    data = dataset(path, tmp_path / "videos", video_prefix="/home/author/videos/", held_out_frac=0.25)
+    uids = set()
+    for task in (QA(), Caption(), MixVidQA()):
+        for split in ("train", "val", "test"):
+            rows = data.rows(task, split)
+            filled = task.with_rows(rows, BUDGET, data.reader)
+            for index, row in enumerate(rows):
+                line = json.loads(path.read_text().splitlines()[int(row.uid.split("/")[1]) - 1])
+                assert split_by_video(line["video"], 0.25) == split
+                assert line["problem_type"] == task.problem_type and line["problem"].startswith(row.problem)
+                assert line["solution"] == row.solution
+                if index == 0:
+                    assert filled.prompt(filled.sample(0)).clips[0].frames.shape[1:] == (48, 48, 3)
+            uids |= {row.uid for row in rows}
+    assert len(uids) == 36  # no row is lost, none is in two splits
+
+
+def test_a_split_with_a_file_of_its_own_takes_nothing_from_training(tmp_path):
+    rows = [{**ROW, "video": f"{k}.mp4"} for k in range(200)]
+    train, test = write(tmp_path / "train.jsonl", *rows), write(tmp_path / "test.jsonl", *rows[:7])
+    data = VidbridgeR1(root=str(tmp_path), files={"train": str(train), "test": str(test)}, held_out_frac=0.1)
+    sizes = [len(data.rows(Caption(), split)) for split in ("train", "val", "test")]
+    assert sizes[0] + sizes[1] == 200 and 10 <= sizes[1] <= 30 and sizes[2] == 7
+    with pytest.raises(DataError, match="no train row has problem_type 'MCQA'"):
+        data.rows(QA(), "train")
+
+
+FAULTS = [
+    (b"{not json", "not JSON"),
+    (b"[1]", "expected a JSON object"),
+    (b'{"problem": "\xff"}', "not UTF-8"),
+    (b"[" * 100_000, "nested too deeply"),
+    ({**ROW, "problem": " "}, "field 'problem' must be a text"),
+    ({**ROW, "video": 7}, "field 'video'"),
+    ({key: ROW[key] for key in ROW if key != "solution"}, "field 'solution' is missing"),
+    ({**ROW, "solution": "grows"}, "must be <answer>..</answer>"),
+    ({**ROW, "solution": "<answer> </answer>"}, "is empty"),
+    ({**CHOICE, "problem": "What? grows or spins"}, "names no options"),
+    ({**CHOICE, "solution": "<answer>C</answer>"}, "must be a letter from A to B"),
+    ({**CHOICE, "problem": "What?\nA. grows\nB. Grows"}, "different texts"),
+    ({**ROW, "problem_type": ["caption"]}, "field 'problem_type'"),
+]
+
+
+def test_all_faults_are_listed_in_one_pass_and_can_be_skipped(tmp_path):
+    path = write(tmp_path / "train.jsonl", ROW, *[line for line, _ in FAULTS], b"", CHOICE)
+    with pytest.raises(DataError) as error:
+        dataset(path, tmp_path).rows(Caption(), "train")
+    told = str(error.value).splitlines()
+    assert [int(line.split(":")[1]) for line in told] == list(range(2, 2 + len(FAULTS)))
+    for line, (_, message) in zip(told, FAULTS):
+        assert message in line
+    index = JsonlIndex.of(path)
+    assert index.numbers.tolist() == [1, 3 + len(FAULTS)] and len(index.problems) == len(FAULTS)
+    lenient = dataset(path, tmp_path, skip_bad_rows=True, held_out_frac=1e-9)
+    assert [row.uid for row in lenient.rows(Caption(), "train")] == ["train/1"]
+    assert [row.answer for row in lenient.rows(QA(), "train")] == ["B"]
+
+
+def test_the_quick_look_at_a_line_agrees_with_the_close_one(tmp_path):
+    """Whatever passes without being parsed in full is a good row."""
+    lines = [ROW, CHOICE, {**CHOICE, "solution": "<answer>A</answer>"}, {**ROW, "extra": 1}, {**ROW, "video": "ü.mp4"}]
+    path = write(tmp_path / "train.jsonl", *lines)
+    index = JsonlIndex.of(path)
+    assert len(index.offsets) == len(lines)
+    content = path.read_bytes()
+    for at, number, kind in zip(index.offsets, index.numbers, index.kinds):
+        row = parse_row(content[at:].splitlines()[0], path, int(number))
+        assert row.problem_type == index.problem_types[kind]
+
+
+def test_a_line_that_changed_since_is_named(tmp_path):
+    path = write(tmp_path / "train.jsonl", ROW, {**ROW, "video": "b.mp4"})
+    rows = dataset(path, tmp_path, held_out_frac=1e-9).rows(Caption(), "train")
+    assert rows[1].video == "b.mp4"
+    write(path, ROW, {**ROW, "vidoe": "b.mp4", "video": 3})
+    with pytest.raises(DataError, match="train.jsonl:2: field 'video'"):
+        rows[1]
+
+
+@pytest.mark.parametrize(
+    ("problem", "question", "options"),
+    [
+        ("What?\nA. grows\nB. spins", "What?", ("grows", "spins")),
+        ("What?\nOptions:\n(A) grows\n(B) spins\n(C) hides", "What?", ("grows", "spins", "hides")),
+        ("What?\nA) grows\nB) spins\nAnswer with a letter.", "What?\nAnswer with a letter.", ("grows", "spins")),
+        ("What? A. grows B. spins it C. hides", "What?", ("grows", "spins it", "hides")),
+        ("What does Dr. A. do?\nA: sits\nB: eats vitamin B.", "What does Dr. A. do?", ("sits", "eats vitamin B.")),
+        ("A. Who is B?", "A. Who is B?", ()),
+        ("What grows?", "What grows?", ()),
+    ],
+)
+def test_options_are_found_in_the_text(problem, question, options):
+    assert split_options(problem) == (question, options)

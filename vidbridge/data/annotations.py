@@ -1,0 +1,190 @@
+"""Annotated videos as others write them down, read into one form.
+
+COIN: ``{"database": {"<id>": {"duration": 60.1, "annotation": [{"segment": [4.0, 9.5], "label": "cut the end"}]}}}``
+ActivityNet Captions: ``{"<id>": {"duration": 82.7, "timestamps": [[0.8, 19.9]], "sentences": ["A young woman .."]}}``
+JSONL, one video a line: ``{"video": "a.mp4", "events": [[4.0, 9.5, "cut the end"]]}``, and any of ``question`` with
+``answer`` and ``options``, ``caption``, ``start_s`` and ``end_s`` (the part that counts), ``duration_s``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping
+
+from vidbridge.data.rows import listed
+from vidbridge.tasks.base import DataError
+from vidbridge.text.options import LETTERS
+
+Event = tuple[float, float, str]  # start, end, what happens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotation:
+    """What is known about one video, or a part of one. Times of events count from the start of that part."""
+
+    uid: str
+    video: str
+    start_s: float = 0.0
+    end_s: float | None = None
+    duration_s: float | None = None  # of the whole file, where it is said
+    events: tuple[Event, ...] = ()
+    caption: str = ""
+    question: str = ""
+    answer: str = ""  # as a phrase, also where there are options
+    options: tuple[str, ...] = ()
+
+
+def read_annotations(path: Path, video_name: str) -> list[Annotation]:
+    """All of a file; DataError lists everything that is wrong with it, by line or id."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    text = path.read_bytes()
+    found: list[Annotation] = []
+    problems: list[str] = []
+    for where, make in _entries(path, text, video_name):
+        try:
+            found.append(make())
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            detail = f"field {error} is missing" if isinstance(error, KeyError) else error
+            problems.append(f"{path}:{where}: {detail}")
+    if problems:
+        raise DataError(listed(problems))
+    if not found:
+        raise DataError(f"{path}: annotates no video")
+    return found
+
+
+def _entries(path: Path, text: bytes, video_name: str) -> Iterator[tuple[str, Callable[[], Annotation]]]:
+    """Where each entry stands and how it is read."""
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        whole = None
+    # of one line of JSONL no field is an object
+    if isinstance(whole, dict) and any(isinstance(value, dict) for value in whole.values()):
+        database = whole.get("database", whole)
+        if not isinstance(database, dict):
+            raise DataError(f"{path}: field 'database' must be an object of videos by their id")
+        read = _coin if "database" in whole else _activity_net
+        for name, entry in database.items():
+            yield name, partial(read, path.stem, name, entry, video_name)
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield str(number), partial(_jsonl, f"{path.stem}/{number}", line)
+
+
+def _coin(stem: str, name: str, found: Any, video_name: str) -> Annotation:
+    entry = _fields(found)
+    steps = [(step["segment"][0], step["segment"][1], step["label"]) for step in entry["annotation"]]
+    return Annotation(
+        uid=f"{stem}/{name}",
+        video=_video(video_name, name, entry),
+        duration_s=_seconds(entry.get("duration"), "duration"),
+        events=_events(steps),
+    )
+
+
+def _activity_net(stem: str, name: str, found: Any, video_name: str) -> Annotation:
+    entry = _fields(found)
+    spans, sentences = entry["timestamps"], entry["sentences"]
+    if len(spans) != len(sentences):
+        raise ValueError(f"{len(spans)} timestamps for {len(sentences)} sentences")
+    return Annotation(
+        uid=f"{stem}/{name}",
+        video=_video(video_name, name, entry),
+        duration_s=_seconds(entry.get("duration"), "duration"),
+        events=_events([(span[0], span[1], sentence) for span, sentence in zip(spans, sentences)]),
+    )
+
+
+def _jsonl(uid: str, line: bytes) -> Annotation:
+    entry = _fields(_json(line))
+    known = ("video", "uid", "events", "caption", "question", "answer", "options", "start_s", "end_s", "duration_s")
+    if unknown := sorted(entry.keys() - set(known)):
+        raise ValueError(f"field '{unknown[0]}' is not known; there are {', '.join(known)}")
+    texts = {name: _text(entry.get(name, ""), name) for name in ("caption", "question", "answer")}
+    if bool(texts["question"]) != bool(texts["answer"]):
+        raise ValueError("fields 'question' and 'answer' belong together")
+    options = tuple(_text(option, "options") for option in entry.get("options", ()))
+    if options:
+        texts["answer"] = _chosen(texts["answer"], options)
+    video = _text(entry["video"], "video")
+    if not video:
+        raise ValueError("field 'video' is empty")
+    return Annotation(
+        uid=_text(entry.get("uid", uid), "uid"),
+        video=video,
+        start_s=_seconds(entry.get("start_s"), "start_s") or 0.0,
+        end_s=_seconds(entry.get("end_s"), "end_s"),
+        duration_s=_seconds(entry.get("duration_s"), "duration_s"),
+        events=_events([_triple(event) for event in entry.get("events", ())]),
+        options=options,
+        **texts,
+    )
+
+
+def _chosen(answer: str, options: tuple[str, ...]) -> str:
+    """The text of the right option, given as that text or as its letter."""
+    if answer in options:
+        return answer
+    if len(answer) == 1 and answer in LETTERS[: len(options)]:
+        return options[LETTERS.index(answer)]
+    raise ValueError(f"field 'answer' is neither an option nor its letter: {answer!r}")
+
+
+def _triple(event: Any) -> Event:
+    if isinstance(event, dict):
+        return event["start_s"], event["end_s"], event["text"]
+    start_s, end_s, text = event
+    return start_s, end_s, text
+
+
+def _events(found: list[Event]) -> tuple[Event, ...]:
+    events = []
+    for start, end, label in found:
+        start_s, end_s, text = _seconds(start, "start"), _seconds(end, "end"), _text(label, "label")
+        if start_s is None or end_s is None or start_s >= end_s or not text:
+            raise ValueError(f"an event needs start < end and a text, found {[start, end, label]}")
+        events.append((start_s, end_s, text))
+    return tuple(sorted(events))
+
+
+def _video(video_name: str, name: str, entry: Mapping[str, Any]) -> str:
+    try:
+        return video_name.format(id=name, **{key: value for key, value in entry.items() if key != "id"})
+    except KeyError as error:
+        raise ValueError(f"data.video_name={video_name!r} asks for {error}, which this video does not have") from error
+
+
+def _fields(entry: Any) -> Mapping[str, Any]:
+    if not isinstance(entry, dict):
+        raise ValueError(f"expected a JSON object, found {type(entry).__name__}")
+    return entry
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (at place {error.start + 1})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"field '{name}' must be a text, found {value!r}")
+    return " ".join(value.split())
+
+
+def _seconds(value: Any, name: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"field '{name}' must be seconds, found {value!r}")
+    return float(value)

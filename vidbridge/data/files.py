@@ -1,0 +1,56 @@
+"""What data sets of one's own video files share: processes that read them, a cache, and splits that share no video."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from vidbridge.data.base import SPLITS, Dataset
+from vidbridge.media.reader import VideoReader
+from vidbridge.tasks.base import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDataset(Dataset):
+    workers: int = 2  # processes that decode
+    deadline_s: float = 60.0  # for one video
+    cache: str = ".cache/frames"  # of decoded frames
+    cache_gb: float = 0.0  # 0: none
+    held_out_frac: float = 0.02  # of the videos, for each split that has no file of its own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 0:
+            raise ValueError(f"data.workers must be 0 (decode in the training process) or more, got {self.workers}")
+        if self.deadline_s <= 0:
+            raise ValueError(f"data.deadline_s must be positive, got {self.deadline_s}")
+        if self.cache_gb < 0:
+            raise ValueError(f"data.cache_gb must be 0 (no cache) or positive, got {self.cache_gb}")
+        if not 0 < self.held_out_frac < 0.5:
+            raise ValueError(f"data.held_out_frac must lie between 0 and 0.5, got {self.held_out_frac}")
+
+    @cached_property
+    def reader(self) -> VideoReader:
+        if not Path(self.root).is_dir():
+            raise DataError(f"data.root={self.root}: there is no such folder of videos")
+        return VideoReader(
+            self.root,
+            workers=self.workers,
+            deadline_s=self.deadline_s,
+            cache=self.cache,
+            cache_gb=self.cache_gb,
+        )
+
+
+def split_by_video(video: str | bytes, held_out_frac: float) -> str:
+    """Which split a video belongs to for good: by its name alone, so that no two splits share one."""
+    place = zlib.crc32(video.encode() if isinstance(video, str) else video) / 2**32
+    bounds = zip(("val", "test"), (held_out_frac, 2 * held_out_frac))
+    return next((split for split, bound in bounds if place < bound), "train")
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise DataError(f"there is no split '{split}'; there are {', '.join(SPLITS)}")

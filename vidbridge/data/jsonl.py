@@ -1,0 +1,121 @@
+"""A JSONL file of rows that is never held in memory: every line checked once, then read where it stands."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import numpy as np
+
+from vidbridge.data.rows import Problems, parse_row
+from vidbridge.tasks.base import MULTIPLE_CHOICE, DataError, Row
+from vidbridge.text.options import LETTERS
+
+_decode = json.JSONDecoder().raw_decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonlIndex:
+    """Where the good lines of a file are, of which problem type, and of which video (by its checksum)."""
+
+    path: Path
+    offsets: np.ndarray  # [n] int64
+    numbers: np.ndarray  # [n] int64, lines count from 1
+    kinds: np.ndarray  # [n] int32, places in ``problem_types``
+    videos: np.ndarray  # [n] uint32, crc32
+    problem_types: tuple[str, ...]
+    problems: tuple[str, ...]  # file:line: field .. of the lines that are not good
+
+    @classmethod
+    def of(cls, path: Path) -> JsonlIndex:
+        """Reads the whole file, line by line. DataError when there is none."""
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        offsets, numbers, kinds, videos = array("q"), array("q"), array("i"), array("I")
+        problem_types: dict[str, int] = {}
+        problems = Problems(path)
+        end = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                start, end = end, end + len(line)
+                if (plain := _plain(line)) is None:
+                    if not line.strip() or (row := problems.row_of(line, number, None, as_it_stands)) is None:
+                        continue
+                    plain = row.problem_type, row.video
+                offsets.append(start)
+                numbers.append(number)
+                kinds.append(problem_types.setdefault(plain[0], len(problem_types)))
+                videos.append(zlib.crc32(plain[1].encode()))
+        return cls(
+            path=path,
+            offsets=np.array(offsets),
+            numbers=np.array(numbers),
+            kinds=np.array(kinds),
+            videos=np.array(videos),
+            problem_types=tuple(problem_types),
+            problems=tuple(problems.lines),
+        )
+
+    def places(self, problem_type: str) -> np.ndarray:
+        if problem_type not in self.problem_types:
+            return np.empty(0, np.int64)
+        return np.flatnonzero(self.kinds == self.problem_types.index(problem_type))
+
+
+def as_it_stands(video: str) -> str:
+    return video
+
+
+def _plain(line: bytes) -> tuple[str, str] | None:
+    """Problem type and video of a line as most are; None for one that needs a closer look."""
+    try:
+        fields, end = _decode(text := line.decode("utf-8"))
+        problem, solution = fields["problem"], fields["solution"]
+        video, problem_type = fields["video"], fields["problem_type"]
+        if len(fields) != 4 or end < len(text) - 1:
+            return None
+        # a text method of what is no text is an AttributeError
+        if not (problem.strip() and video.strip() and problem_type.strip()):
+            return None
+        if not (solution.startswith("<answer>") and solution.endswith("</answer>") and solution[8:-9].strip()):
+            return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if problem_type == MULTIPLE_CHOICE and not _is_plain_choice(problem, solution[8:-9]):
+        return None
+    return problem_type, video
+
+
+def _is_plain_choice(problem: str, letter: str) -> bool:
+    """Whether the options stand on lines of their own, as ``A. grows``, and the answer is one of their letters."""
+    lines = [line for line in problem.split("\n") if line[1:3] == ". "]
+    letters = "".join([line[0] for line in lines])
+    distinct = {line[3:].strip().lower() for line in lines}
+    return len(letters) >= 2 and LETTERS.startswith(letters) and letter in letters and len(distinct) == len(lines)
+
+
+class JsonlRows(Sequence[Row]):
+    """Some rows of an indexed file; ``video_path`` says where the video of a row is."""
+
+    def __init__(
+        self, file: JsonlIndex, places: np.ndarray, problem_type: str, video_path: Callable[[str], str]
+    ) -> None:
+        self.file, self.places, self.problem_type, self.video_path = file, places, problem_type, video_path
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, place: Any) -> Any:
+        at = self.places[place]
+        number = int(self.file.numbers[at])
+        with self.file.path.open("rb") as opened:
+            opened.seek(int(self.file.offsets[at]))
+            line = opened.readline()
+        try:
+            return parse_row(line, self.file.path, number, self.problem_type, self.video_path)
+        except ValueError as error:
+            raise DataError(f"{self.file.path}:{number}: {error} (it has changed since it was opened)") from error

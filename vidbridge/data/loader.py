@@ -1,0 +1,181 @@
+"""From samples to prompts, where what cannot be used is left out by a rule and on record."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Iterable, Mapping, Sequence
+
+from vidbridge import dist
+from vidbridge.data.cost import estimated_tokens
+from vidbridge.data.prefetch import one_torch_thread
+from vidbridge.media.reader import VideoReader
+from vidbridge.media.video_file import VideoError
+from vidbridge.policy.processor import Processor
+from vidbridge.tasks.base import DataError, Task
+from vidbridge.types import EncodedPrompt, Prompt, Sample
+
+FIRST = 100  # samples after which a fraction means something
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A sample with all that is needed to answer it."""
+
+    sample: Sample
+    prompt: Prompt
+    encoded: EncodedPrompt
+    num_bad: int = 0  # samples that should have been here and could not be used
+
+
+@dataclass(slots=True)
+class _News:
+    """What this rank has met and the others have not been told."""
+
+    num_asked: int = 0
+    num_bad: int = 0
+    lines: list[dict[str, str]] = field(default_factory=list)
+
+
+class BadSamples:
+    """Samples that could not be used: counted, listed in ``path``, never tried again.
+
+    DataError when they are more than ``max_frac`` of all that were asked for; with 0 the first one is too much. Each
+    rank counts what it meets itself until ``share`` adds what the others have met; the first one writes the list.
+    """
+
+    def __init__(self, path: Path | None = None, max_frac: float = 0.0) -> None:
+        self.path, self.max_frac = path, max_frac
+        self._shared_asked = self._shared_bad = 0
+        self._news = _News()
+        self._lock = threading.Lock()
+        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
+        self._uids = {json.loads(line)["uid"] for line in lines}  # of the run that this one goes on with
+
+    @property
+    def num_asked(self) -> int:
+        return self._shared_asked + self._news.num_asked
+
+    @property
+    def num_bad(self) -> int:
+        return self._shared_bad + self._news.num_bad
+
+    def passes(self, sample: Sample) -> bool:
+        """Whether the sample is worth trying; every sample that is asked for goes through here once."""
+        with self._lock:
+            self._news.num_asked += 1
+            if sample.uid not in self._uids:
+                return True
+            self._news.num_bad += 1
+            self._check(self.num_asked, self.num_bad, f"{sample.uid} again")
+            return False
+
+    def add(self, sample: Sample, error: ValueError) -> None:
+        with self._lock:
+            if self.max_frac == 0:
+                raise DataError(f"{sample.uid}: {error}") from error
+            line = {
+                "uid": sample.uid,
+                "task": sample.task,
+                "reason": error.reason if isinstance(error, VideoError) else "unusable",
+                "detail": str(error),
+            }
+            self._news.num_bad += 1
+            self._news.lines.append(line)
+            self._note(line)
+            self._check(self.num_asked, self.num_bad, f"{sample.uid}: {error}")
+
+    def share(self) -> None:
+        """Called by all ranks at the same place, after which they know of the same; DataError on all, or on none."""
+        with self._lock:
+            mine, self._news = self._news, _News()
+        everyones = dist.everyones(mine)
+        with self._lock:
+            for news in everyones:
+                self._shared_asked += news.num_asked
+                self._shared_bad += news.num_bad
+                for line in news.lines:
+                    self._note(line)
+            last = [f"{line['uid']}: {line['detail']}" for news in everyones for line in news.lines][-1:]
+            self._check(self._shared_asked, self._shared_bad, *last)
+
+    def _note(self, line: Mapping[str, Any]) -> None:
+        if line["uid"] in self._uids:
+            return
+        self._uids.add(line["uid"])
+        if self.path is not None and dist.is_first():
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _check(self, num_asked: int, num_bad: int, last: str = "one known from before") -> None:
+        if num_bad > self.max_frac * max(num_asked, FIRST):
+            where = f"; all of them: {self.path}" if self.path is not None else ""
+            raise DataError(
+                f"{num_bad} of {num_asked} samples could not be used, more than "
+                f"data.max_bad_frac={self.max_frac:g} allows. The last: {last}{where}"
+            )
+
+
+class Loader:
+    """Prompts of samples. In the place of a bad one comes the next sample of its task, question and all."""
+
+    def __init__(self, tasks: Mapping[str, Task], processor: Processor, bad: BadSamples | None = None) -> None:
+        self.tasks, self.processor, self.bad = tasks, processor, bad or BadSamples()
+        readers = [task.read for task in tasks.values() if isinstance(task.read, VideoReader)]
+        width = max((reader.width for reader in readers), default=1)
+        # threads that wait for the processes which do the work
+        self._pool = ThreadPoolExecutor(width, "loader", initializer=one_torch_thread) if width > 1 else None
+
+    def own(self, samples: Sequence[Sample]) -> dict[int, Sample]:
+        """Those of ``samples`` that this rank works on, by their places."""
+
+        def tokens(place: int) -> float:
+            sample = samples[place]
+            return estimated_tokens(sample, self.tasks[sample.task], self.processor)
+
+        return {place: samples[place] for place in dist.own_share(len(samples), tokens)}
+
+    def load(
+        self,
+        samples: Mapping[int, Sample],
+        prompt: Callable[[Sample], Prompt] | None = None,
+        *,
+        replace: bool = True,
+    ) -> dict[int, Loaded]:
+        """With everything read, by place; this may run beside a training step.
+
+        Without ``replace`` a bad sample leaves its place empty.
+        """
+
+        def load_one(sample: Sample) -> Loaded | None:
+            return self._first_good(sample, prompt or self._prompt, replace)
+
+        loaded = self._pool.map(load_one, samples.values()) if self._pool else map(load_one, samples.values())
+        return {place: each for place, each in zip(samples, loaded) if each is not None}
+
+    def report(self, loaded: Iterable[Loaded]) -> dict[str, float]:
+        """How many samples of this batch were bad, on any rank; called by all, which learn what the others met."""
+        self.bad.share()
+        return {"data/bad": dist.total([float(sum(each.num_bad for each in loaded))])[0]}
+
+    def _prompt(self, sample: Sample) -> Prompt:
+        return self.tasks[sample.task].prompt(sample)
+
+    def _first_good(self, sample: Sample, prompt: Callable[[Sample], Prompt], replace: bool) -> Loaded | None:
+        task = self.tasks[sample.task]
+        for num_bad in range(len(task) if replace else 1):
+            if self.bad.passes(sample):
+                try:
+                    shown = prompt(sample)
+                    return Loaded(
+                        sample=sample, prompt=shown, encoded=self.processor.encode(shown), num_bad=num_bad
+                    )
+                except ValueError as error:
+                    self.bad.add(sample, error)
+            sample = task.sample(sample.index + 1)
+        if replace:
+            raise DataError(f"not one of the {len(task)} rows of {sample.task} can be used")
+        return None

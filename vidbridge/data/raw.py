@@ -1,0 +1,174 @@
+"""``data=raw``: proxy tasks made from annotated videos while they are read.
+
+What is hidden and what is mixed is a function of (seed, pass over the rows, uid).
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Callable, Sequence
+
+import numpy as np
+
+from vidbridge.data.annotations import Annotation, read_annotations
+from vidbridge.data.base import NoRows
+from vidbridge.data.files import FileDataset, check_split, split_by_video
+from vidbridge.data.rows import listed
+from vidbridge.media.frames import FrameBudget
+from vidbridge.media.video_file import VideoError
+from vidbridge.tasks.base import DataError, Draft, DrawnRows, Question, Row, Source, Task, TimedEvent
+from vidbridge.types import Montage, VideoRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw(FileDataset):
+    """A task takes the videos that have what it asks for: events, a question, options, a caption."""
+
+    annotations: Sequence[str]  # files; see annotations.py
+    video_name: str = "{id}.mp4"
+    seed: int = 0
+    max_duration_ratio: float = 1.5  # of two videos that are mixed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.annotations:
+            raise ValueError("data.annotations must name at least one file")
+        if self.max_duration_ratio < 1:
+            raise ValueError(f"data.max_duration_ratio must be at least 1, got {self.max_duration_ratio}")
+
+    def rows(self, task: Task, split: str) -> Sequence[Row]:
+        check_split(split)
+        mine = [each for each in self._annotations if split_by_video(each.video, self.held_out_frac) == split]
+        rows = RawRows(task, split, mine, seed=self.seed, max_duration_ratio=self.max_duration_ratio)
+        if not len(rows):
+            raise NoRows(
+                f"{', '.join(self.annotations)}: none of {len(mine)} {split} videos has what {task.name} needs"
+            )
+        return rows
+
+    @cached_property
+    def _annotations(self) -> list[Annotation]:
+        """Those of videos whose length is known."""
+        found = [each for file in self.annotations for each in read_annotations(Path(file), self.video_name)]
+        if len(uids := {each.uid for each in found}) < len(found):
+            raise DataError(f"data.annotations: {len(found) - len(uids)} of {len(found)} uids occur more than once")
+        unknown = list(dict.fromkeys(each.video for each in found if each.duration_s is None))
+        durations = self._read_durations(unknown) if unknown else {}
+        timed = [replace(each, duration_s=each.duration_s or durations.get(each.video)) for each in found]
+        return [each for each in timed if each.duration_s]
+
+    def _read_durations(self, videos: Sequence[str]) -> dict[str, float]:
+        """From the headers, once a run; what cannot be opened is left out and told."""
+        problems: list[str] = []
+
+        def duration_s(video: str) -> float | None:
+            try:
+                return self.reader.duration_s(video)
+            except VideoError as error:
+                problems.append(str(error))
+                return None
+
+        with ThreadPoolExecutor(self.reader.width) as pool:
+            durations = dict(zip(videos, pool.map(duration_s, videos)))
+        if problems:
+            told = f"{len(problems)} of {len(videos)} videos cannot be opened\n{listed(problems)}"
+            if len(problems) > self.max_bad_frac * len(videos):
+                raise DataError(f"{told}\nthat is more than data.max_bad_frac={self.max_bad_frac:g} allows")
+            print(f"left out: {told}", file=sys.stderr)
+        return {video: seconds for video, seconds in durations.items() if seconds is not None}
+
+
+def to_source(known: Annotation, frames: FrameBudget) -> Source:
+    """Times count from the start of the part; an event can be hidden if frames show it, and what is around it."""
+    length_s = part(known).end_s - known.start_s  # type: ignore[operator]
+    times_s = frames.times(length_s)
+    events = []
+    for start_s, end_s, text in known.events:
+        inside = (times_s >= start_s) & (times_s < end_s)
+        around = bool((times_s < start_s).any() and (times_s >= end_s).any())
+        events.append(TimedEvent(start_s=start_s, end_s=end_s, text=text, inferable=bool(inside.any()) and around))
+    question = Question(text=known.question, answer=known.answer, options=known.options) if known.question else None
+    return Source(duration_s=length_s, events=tuple(events), caption=known.caption, question=question)
+
+
+def part(known: Annotation) -> VideoRef:
+    """Of its file, with an end."""
+    assert known.duration_s is not None
+    end_s = known.duration_s if known.end_s is None else min(known.end_s, known.duration_s)
+    return VideoRef(path=known.video, start_s=known.start_s, end_s=end_s)
+
+
+class RawRows(DrawnRows):
+    """The rows of a task that annotations allow. Several sources: the others are of about the same length."""
+
+    def __init__(
+        self, task: Task, split: str, annotations: Sequence[Annotation], *, seed: int, max_duration_ratio: float
+    ) -> None:
+        assert task.frames is not None, "which events can be hidden depends on the frames that are seen"
+        self.task, self.split, self.seed = task, split, seed
+        sources = [(known, to_source(known, task.frames)) for known in annotations]
+        sources = [(known, source) for known, source in sources if source.duration_s > 0]
+        self._all = sorted(sources, key=lambda each: (each[1].duration_s, each[0].uid))
+        self._lengths = np.array([source.duration_s for _, source in self._all])
+        self._ratio = max_duration_ratio
+        # whether a task can make use of a video depends on the video alone
+        self._asked = [
+            at
+            for at, (_, source) in enumerate(self._all)
+            if task.construct([source] * task.num_sources, np.random.default_rng(0)) is not None
+            and (task.num_sources == 1 or any(map(self._mixes_with(at), range(*self._window(at)))))
+        ]
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def draw(self, place: int, epoch: int) -> Row:
+        at = self._asked[place]
+        known = self._all[at][0]
+        uid = f"{self.task.name}/{self.split}/{known.uid}"
+        rng = np.random.default_rng([self.seed, epoch, zlib.crc32(uid.encode())])
+        chosen = [at]
+        while len(chosen) < self.task.num_sources:
+            partner = int(rng.integers(*self._window(at)))
+            if self._mixes_with(at)(partner):
+                chosen.append(partner)
+        draft = self.task.construct([self._all[each][1] for each in chosen], rng)
+        assert draft is not None, uid
+        return Row(
+            uid=uid,
+            problem=draft.problem,
+            solution=f"<answer>{draft.answer}</answer>",
+            video=known.video,
+            problem_type=self.task.problem_type,
+            options=draft.options,
+            rationale=draft.rationale,
+            meta={**draft.meta, "epoch": epoch, "sources": [self._all[each][0].video for each in chosen]},
+            shown=montage(draft, [part(self._all[each][0]) for each in chosen]),
+        )
+
+    def _window(self, at: int) -> tuple[int, int]:
+        """Where those are that are neither much longer nor much shorter."""
+        length_s = self._lengths[at]
+        bounds = [length_s / self._ratio, np.nextafter(length_s * self._ratio, np.inf)]
+        low, high = np.searchsorted(self._lengths, bounds)
+        return int(low), int(high)
+
+    def _mixes_with(self, at: int) -> Callable[[int], bool]:
+        video = self._all[at][0].video
+        return lambda other: self._all[other][0].video != video
+
+
+def montage(draft: Draft, parts: Sequence[VideoRef]) -> Montage:
+    """What the draft shows of its sources, in files and their times."""
+    if not draft.pieces:
+        return Montage(parts=(parts[0],), dark_s=draft.dark_s)
+    shown = []
+    for piece in draft.pieces:
+        start_s = parts[piece.source].start_s
+        shown.append(replace(parts[piece.source], start_s=start_s + piece.start_s, end_s=start_s + piece.end_s))
+    return Montage(parts=tuple(shown), dark_s=draft.dark_s)

@@ -1,0 +1,71 @@
+"""Where videos come from: a folder that nothing leads out of, read here or in other processes, cached or not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from vidbridge.media.cache import Decode, FrameCache
+from vidbridge.media.decode import decode
+from vidbridge.media.frames import FrameBudget
+from vidbridge.media.video_file import VideoError, VideoFile
+from vidbridge.media.workers import WorkerPool
+from vidbridge.types import Clip, Montage, VideoRef
+
+
+class VideoReader:
+    """``reader(video, frames)`` is ``decode`` for paths below ``root``, absolute or from there.
+
+    With ``workers`` the files are decoded in that many other processes, each within ``deadline_s``.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        workers: int = 0,
+        deadline_s: float = 60.0,
+        cache: str | None = None,
+        cache_gb: float = 0.0,
+    ) -> None:
+        self.root = root
+        self.pool = WorkerPool(workers, deadline_s=deadline_s) if workers else None
+        self._decode: Decode = self.pool.decode if self.pool else decode
+        if cache is not None and cache_gb > 0:
+            self._decode = FrameCache(self._decode, Path(cache), int(cache_gb * 1e9))
+
+    def __call__(self, video: VideoRef | Montage, frames: FrameBudget) -> Clip:
+        return self._decode(self.confined(video), frames)
+
+    def duration_s(self, path: str) -> float:
+        """As the headers of the file say."""
+        confined = self._confined(VideoRef(path=path)).path
+        if self.pool:
+            return float(self.pool.describe(confined)["duration_s"])
+        with VideoFile(confined) as file:
+            return file.duration_s
+
+    @property
+    def width(self) -> int:
+        """How many videos are worth reading at once."""
+        return self.pool.size if self.pool else 1
+
+    def confined(self, video: VideoRef | Montage) -> VideoRef | Montage:
+        """With paths that have been followed; VideoError if one of them leads out of the folder."""
+        if isinstance(video, Montage):
+            return replace(video, parts=tuple(self._confined(part) for part in video.parts))
+        return self._confined(video)
+
+    @cached_property
+    def _real_root(self) -> Path:
+        return Path(self.root).resolve()
+
+    def _confined(self, part: VideoRef) -> VideoRef:
+        try:
+            path = (self._real_root / part.path).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # a link to itself, a zero byte
+            raise VideoError(part.path, "missing", f"cannot be followed ({error})") from error
+        if not path.is_relative_to(self._real_root):
+            raise VideoError(part.path, "outside_root", f"leads out of {self.root}")
+        return replace(part, path=str(path))

@@ -1,0 +1,95 @@
+"""A process that decodes: ``python -m vidbridge.media.worker``, one request a line in, frames as plain bytes out.
+
+A request is the JSON of ``to_request``. A reply is JSON after its length in four bytes, then, where it announces a
+shape, the bytes of times_s as float64 and of the frames. Torch is not imported here, so that a new one is there soon.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from vidbridge.media.decode import decode
+from vidbridge.media.frames import FrameBudget
+from vidbridge.media.video_file import VideoError, VideoFile
+from vidbridge.types import Clip, Montage, VideoRef
+
+
+def to_request(video: VideoRef | Montage, frames: FrameBudget | None) -> dict[str, Any]:
+    """As JSON can hold it; without a budget the reply tells how long and large the video is."""
+    return {
+        "kind": type(video).__name__,
+        "video": asdict(video),
+        "frames": None if frames is None else asdict(frames),
+    }
+
+
+def from_request(request: dict[str, Any]) -> tuple[VideoRef | Montage, FrameBudget | None]:
+    video, frames = request["video"], request["frames"]
+    if request["kind"] == "Montage":
+        dark_s = video["dark_s"]
+        read: VideoRef | Montage = Montage(
+            parts=tuple(VideoRef(**part) for part in video["parts"]), dark_s=None if dark_s is None else tuple(dark_s)
+        )
+    else:
+        read = VideoRef(**video)
+    return read, None if frames is None else FrameBudget(**frames)
+
+
+def describe(path: str) -> dict[str, Any]:
+    """What the first frame and the headers say."""
+    with VideoFile(path) as file:
+        return {"duration_s": file.duration_s, "height": file.height, "width": file.width}
+
+
+def answer(request: dict[str, Any]) -> tuple[dict[str, Any], Clip | None]:
+    """The head of the reply and what follows it."""
+    try:
+        video, frames = from_request(request)
+        if frames is None:
+            assert isinstance(video, VideoRef)
+            return {"about": describe(video.path)}, None
+        clip = decode(video, frames)
+        return {"shape": clip.frames.shape}, clip
+    except VideoError as error:
+        return {"error": [error.path, error.reason, error.detail]}, None
+    except MemoryError:
+        return {"error": [_path(request), "memory", "needs more memory than a worker may have"]}, None
+
+
+def _path(request: dict[str, Any]) -> str:
+    video = request["video"]
+    return video["path"] if "path" in video else video["parts"][0]["path"]
+
+
+def peak_mb() -> float:
+    """The most memory this process ever held, in 2**20 bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: ru_maxrss counts what the starting process held, too
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) / 2**10
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    for line in requests:
+        head, clip = answer(json.loads(line))
+        head["peak_mb"] = peak_mb()
+        text = json.dumps(head).encode()
+        replies.write(len(text).to_bytes(4) + text)
+        if clip is not None:
+            replies.write(np.ascontiguousarray(clip.times_s, np.float64).data)
+            replies.write(np.ascontiguousarray(clip.frames).data)
+        replies.flush()
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]) * 2**20,) * 2)
+    serve(sys.stdin.buffer, sys.stdout.buffer)
