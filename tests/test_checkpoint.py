@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 import train
 from tests.composing import composed, small_run
 from vidbridge import checkpoint, launch
-from vidbridge.checkpoint import Checkpointer, CheckpointError, newest, verify, write_checkpoint
+from vidbridge.checkpoint import Checkpointer, CheckpointError, check_same, newest, verify, write_checkpoint
 from vidbridge.policy.engine_local import LocalEngine
 from vidbridge.seeding import random_state, seed_everything, set_random_state
 from vidbridge.stopping import Stopped
@@ -231,6 +232,18 @@ def test_another_configuration_is_refused_with_what_differs(unbroken, random_qwe
     with pytest.raises(CheckpointError, match=r"frames.max_frames: 8 -> 4\n.*optim.lr: 0.0002 -> 0.1") as error:
         run(random_qwen_folder, cache, unbroken, "resume=auto", "frames.max_frames=4", "optim.lr=0.1", "steps=9")
     assert "steps" not in str(error.value).replace("prompts_per_step", "")
+
+
+def test_a_judge_may_have_moved_but_not_changed():
+    record = launch.public(composed("judge=openai_two"))
+    moved = launch.public(
+        composed("judge=openai_two", "judge.answers.base_url=http://there:1/v1", "judge.cache.max_mb=1",
+                 "judge.events.deadline_s=9", "judge.answers.api_key_env=MY_KEY", "judge.window=9")
+    )  # fmt: skip
+    check_same(record, moved, Path("step_1"))
+    changed = launch.public(composed("judge=openai_two", "judge.events.model=another"))
+    with pytest.raises(CheckpointError, match="judge.events.model: Qwen/Qwen2.5-14B-Instruct -> another"):
+        check_same(record, changed, Path("step_1"))
 
 
 def test_sigint_has_its_own_status(random_qwen_folder, cache, tmp_path, monkeypatch):

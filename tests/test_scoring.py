@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.rewards.builders import raw, said, sample
-from vidbridge.judges.base import JudgeUnavailable
+from vidbridge.judges.base import JudgeLost, JudgeUnavailable
 from vidbridge.judges.exact import ExactJudge
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rewards.choice import Choice
@@ -112,24 +112,42 @@ def test_a_term_that_does_not_pay_leaves_nothing_unscored():
     assert breakdown.scored and math.isnan(breakdown.terms["grade"])
 
 
+class Meeting(ExactJudge):
+    """Replies when three have come; one after another would never get together."""
+
+    waits = True
+
+    def __init__(self):
+        self.barrier = threading.Barrier(3, timeout=10)
+
+    def ask(self, requests):
+        self.barrier.wait()
+        return super().ask(requests)
+
+
 def test_groups_are_scored_side_by_side_where_the_judge_is_one_to_wait_for():
-    """Three groups meet in the judge; one after another would never get together."""
-
-    class Meeting(ExactJudge):
-        waits = True
-
-        def __init__(self):
-            self.barrier = threading.Barrier(3, timeout=10)
-
-        def ask(self, requests):
-            self.barrier.wait()
-            return super().ask(requests)
-
     judge = Meeting()
     answers = ("it moves left", "it moves up", "it grows")
     groups = [group_of(replace(DARK, uid=f"dark_event_infer/test/{n}"), said(text)) for n, text in enumerate(answers)]
     scored = score_groups(groups, replace(reward_with(judge), judge=judge))
     assert [group.rewards[0].total for group in scored] == [1.0, 0.5, 0]
+
+
+def test_the_self_test_asks_side_by_side_too():
+    judge = Meeting()
+    self_test({"dark_event_infer": Rows(DARK, DARK, DARK)}, replace(reward_with(judge), judge=judge))
+
+
+def test_what_fails_while_a_group_is_scored_is_raised_when_it_is_asked_for():
+    class Lost(ExactJudge):
+        waits = True
+
+        def ask(self, requests):
+            raise JudgeLost("nobody at http://here")
+
+    judge = Lost()
+    with pytest.raises(JudgeLost, match="nobody at"):
+        score_groups([group_of(DARK, said("it grows"))], replace(reward_with(judge), judge=judge))
 
 
 def test_metrics_are_means_over_completions():

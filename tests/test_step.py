@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
 from vidbridge.config import GrpoConfig
 from vidbridge.data.mixture import Mixture
 from vidbridge.evaluate import Evaluator
-from vidbridge.judges.base import JudgeUnavailable
+from vidbridge.judges.base import Judge, JudgeUnavailable
 from vidbridge.policy.engine_local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.packing import loss_mask
@@ -219,6 +220,46 @@ def test_dynamic_sampling_gives_up(tasks, folder):
     assert result.metrics["rollout/extra_groups"] == 6.0  # 2 refills of 3 groups
     assert result.metrics["rollout/idle_frac"] == 1.0
     assert len(result.groups) == 3
+
+
+class Remote(Judge):
+    """Knows whether it was asked."""
+
+    waits = True
+
+    def __init__(self):
+        self.asked = threading.Event()
+
+    def ask(self, requests):
+        self.asked.set()
+        return []
+
+
+class Asks(SumOfIds):
+    def __init__(self, judge):
+        self.judge = judge
+
+    def __call__(self, sample, completions):
+        self.judge.ask([])
+        return super().__call__(sample, completions)
+
+
+def test_a_group_is_scored_while_others_are_decoded(tasks, folder):
+    """The rollout does not return before the judge was asked about the first group; and nothing else changes."""
+    plain, step, judge = make_step(tasks, folder), make_step(tasks, folder), Remote()
+    step.reward = replace(step.reward, terms={"it": Asks(judge)}, judge=judge)
+
+    class Patient(SharedPrefixRollout):
+        def generate(self, *arguments, ended, **named):
+            def told(*group):
+                ended(*group)
+                assert judge.asked.wait(timeout=10)
+
+            return super().generate(*arguments, ended=told, **named)
+
+    step.rollout = Patient(step.policy, max_completion_tokens=MAX_TOKENS)
+    assert timeless(step(0).metrics) == timeless(plain(0).metrics)
+    assert same(weights_of(step), weights_of(plain))
 
 
 def test_an_overlong_completion_earns_less(tasks, folder):

@@ -28,7 +28,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
-from vidbridge.scoring import self_test
+from vidbridge.scoring import self_test, waits
 from vidbridge.seeding import seed_everything
 from vidbridge.sft import SftStep
 from vidbridge.step import GrpoStep
@@ -347,6 +347,8 @@ def check_tasks(
 
     def check() -> None:
         Loader(tasks, processor, bad).load({place: task.sample(0) for place, task in enumerate(tasks.values())})
+        if waits(reward):
+            Console().say("asking the judge about gold answers ..")
         self_test(tasks, reward, perfect=perfect)
 
     dist.first_then_others(check)  # with a judge that is a model, the others find its replies in the cache

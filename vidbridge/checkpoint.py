@@ -29,8 +29,17 @@ from vidbridge import dist
 
 MANIFEST, STATE = "manifest.json", "state.json"
 _PREFIX, _UNFINISHED = "step_", ".unfinished_"
+# Of a judge: where it is and how hard it is asked. Which model it is decides the numbers.
+_OF_JUDGES = (
+    "base_url", "api_key_env", "max_concurrent", "requests_per_minute", "tokens_per_minute", "timeout_s", "deadline_s",
+    "device", "batch_size",
+)  # fmt: skip
 # What may differ from the run that wrote a checkpoint: nothing that changes a number, but how far to go.
-FREE = ("steps", "resume", "checkpoint", "track", "profile_steps", "paths", "model.device", "nproc", "hang_s")
+FREE = (
+    "steps", "resume", "checkpoint", "track", "profile_steps", "paths", "model.device", "nproc", "hang_s",
+    "judge.cache", "judge.window", "judge.max_unscored_frac", "judge.slack",
+    *(f"judge.{role}.{key}" for role in ("answers", "events") for key in _OF_JUDGES),
+)  # fmt: skip
 
 
 class CheckpointError(RuntimeError):

@@ -6,7 +6,8 @@ import math
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Callable, Iterator, Mapping, Self, Sequence
 
 from vidbridge.judges.base import JudgeUnavailable
 from vidbridge.rewards.base import GatedSum
@@ -22,13 +23,46 @@ MAX_THREADS = 64  # groups that wait for the judge at the same time
 def score_groups(groups: Sequence[Group], reward: GatedSum) -> list[Group]:
     """Each group with its rewards. One that the judge could not score stays, unrewarded and untrainable.
 
-    Groups go side by side where the judge is one to wait for. Raises DataError naming the row that a reward or the
-    judge cannot work with, and JudgeLost.
+    Raises DataError naming the row that a reward or the judge cannot work with, and JudgeLost.
     """
-    if reward.judge is None or not reward.judge.waits:
-        return [_score_group(group, reward) for group in groups]
-    with ThreadPoolExecutor(MAX_THREADS) as pool:
-        return list(pool.map(lambda group: _score_group(group, reward), groups))
+    with Scorer(reward) as scorer:
+        for place, group in enumerate(groups):
+            scorer.add(place, group)
+        return list(scorer.groups().values())
+
+
+class Scorer:
+    """``score_groups`` of groups that come one by one, each with its place; use as a context.
+
+    Where the judge is one to wait for, a group goes to it when it comes and beside the others, while the caller does
+    something else; otherwise when it is asked for.
+    """
+
+    def __init__(self, reward: GatedSum) -> None:
+        self._reward = reward
+        self._pool = ThreadPoolExecutor(MAX_THREADS) if waits(reward) else None
+        self._results: dict[int, Callable[[], Group]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def add(self, place: int, group: Group) -> None:
+        if self._pool is None:
+            self._results[place] = partial(_score_group, group, self._reward)
+        else:
+            self._results[place] = self._pool.submit(_score_group, group, self._reward).result
+
+    def groups(self) -> dict[int, Group]:
+        """All of them, scored, by place."""
+        return {place: result() for place, result in self._results.items()}
+
+
+def waits(reward: GatedSum) -> bool:
+    return reward.judge is not None and reward.judge.waits
 
 
 def _score_group(group: Group, reward: GatedSum) -> Group:
@@ -70,19 +104,21 @@ def self_test(tasks: Mapping[str, Task], reward: GatedSum, *, perfect: bool = Tr
     Raises DataError listing every row that does not, or that cannot be scored: a reward stuck at zero is found here,
     not after a night.
     """
-    failures = []
-    for name, task in tasks.items():
-        for sample in map(task.sample, range(min(NUM_TESTED, len(task)))):
-            texts = (task.gold(sample), "", prompts.completion("", EVASION))
-            try:
-                rewards = reward.score(sample, [Completion(text=text, token_ids=()) for text in texts])
-            except (JudgeUnavailable, ValueError) as error:
-                failures.append(f"{sample.uid}: {error}")
-                continue
-            found = _failures(sample, texts[0], rewards, reward, perfect)
-            failures += [f"{sample.uid}: {failure}" for failure in found]
+    rows = [(task, task.sample(index)) for task in tasks.values() for index in range(min(NUM_TESTED, len(task)))]
+    with ThreadPoolExecutor(MAX_THREADS if waits(reward) else 1) as pool:
+        found = pool.map(lambda row: _tested(row[1], row[0].gold(row[1]), reward, perfect), rows)
+        failures = [f"{sample.uid}: {failure}" for (_, sample), those in zip(rows, found) for failure in those]
     if failures:
         raise DataError("the reward does not fit the data\n  " + "\n  ".join(failures))
+
+
+def _tested(sample: Sample, gold: str, reward: GatedSum, perfect: bool) -> list[str]:
+    texts = (gold, "", prompts.completion("", EVASION))
+    try:
+        rewards = reward.score(sample, [Completion(text=text, token_ids=()) for text in texts])
+    except (JudgeUnavailable, ValueError) as error:
+        return [str(error)]
+    return list(_failures(sample, gold, rewards, reward, perfect))
 
 
 def _failures(

@@ -25,9 +25,9 @@ from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
-from vidbridge.scoring import reward_metrics, score_groups
+from vidbridge.scoring import Scorer, reward_metrics
 from vidbridge.text.tags import read_tags
-from vidbridge.types import Batch, Group, StepResult
+from vidbridge.types import Batch, Completion, Group, StepResult
 
 _REFILLS_FROM = 10**6  # steps down the deck: farther than any run goes
 
@@ -88,21 +88,24 @@ class GrpoStep:
         """A scored group for each prompt of every rank, in the order of the batch; those of other ranks are light."""
         with clock("sync"):
             self.rollout.sync(self.policy)
-        with dist.together():
-            with clock("rollout"):
-                siblings = self.rollout.generate(
+        with dist.together(), Scorer(self.reward) as scorer:
+
+            def ended(place: int, completions: tuple[Completion, ...]) -> None:
+                of = prompts[place]
+                group = Group(sample=of.sample, prompt=of.prompt, encoded=of.encoded, completions=completions)
+                scorer.add(place, group)
+
+            with clock("rollout"):  # a group goes to the judge while others are still decoded
+                self.rollout.generate(
                     [each.encoded for each in prompts.values()],
                     self.algo.group_size,
                     seed=seed,
                     places=list(prompts),
+                    ended=ended,
                 )
-                groups = [
-                    Group(sample=each.sample, prompt=each.prompt, encoded=each.encoded, completions=completions)
-                    for each, completions in zip(prompts.values(), siblings, strict=True)
-                ]
             with clock("reward"):
-                groups = score_groups(groups, self.reward)
-        return dist.joined(dict(zip(prompts, groups)), lighten=Group.light)
+                groups = scorer.groups()
+        return dist.joined(groups, lighten=Group.light)
 
     def _refilled(
         self, groups: list[Group], step: int, clock: Clock, own: Collection[int]

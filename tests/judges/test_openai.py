@@ -9,8 +9,10 @@ import pytest
 
 from experiments.bench.faulty_server import FAULTS, Script, at_random, running
 from tests.judges.builders import every_kind, grade, openai_judge
+from vidbridge import dist
 from vidbridge.config import ConfigError
 from vidbridge.judges import openai as module
+from vidbridge.judges import serve
 from vidbridge.judges.base import JudgeLost, JudgeUnavailable, parse_score
 from vidbridge.judges.exact import ExactJudge
 from vidbridge.judges.openai import OpenAIChat, Pace
@@ -178,6 +180,24 @@ def test_the_token_rate_is_kept():
     assert [pace.reserve(100, now=0.0), pace.reserve(5, now=4.0), pace.reserve(5, now=10.2)] == pytest.approx(
         [0.0, 6.0, 0.3]
     )
+
+
+def test_tokens_that_were_not_used_are_free_again(monkeypatch):
+    """100 tokens a second: the 600 and more that are reserved take seconds, the 20 that the server counts 0.2."""
+    completion = serve.completion
+    monkeypatch.setattr(serve, "completion", lambda *given: {**completion(*given), "usage": {"total_tokens": 20}})
+    with running(Script()) as server:
+        judge = openai_judge(server.url, tokens_per_minute=6000)
+        started = time.monotonic()
+        assert judge.ask([grade("it moves left")]) == ['{"score": 2}']
+        taken = judge.models["grade"]._tokens.reserve(0, now=started) - (time.monotonic() - started)
+    assert taken <= 0.2
+
+
+def test_ranks_share_the_limits(monkeypatch):
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    chat = OpenAIChat(base_url="http://here/v1", model="m", max_concurrent=5, requests_per_minute=30)
+    assert (chat.max_concurrent, chat._requests.per_minute, chat._tokens.per_minute) == (2, 15, None)
 
 
 def test_a_third_of_all_calls_fails_and_no_score_is_wrong():

@@ -17,8 +17,9 @@ import pytest
 
 import train
 from tests.composing import composed
+from tests.judges.attacks import ATTACKS, EMPTY
 from tests.judges.builders import every_kind, openai_judge
-from tests.rewards.builders import said
+from tests.rewards.builders import said, sample
 from tests.rewards.test_yamls import build as build_reward
 from tests.test_scoring import group_of
 from vidbridge import launch
@@ -84,6 +85,21 @@ def test_rewards_of_real_rows_are_equal(url, shapes_tasks):
     assert all(all(group.scored) for group in remote)
 
 
+@pytest.mark.parametrize(
+    "task, reference, terms",
+    [
+        ("dark_event_infer", "the square spins", {"grade"}),
+        ("mix_vid_qa", "it hides", {"verdict"}),
+        ("caption", "The square spins.", {"event_recall", "event_precision"}),
+    ],
+)
+def test_no_attack_is_paid(url, task, reference, terms):
+    reward = with_judge(build_reward("combined"), openai_judge(url))
+    rewards = reward.score(sample(task, reference), said(*ATTACKS, *EMPTY))
+    for attack, each in zip(ATTACKS + EMPTY, rewards, strict=True):
+        assert {name: each.terms[name] for name in terms} == dict.fromkeys(terms, 0), attack
+
+
 @pytest.mark.slow
 def test_a_run_with_the_remote_judge_is_the_run_with_the_exact_one(url, tmp_path, monkeypatch):
     """The embedded model on the shapes world; a key in the environment appears nowhere in what is written."""
@@ -121,7 +137,7 @@ def test_a_round_trip_to_transformers_serve(tmp_path):
     from tests.judges.test_local import CHAIN, make_folder
 
     # nobody begins the reply there: the chain goes from the last word of the prompt to the end of the reply
-    chain = {**CHAIN, "assistant:\n": '{"score":', '{"score":': " 2", "}": "<eos>"}
+    chain = {**CHAIN, "assistant:": '{"score":', '{"score":': " 2", "}": "<eos>"}
     folder = make_folder(tmp_path / "model", chain)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

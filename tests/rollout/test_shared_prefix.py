@@ -87,6 +87,21 @@ def test_prompts_in_calls_of_their_own_draw_the_same_numbers(policy, encoded):
     assert [[c.token_ids for c in group] for group in together] == [[c.token_ids for c in group] for group in apart]
 
 
+def test_a_prompt_is_told_as_soon_as_its_last_completion_has_ended(policy, encoded):
+    """Steps of decoding are counted by the shares that are reported: the n-th is n / 40."""
+    places, shares, told = [5, 7, 6], [], {}
+
+    def ended(place, completions):
+        assert place not in told
+        told[place] = completions, round(40 * shares[-1])
+
+    rollout = make_rollout(policy, max_completion_tokens=40)
+    groups = rollout.generate(encoded, 1, seed=5, places=places, ended=ended, progress=shares.append)
+    lengths = [max(len(done.token_ids) for done in group) for group in groups]
+    assert [told[place] for place in places] == list(zip(groups, lengths))
+    assert len(set(lengths)) > 1
+
+
 def test_no_two_prompts_draw_the_same_numbers():
     numbers = uniforms_of(3, range(4), 2, 5)
     assert numbers.shape == (8, 5) and len(set(numbers.flatten().tolist())) == 40

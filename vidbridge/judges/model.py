@@ -66,7 +66,7 @@ class ModelJudge(Judge):
             )
         events = answers if events is None else events
         self.models = {"grade": answers, "verdict": answers, "extract": events, "entail": events}
-        self.waits = answers.waits or events.waits
+        self.waits = answers.waits and events.waits
         self.cache = ReplyCache() if cache is None else cache
         self.max_unscored_frac = max_unscored_frac
         self.slack = slack

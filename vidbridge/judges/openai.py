@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Awaitable, Callable, Sequence
 from urllib.parse import urlsplit
 
+from vidbridge import dist
 from vidbridge.config import ConfigError
 from vidbridge.judges.base import JudgeUnavailable, Reply
 from vidbridge.judges.model import Said, checked
@@ -31,6 +32,8 @@ _CHARS_A_TOKEN = 3.0  # an estimate for the rate limit, until the server says ho
 
 class OpenAIChat:
     """Sends prompts side by side, at most ``max_concurrent`` at a time, and asks again what failed.
+
+    The limits are those of a run: its ranks share them evenly.
 
     A prompt has ``deadline_s`` seconds of being answered and of waiting for the next attempt; the time it queues for
     its turn does not count. What is over the deadline, or refused for good, becomes JudgeUnavailable. Replies of
@@ -60,7 +63,7 @@ class OpenAIChat:
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise ConfigError(f"judge: base_url must be http(s)://host[:port]/v1 without a password, got {base_url!r}")
         self.base_url, self.model = base_url, model
-        self.max_concurrent = max_concurrent
+        self.max_concurrent = max(1, max_concurrent // dist.world_size())
         self.timeout_s, self.deadline_s = timeout_s, deadline_s
         self.max_reply_tokens, self.temperature = max_reply_tokens, temperature
         self._key = key_from(api_key_env)
@@ -116,9 +119,12 @@ class OpenAIChat:
 
     async def _turn(self, prompt: ChatPrompt) -> None:
         """Wait as long as the rate limits ask for."""
-        tokens = prompt.num_chars / _CHARS_A_TOKEN + self.max_reply_tokens
+        tokens = self._most_tokens(prompt)
         now = time.monotonic()
         await asyncio.sleep(max(self._requests.reserve(1, now), self._tokens.reserve(tokens, now)))
+
+    def _most_tokens(self, prompt: ChatPrompt) -> float:
+        return prompt.num_chars / _CHARS_A_TOKEN + self.max_reply_tokens
 
     async def _attempt(self, prompt: ChatPrompt, *, timeout_s: float) -> tuple[Reply, float | None]:
         """A reply; without one, the least seconds to wait before the next attempt, None: there is no point in it."""
@@ -142,6 +148,9 @@ class OpenAIChat:
             return JudgeUnavailable(f"no whole response within {timeout_s:.1f} s"), 0.0
         except ValueError:
             return JudgeUnavailable("the body of the response is not JSON"), 0.0
+        used = getattr(getattr(completion, "usage", None), "total_tokens", None)
+        if isinstance(used, int):
+            self._tokens.correct(used - self._most_tokens(prompt))
         return checked(prompt.request, text_of(completion)), 0.0
 
     def _shown(self, error: openai.APIError) -> str:
@@ -157,12 +166,12 @@ def _close(loop: asyncio.AbstractEventLoop, client: openai.AsyncOpenAI) -> None:
 
 
 class Pace:
-    """At most ``per_minute`` units a minute, evenly spread; None: as they come."""
+    """At most ``per_minute`` units a minute on all ranks, evenly spread; None: as they come."""
 
     def __init__(self, per_minute: float | None) -> None:
         if per_minute is not None and per_minute <= 0:
             raise ConfigError(f"judge: a limit per minute must be positive or null, got {per_minute}")
-        self.per_minute = per_minute
+        self.per_minute = None if per_minute is None else per_minute / dist.world_size()
         self._free_at = 0.0
 
     def reserve(self, units: float, now: float) -> float:
@@ -177,6 +186,11 @@ class Pace:
         start = max(now, self._free_at)
         self._free_at = start + units * 60 / self.per_minute
         return start - now
+
+    def correct(self, units: float) -> None:
+        """So many more went than were reserved; fewer where it is negative."""
+        if self.per_minute is not None:
+            self._free_at += units * 60 / self.per_minute
 
 
 def key_from(variable: str | None) -> str:

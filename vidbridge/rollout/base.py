@@ -7,6 +7,7 @@ from typing import Callable, Protocol, Sequence
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.types import Completion, EncodedPrompt
 
+Ended = Callable[[int, tuple[Completion, ...]], None]  # told the place of a prompt, and all of its completions
 Progress = Callable[[float], None]  # told the share of the work done so far, in (0, 1]
 
 
@@ -25,9 +26,13 @@ class RolloutEngine(Protocol):
         seed: int,
         places: Sequence[int] | None = None,
         greedy: bool = False,
+        ended: Ended | None = None,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """``group_size`` completions for each prompt, in order; the likeliest token at every place if ``greedy``."""
+        """``group_size`` completions for each prompt, in order; the likeliest token at every place if ``greedy``.
+
+        ``ended`` is called once for each prompt, as soon as its last completion has ended.
+        """
 
     def sync(self, policy: QwenVLPolicy) -> None:
         """Sample from the weights as they are now; called by all ranks."""

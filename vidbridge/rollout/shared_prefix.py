@@ -7,7 +7,7 @@ from typing import Sequence
 import torch
 
 from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.rollout.base import Progress
+from vidbridge.rollout.base import Ended, Progress
 from vidbridge.rollout.decoding import DecodeStep, prefill
 from vidbridge.rollout.sampling import StopStrings, draw, truncate, uniforms_of
 from vidbridge.types import Completion, EncodedPrompt
@@ -61,11 +61,12 @@ class SharedPrefixRollout:
         seed: int,
         places: Sequence[int] | None = None,
         greedy: bool = False,
+        ended: Ended | None = None,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
         places = range(len(prompts)) if places is None else places
         chunk_size = max(1, self.max_rows // group_size)
-        completions: list[Completion] = []
+        completions: list[tuple[Completion, ...]] = []
         for start in range(0, len(prompts), chunk_size):
             chunk = prompts[start : start + chunk_size]
             here = places[start : start + chunk_size]
@@ -75,14 +76,22 @@ class SharedPrefixRollout:
                 if progress is not None:
                     progress((start + share * len(chunk)) / len(prompts))
 
-            completions += self._decode(chunk, group_size, drawn, report)
-        return [tuple(completions[i : i + group_size]) for i in range(0, len(completions), group_size)]
+            def tell(nth: int, done: tuple[Completion, ...]) -> None:
+                if ended is not None:
+                    ended(here[nth], done)
+
+            completions += self._decode(chunk, group_size, drawn, tell, report)
+        return completions
 
     @torch.no_grad()
     def _decode(
-        self, prompts: Sequence[EncodedPrompt], group_size: int, uniforms: torch.Tensor | None, report: Progress
-    ) -> list[Completion]:
-        """Completions of ``prompts``, siblings next to each other. ``uniforms`` [N, T] in [0, 1), None: greedy."""
+        self,
+        prompts: Sequence[EncodedPrompt],
+        group_size: int,
+        uniforms: torch.Tensor | None,  # [N, T] in [0, 1), None: greedy
+        tell: Ended,  # by index in ``prompts``
+        report: Progress,
+    ) -> list[tuple[Completion, ...]]:
         module, processor, limit = self.module.eval(), self.policy.processor, self.max_completion_tokens
         cache, logits = prefill(module, prompts, group_size, pad_id=processor.pad_id)
         device, num_rows = logits.device, len(prompts) * group_size
@@ -95,6 +104,13 @@ class SharedPrefixRollout:
         logprobs = torch.zeros(num_rows, limit, device=device)
         lengths = torch.zeros(num_rows, dtype=torch.long, device=device)  # 0: not ended yet
         rows = torch.arange(num_rows, device=device).view(-1, group_size)  # [P, W], what stands where in the cache
+        standing = list(range(len(prompts)))  # the prompts of these rows
+        groups: dict[int, tuple[Completion, ...]] = {}
+
+        def finish(prompt: int) -> None:
+            siblings = slice(prompt * group_size, (prompt + 1) * group_size)
+            groups[prompt] = self._read(token_ids[siblings], logprobs[siblings], lengths[siblings])
+            tell(prompt, groups[prompt])
 
         for column in range(limit):
             here = rows.flatten()
@@ -108,7 +124,11 @@ class SharedPrefixRollout:
             report((column + 1) / limit)
 
             open_rows = lengths[rows] == 0  # [P, W]
-            num_prompts, width = torch.stack([open_rows.any(dim=1).sum(), open_rows.sum(dim=1).amax()]).tolist()
+            num_open = open_rows.sum(dim=1).tolist()
+            for prompt, count in zip(standing, num_open, strict=True):
+                if count == 0 and prompt not in groups:
+                    finish(prompt)
+            num_prompts, width = sum(map(bool, num_open)), max(num_open)
             if num_prompts == 0 or column + 1 == limit:
                 break
             if num_prompts * width <= _WORTH_LEAVING * rows.numel():
@@ -117,10 +137,14 @@ class SharedPrefixRollout:
                 slots = open_rows[keep].int().argsort(dim=1, descending=True, stable=True)[:, :width]
                 cache.keep(keep, slots)
                 rows = rows[keep[:, None], slots]
+                standing = [prompt for prompt, count in zip(standing, num_open) if count]
             here = rows.flatten()
             logits = step(token_ids[here, column], first_positions[here] + column, column)
+        for prompt in standing:
+            if prompt not in groups:  # cut at the limit
+                finish(prompt)
         report(1.0)
-        return self._read(token_ids, logprobs, lengths)
+        return [groups[prompt] for prompt in range(len(prompts))]
 
     def _distribution(self, logits: torch.Tensor) -> torch.Tensor:
         """Log-probabilities [N, V] at the temperature, -inf for what is never sampled."""
@@ -141,7 +165,7 @@ class SharedPrefixRollout:
             ends |= self.stop(token_ids[rows, first : column + 1])
         return ends
 
-    def _read(self, token_ids: torch.Tensor, logprobs: torch.Tensor, lengths: torch.Tensor) -> list[Completion]:
+    def _read(self, token_ids: torch.Tensor, logprobs: torch.Tensor, lengths: torch.Tensor) -> tuple[Completion, ...]:
         completions = []
         for ids, values, length in zip(token_ids.tolist(), logprobs.tolist(), lengths.tolist()):
             finished = length > 0
@@ -154,4 +178,4 @@ class SharedPrefixRollout:
                     finished=finished,
                 )
             )
-        return completions
+        return tuple(completions)
