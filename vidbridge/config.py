@@ -228,6 +228,7 @@ class TrackConfig:
 class EvalConfig:
     every: int = 0  # steps between two looks at the val split while training; 0: never
     every_items: int = 16  # items of each task in such a look
+    before: bool = True  # and not only after training; what is the same for many runs need not be seen in each
     split: Split = Split.test
     num_items: int = 64  # items of each task before and after training
     num_samples: int = 4  # completions of each item at temperature 1

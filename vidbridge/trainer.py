@@ -85,7 +85,7 @@ class Trainer:
 
     def _run(self, progress: Progress) -> dict[str, Any]:
         tracker = self.tracker
-        if progress.before is None:
+        if self.eval.before and progress.before is None:
             before = held_out(self.evaluator, self.eval, tracker, "before", step=0)
             progress.before = {name: scores.to_dict() for name, scores in before.items()}
         tracker.start_steps(self.steps, done=progress.step)
@@ -97,7 +97,7 @@ class Trainer:
         self.policy.save(self.run_dir / "model", tags=[self.labels["algo"]])
         summary = {
             **self.labels,
-            "before": progress.before,
+            **({"before": progress.before} if progress.before else {}),
             "after": {name: scores.to_dict() for name, scores in after.items()},
             "train_s": round(progress.train_s, 1),
             "total_s": round(time.monotonic() - STARTED, 1),  # with making the data and loading the model

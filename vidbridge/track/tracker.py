@@ -15,6 +15,7 @@ from rich.console import Console as RichConsole
 from vidbridge.track.completions import completion_rows
 from vidbridge.track.console import Console
 from vidbridge.track.curves import draw_curves
+from vidbridge.track.items import ITEMS
 from vidbridge.track.metrics_file import METRICS, append_line, read_lines
 from vidbridge.track.page import write_page
 from vidbridge.track.wandb_sink import WandbSink
@@ -23,6 +24,7 @@ from vidbridge.watchdog import Watchdog
 
 COMPLETIONS, SUMMARY = "completions.jsonl", "summary.json"
 CURVES, PAGE = "curves.png", "completions.html"
+RECORD = (METRICS, COMPLETIONS, ITEMS)  # what grows while a run goes on
 
 
 class Tracker:
@@ -102,6 +104,11 @@ class Tracker:
         if rows and self.wandb is not None:
             self.wandb.completions(step, rows)
 
+    def items(self, when: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What each held-out item earned: of the evaluation ``when``, ``kind`` sampled or greedy."""
+        for row in rows:
+            append_line(self.run_dir / ITEMS, {"when": when, "kind": kind, **row})
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         append_line(self.run_dir / METRICS, {"step": step, **metrics})
         if self.wandb is not None:
@@ -109,12 +116,12 @@ class Tracker:
 
     def position(self) -> dict[str, int]:
         """How long the record is now, by file."""
-        paths = (self.run_dir / METRICS, self.run_dir / COMPLETIONS)
+        paths = [self.run_dir / name for name in RECORD]
         return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
 
     def rewind(self, position: Mapping[str, int]) -> None:
         """Forget what was recorded after ``position``: steps that a run which died will take again."""
-        for name in (METRICS, COMPLETIONS):
+        for name in RECORD:
             path = self.run_dir / name
             if path.exists():
                 os.truncate(path, position.get(name, 0))
@@ -142,6 +149,9 @@ class SilentTracker(Tracker):
         super().__init__(run_dir, console, completions_every=0, completions_groups=0, hang_s=hang_s)
 
     def completions(self, step: int, groups: Sequence[Group]) -> None:
+        pass
+
+    def items(self, when: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
         pass
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
