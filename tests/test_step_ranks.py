@@ -32,6 +32,8 @@ STEPS = {
     "refilled": {"reward": SameForHalf, "max_refills": 4},
     "some idle": {"reward": SameForHalf},
     "all idle": {"reward": Same},
+    "looked at": {"every": 1},
+    "all idle, looked at": {"reward": Same, "every": 1},
 }
 
 

@@ -16,6 +16,7 @@ from vidbridge.checkpoint import Checkpointer
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, WandbMode, reward_weights
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.rows import DataError
+from vidbridge.diagnostics import Diagnostics
 from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import Judge
 from vidbridge.media.decode import VideoError
@@ -74,6 +75,7 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
         resume=config.resume is Resume.auto,
         eval=config.eval,
         steps=num_steps(config, tasks["train"]),
+        first_look=config.diagnostics_every > 0,
         profile_steps=config.profile_steps,
         run_dir=run_dir,
         labels=labels(config),
@@ -246,6 +248,9 @@ def build_step(
         algo=config.algo,
         max_completion_tokens=config.rollout.max_completion_tokens,
         last=config.steps - 1,
+        diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every)
+        if config.diagnostics_every
+        else None,
     )
 
 

@@ -17,6 +17,11 @@ PANELS = (
     ("completion length, tokens", "rollout/completion_tokens", ""),
     ("entropy of what is learnt from, nats a token", "policy/entropy", ""),
     ("gradient norm", "policy/grad_norm", ""),
+    ("cosine between the gradients of tasks (a task with itself: noise)", "gradient/cosine/", ""),
+    ("gradient norm by task", "gradient/norm/", ""),
+    ("entropy by task, nats a token", "entropy/", ""),
+    ("share of the advantages", "advantage/", "/share"),
+    ("groups that teach nothing", "advantage/", "/idle_frac"),
     ("supervised loss", "sft/loss", ""),  # that of GRPO is zero by construction as long as it is on-policy
 )
 

@@ -15,6 +15,7 @@ from rich.console import Console as RichConsole
 from vidbridge.track.completions import completion_rows
 from vidbridge.track.console import Console
 from vidbridge.track.curves import draw_curves
+from vidbridge.track.dips import early_dips
 from vidbridge.track.items import ITEMS
 from vidbridge.track.metrics_file import METRICS, append_line, read_lines
 from vidbridge.track.page import write_page
@@ -128,12 +129,17 @@ class Tracker:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and the picture, show the table, and say where everything is."""
+        lines = read_lines(self.run_dir / METRICS)
+        summary = {**summary, "early_dips": early_dips(lines)}
         (self.run_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        draw_curves(read_lines(self.run_dir / METRICS), self.run_dir / CURVES)
+        draw_curves(lines, self.run_dir / CURVES)
         if (self.run_dir / COMPLETIONS).is_file():
             write_page(read_lines(self.run_dir / COMPLETIONS), self.run_dir / PAGE)
         self.console.stop()
         self.console.scores({when: summary[when] for when in ("before", "after", "scores") if when in summary})
+        for task, dip in summary["early_dips"].items():
+            back = f"back at step {dip['back_at']}" if dip["back_at"] else "and never came back"
+            self.console.say(f"{task} fell by {dip['depth']:.2f} of its maximum on val by step {dip['step']}, {back}")
         names = sorted(path.name for path in self.run_dir.iterdir() if not path.name.startswith("."))
         self.console.say(f"written to {self.run_dir}: {', '.join(names)}")
         if self.wandb is not None:
