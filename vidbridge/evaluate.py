@@ -138,7 +138,7 @@ def held_out(evaluator: Evaluator, config: EvalConfig, tracker: Tracker, when: s
     }
     for name, scores in both.items():
         tracker.scores(step, f"held_out/{name}", scores.to_dict())
-        tracker.completions(step, scores.shown)
+        tracker.completions(step, scores.shown, f"held_out/{name}")
         tracker.items(when, name, scores.items)
     return both
 

@@ -78,7 +78,8 @@ class GrpoStep:
         if probe is not None:
             with clock("diagnostics"):
                 metrics |= probe.metrics(groups, advantages, metrics.get("policy/grad_norm"))
-        return StepResult(metrics={**metrics, **dist.largest(clock.metrics())}, groups=tuple(groups))
+        metrics |= dist.largest(clock.metrics())
+        return StepResult(metrics=metrics, groups=tuple(groups), advantages=advantages.tolist())
 
     def _prompts(self, step: int) -> Prompts:
         """Those of the batch that this rank works on."""

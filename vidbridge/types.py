@@ -10,7 +10,7 @@ T completion tokens (padded), L prompt tokens (padded), S tokens of a packed row
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -173,3 +173,4 @@ class StepResult:
 
     metrics: Mapping[str, float]
     groups: tuple[Group, ...] = ()
+    advantages: Sequence[Sequence[float]] = ()  # of the groups' completions, where there was something to learn from

@@ -19,7 +19,7 @@ def item_row(group: Group) -> dict[str, Any]:
     return {
         "uid": sample.uid,
         "task": sample.task,
-        "source": sample.meta.get("sources", [video.path for video in sample.videos])[0],
+        "source": sample.meta["sources"][0] if "sources" in sample.meta else sample.videos[0].path,
         "totals": [reward.total for reward in rewards],
         "gates": {name: [reward.gates[name] for reward in rewards] for name in rewards[0].gates},
         "terms": {name: [reward.terms[name] for reward in rewards] for name in rewards[0].terms},

@@ -15,6 +15,7 @@ from rich.console import Console as RichConsole
 from vidbridge.track.completions import completion_rows
 from vidbridge.track.console import Console
 from vidbridge.track.curves import draw_curves
+from vidbridge.track.diagnosis import draw_diagnosis
 from vidbridge.track.dips import early_dips
 from vidbridge.track.items import ITEMS
 from vidbridge.track.metrics_file import METRICS, append_line, read_lines
@@ -24,7 +25,7 @@ from vidbridge.types import Group, StepResult
 from vidbridge.watchdog import Watchdog
 
 COMPLETIONS, SUMMARY = "completions.jsonl", "summary.json"
-CURVES, PAGE = "curves.png", "completions.html"
+CURVES, DIAGNOSIS, PAGE = "curves.png", "diagnosis.png", "completions.html"
 RECORD = (METRICS, COMPLETIONS, ITEMS)  # what grows while a run goes on
 
 
@@ -91,15 +92,18 @@ class Tracker:
         self.log(step, metrics)
         self.console.step(step, headline(metrics, result.groups))
         if self.completions_every and (step == 1 or step % self.completions_every == 0):
-            self.completions(step, result.groups[: self.completions_groups])
+            advantages = result.advantages[: self.completions_groups]
+            self.completions(step, result.groups[: self.completions_groups], "training", advantages)
 
     def scores(self, step: int, name: str, scores: Mapping[str, Any]) -> None:
         """Record evaluate.Scores as ``name``/mean and ``name``/<task>, every task as a part of its maximum."""
         parts = {task: score["mean"] / score["max"] for task, score in scores["tasks"].items()}
         self.log(step, {f"{name}/{key}": value for key, value in {"mean": scores["mean"], **parts}.items()})
 
-    def completions(self, step: int, groups: Sequence[Group]) -> None:
-        rows = completion_rows(step, groups)
+    def completions(
+        self, step: int, groups: Sequence[Group], stage: str, advantages: Sequence[Sequence[float]] = ()
+    ) -> None:
+        rows = completion_rows(step, groups, stage=stage, advantages=advantages)
         for row in rows:
             append_line(self.run_dir / COMPLETIONS, row)
         if rows and self.wandb is not None:
@@ -133,6 +137,7 @@ class Tracker:
         summary = {**summary, "early_dips": early_dips(lines)}
         (self.run_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         draw_curves(lines, self.run_dir / CURVES)
+        draw_diagnosis(lines, self.run_dir / DIAGNOSIS)
         if (self.run_dir / COMPLETIONS).is_file():
             write_page(read_lines(self.run_dir / COMPLETIONS), self.run_dir / PAGE)
         self.console.stop()
@@ -154,7 +159,9 @@ class SilentTracker(Tracker):
         console = Console(RichConsole(quiet=True))
         super().__init__(run_dir, console, completions_every=0, completions_groups=0, hang_s=hang_s)
 
-    def completions(self, step: int, groups: Sequence[Group]) -> None:
+    def completions(
+        self, step: int, groups: Sequence[Group], stage: str, advantages: Sequence[Sequence[float]] = ()
+    ) -> None:
         pass
 
     def items(self, when: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
