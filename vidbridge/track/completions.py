@@ -7,8 +7,10 @@ from typing import Any, Iterable, Sequence
 from vidbridge.text.prompts import option_lines
 from vidbridge.types import Group
 
-COLUMNS = ("step", "stage", "uid", "task", "question", "reference", "video", "completion", "finished", "total")
-COLUMNS += ("advantage", "gates", "terms")
+COLUMNS = (
+    *("step", "stage", "uid", "task", "question", "reference", "video"),
+    *("completion", "finished", "total", "advantage", "gates", "terms"),
+)
 
 
 def completion_rows(

@@ -47,7 +47,8 @@ def draw_cosines(axes: Axes, lines: list[dict[str, Any]], keys: list[str]) -> No
         values = series(lines, key)[1]
         means[row][column] = statistics.fmean(values)
         error = f"\n±{statistics.stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else ""
-        axes.text(column, row, f"{round(means[row][column], 2) + 0.0:.2f}{error}", ha="center", va="center", fontsize="small")
+        mean = round(means[row][column], 2) + 0.0  # no "-0.00"
+        axes.text(column, row, f"{mean:.2f}{error}", ha="center", va="center", fontsize="small")
     axes.imshow(means, cmap="RdBu", vmin=-0.5, vmax=0.5)
     axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axes.set_yticks(range(len(tasks)), tasks)

@@ -1,4 +1,4 @@
-"""completions.html: what the policy wrote, as a page to look at, made from completions.jsonl alone; it needs no network."""
+"""completions.html: what the policy wrote, as a page that needs no network, made from completions.jsonl alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em auto; max-width: 100em; padding: 0 1.5em; color: #222; }
 nav { position: sticky; top: 0; background: #fff; padding: .6em 0; border-bottom: 1px solid #ccc; z-index: 1; }
 nav label { margin-right: 1.2em; white-space: nowrap; }
-section { display: grid; grid-template-columns: 240px 1fr; gap: 0 1.6em; border-bottom: 1px solid #ccc; padding: 1.2em 0; }
+section { display: grid; grid-template-columns: 240px 1fr; gap: 0 1.6em; padding: 1.2em 0; }
+section { border-bottom: 1px solid #ccc; }
 video { width: 240px; image-rendering: pixelated; background: #eee; }
 h3 { margin: 0 0 .3em; font-size: 1em; }
 .where { color: #777; font-weight: normal; }
@@ -28,6 +29,7 @@ article.down { border-color: #d1495b; }
 .earned { display: flex; justify-content: space-between; font-variant-numeric: tabular-nums; }
 .thinking { color: #666; margin: .4em 0; }
 .parts { color: #777; font-size: 12.5px; margin-top: .4em; }
+@media (max-width: 50em) { section { grid-template-columns: 1fr; } }
 """
 
 
@@ -40,8 +42,8 @@ def write_page(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     sections = [_section(group, tasks.index(group[0]["task"]), path.parent) for group in reversed(groups)]
     path.write_text(
-        f"<!doctype html>\n<meta charset='utf-8'>\n<title>completions</title>\n<style>{_STYLE}{_hiding(tasks)}</style>\n"
-        f"<h1>Completions</h1>\n{_choice_of(tasks)}\n{''.join(sections)}",
+        f"<!doctype html>\n<meta charset='utf-8'>\n<title>completions</title>\n<style>{_STYLE}{_hiding(tasks)}</style>"
+        f"\n<h1>Completions</h1>\n{_choice_of(tasks)}\n{''.join(sections)}",
         encoding="utf-8",
     )
 
