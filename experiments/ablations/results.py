@@ -9,9 +9,10 @@ import gzip
 import json
 import os
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -97,12 +98,26 @@ def write(result: Result, path: Path) -> None:
 
 def read(path: Path) -> Result:
     """ConfigError names the file when it is not one of ours."""
+    with _named(path), gzip.open(path, "rt", encoding="utf-8") as file:
+        head = json.loads(file.readline())
+        items = [Item(**json.loads(line)) for line in file]
+        return Result(settings=_settings(head), cost=head["cost"], maximum=head["maximum"], items=items)
+
+
+def read_settings(path: Path) -> Settings:
+    """Of the same, without the items."""
+    with _named(path), gzip.open(path, "rt", encoding="utf-8") as file:
+        return _settings(json.loads(file.readline()))
+
+
+def _settings(head: Mapping[str, Any]) -> Settings:
+    return Settings(**{**head["settings"], "overrides": tuple(head["settings"]["overrides"])})
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        head, *items = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
-        settings = Settings(**{**head["settings"], "overrides": tuple(head["settings"]["overrides"])})
-        return Result(
-            settings=settings, cost=head["cost"], maximum=head["maximum"], items=[Item(**item) for item in items]
-        )
+        yield
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read as a result ({error}): delete it, and run the study again") from error
 
@@ -113,7 +128,3 @@ def find_same(folder: Path, settings: Settings) -> Path | None:
         if read_settings(path) == settings:
             return path
     return None
-
-
-def read_settings(path: Path) -> Settings:
-    return read(path).settings

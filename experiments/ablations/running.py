@@ -76,7 +76,7 @@ def runs_of(study: str, manifest: Manifest, results_dir: Path, outputs: Path) ->
         for name, row in manifest.rows.items()
     ]
     for run in runs:
-        if run.result.exists() and results.read(run.result).settings != run.settings:
+        if run.result.exists() and results.read_settings(run.result) != run.settings:
             raise ConfigError(f"{run.result} is of other settings than {run} has now: delete it, or rename the row")
     return runs
 

@@ -97,11 +97,12 @@ def _estimate(
     def number(means: np.ndarray) -> np.ndarray:
         return combine([metric.of(part) for part in np.split(means, len(rows))])
 
-    low, high = interval(number(resampled_means(values, sources)))
+    mean, (low, high) = float(number(values.mean(axis=(1, 2)))), interval(number(resampled_means(values, sources)))
     return Estimate(
-        mean=float(number(values.mean(axis=(1, 2)))),
-        low=low,
-        high=high,
+        # machines add floats in different orders: that shall not decide how a number is rounded when it is printed
+        mean=round(mean, 6),
+        low=round(low, 6),
+        high=round(high, 6),
         num_seeds=values.shape[1],
         num_items=len(uids),
     )

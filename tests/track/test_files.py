@@ -7,6 +7,7 @@ import pytest
 from tests.track.builders import group
 from vidbridge.track.completions import COLUMNS, completion_rows
 from vidbridge.track.curves import draw_curves
+from vidbridge.track.diagnosis import draw_diagnosis
 from vidbridge.track.metrics_file import append_line, read_lines, series
 from vidbridge.track.page import MAX_EMBEDDED_BYTES, write_page
 
@@ -28,6 +29,16 @@ def test_curves_are_drawn_from_whatever_there_is(tmp_path):
     for name, lines in {"grpo": grpo + held_out, "sft": [{"step": 1, "sft/loss": 3.0}]}.items():
         draw_curves(lines, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_diagnosis_is_drawn_of_a_run_that_was_looked_at(tmp_path):
+    lines = [{"step": 1, "gradient/cosine/caption/qa": -0.2, "gradient/norm/qa": 1.0, "entropy/qa/answer": 0.1}]
+    lines += [{"step": 2, "gradient/cosine/caption/qa": 0.3, "gradient/cosine/qa/qa": 0.9, "val/sampled/qa": 0.5}]
+    draw_diagnosis(lines, tmp_path / "looked.png")
+    assert (tmp_path / "looked.png").read_bytes().startswith(b"\x89PNG")
+    draw_diagnosis([{"step": 1, "policy/entropy": 0.1}], tmp_path / "not.png")
+    assert not (tmp_path / "not.png").exists()
 
 
 def test_a_completion_row_says_what_was_asked_written_and_earned():
