@@ -247,7 +247,7 @@ def two_rows():
 
 def test_the_report_has_the_numbers_and_says_what_is_missing(tmp_path):
     text = write_report("study", two_rows(), write_results(tmp_path))
-    assert "4 of 6 runs; missing: naive seed 2, proxy seed 2" in text
+    assert "4 of 6 runs; missing: naive (seeds 2), proxy (seeds 2)." in text
     assert "| row | seeds | QA accuracy % | caption F1 % |" in text
     assert "| all four | 2 | 100.0 [100.0, 100.0] | 75.0 [50.0, 100.0] |" in text
     # no gain in 1/16 of the resamples: not clear

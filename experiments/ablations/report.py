@@ -68,10 +68,11 @@ def cells_of(manifest: Manifest, rows: Mapping[str, Seeds], tasks: Sequence[str]
 
 def coverage(manifest: Manifest, rows: Mapping[str, Seeds]) -> str:
     """What the numbers rest on, and what is missing."""
-    wanted = {(row, seed) for row in manifest.rows for seed in manifest.seeds}
-    missing = sorted(wanted - {(row, seed) for row, seeds in rows.items() for seed in seeds})
-    text = f"{len(wanted) - len(missing)} of {len(wanted)} runs"
-    text += f"; missing: {', '.join(f'{row} seed {seed}' for row, seed in missing)}" if missing else ""
+    missing = {row: [seed for seed in manifest.seeds if seed not in rows.get(row, {})] for row in manifest.rows}
+    wanted = len(manifest.rows) * len(manifest.seeds)
+    text = f"{wanted - sum(map(len, missing.values()))} of {wanted} runs"
+    named = [f"{row} (seeds {', '.join(map(str, seeds))})" for row, seeds in missing.items() if seeds]
+    text += f"; missing: {', '.join(named)}" if named else ""
     equal = f" Equal in all rows that train: {', '.join(manifest.equal)}" if manifest.equal else ""
     exceptions = [f"{spec.title}: not {', '.join(spec.unequal)}" for spec in manifest.rows.values() if spec.unequal]
     equal += f" (but {'; '.join(exceptions)})." if exceptions else "." if equal else ""
