@@ -185,9 +185,10 @@ def result_of(seed, choices, *, recall=(), precision=()):
     """QA items that earned ``choices``, of one video each, and caption items."""
     items = []
     for n, choice in enumerate(choices):
-        items.append(Item(kind="greedy", task="qa", uid=f"qa/{n}", source=n, earned={"choice": choice}))
+        earned = {"total": choice, "choice": choice}
+        items.append(Item(kind="greedy", task="qa", uid=f"qa/{n}", source=n, earned=earned))
     for n, (found, right) in enumerate(zip(recall, precision)):
-        earned = {"event_recall": found, "event_precision": right}
+        earned = {"total": found + 0.5 * right, "event_recall": found, "event_precision": right}
         items.append(Item(kind="greedy", task="caption", uid=f"caption/{n}", source=100 + n, earned=earned))
     settings = Settings(overrides=("steps=4",), trains=True, seed=seed)
     return Result(
