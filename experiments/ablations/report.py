@@ -38,8 +38,9 @@ def write_report(name: str, manifest: Manifest, folder: Path) -> str:
             parts.append(against + differences_table(these, titles, columns))
     parts.append(f"## Cost of a run\n\n{cost_table(rows, titles)}")
     if any(manifest.rows[row].paper for row in rows):
-        note = "Ours (greedy) stand before the paper's that they are the miniature of. DEI-test is of 200, all else in %."
-        parts.append(f"## The paper's figures\n\n{note}\n\n{paper_table(manifest, cells)}\n\n{agreement(manifest, cells)}")
+        note = "Ours (greedy) stand before those that they are the miniature of. DEI-test is of 200, all else in %."
+        beside = f"{paper_table(manifest, cells)}\n\n{agreement(manifest, cells)}"
+        parts.append(f"## The paper's figures\n\n{note}\n\n{beside}")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
