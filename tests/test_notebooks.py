@@ -8,25 +8,40 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import random_clip
+from tests.test_ablations import study_in, write_results
 from tests.track.builders import group
+from vidbridge.media.write import write_mp4
 from vidbridge.track.completions import completion_rows
+from vidbridge.track.items import item_row
 from vidbridge.track.metrics_file import append_line
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SAYS = {
+    "02_read_completions": ["qa: 0 items earn more, 0 less, 1 the same"],
+    "04_ablation_table": ["Difference to all four, greedy"],
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
-    for row in completion_rows(1, [group(totals=(1.0, 0.0))]):
+    write_mp4(random_clip(8, 16, 16, fps=8.0), tmp_path / "clip.mp4", fps=8)
+    written = group(totals=(1.0, 0.0), video=str(tmp_path / "clip.mp4"))
+    for row in completion_rows(1, [written]):
         append_line(tmp_path / "completions.jsonl", row)
+    for when in ("before", "after"):
+        append_line(tmp_path / "items.jsonl", {"when": when, "kind": "greedy", **item_row(written)})
+    study_in(tmp_path)
+    write_results(tmp_path / "results" / "study")
     cells = json.loads(path.read_text())["cells"]
     assert all(not cell["outputs"] for cell in cells if cell["cell_type"] == "code"), "commit notebooks without outputs"
     script = tmp_path / "notebook.py"
     script.write_text("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
     places = {"VIDBRIDGE_CACHE": str(tmp_path), "VIDBRIDGE_OUTPUTS": str(tmp_path), "MPLBACKEND": "agg"}
+    places |= {"VIDBRIDGE_STUDY": str(tmp_path / "study.yaml")}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **places}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(script)], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "reference" in done.stdout or "<answer>" in done.stdout
+    assert any(word in done.stdout for word in SAYS.get(path.stem, ["reference", "<answer>"]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 import numpy as np
 
@@ -42,6 +42,11 @@ class Montage:
 
     parts: tuple[VideoRef, ...]  # each with its end_s
     dark_s: tuple[float, float] | None = None  # seconds of the whole
+
+    @property
+    def path(self) -> str:
+        """Of its first part: by that name it goes in tables and messages."""
+        return self.parts[0].path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,3 +208,4 @@ class StepResult:
 
     metrics: Mapping[str, float]
     groups: tuple[Group, ...] = ()
+    advantages: Sequence[Sequence[float]] = ()  # of the groups' completions, where there was something to learn from

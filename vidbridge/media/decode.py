@@ -21,8 +21,7 @@ def decode(video: VideoRef | Montage, frames: FrameBudget) -> Clip:
     except VideoError:
         raise
     except ValueError as error:  # too long and thin, or nothing to hide
-        path = video.parts[0].path if isinstance(video, Montage) else video.path
-        raise VideoError(path, "unusable", str(error)) from error
+        raise VideoError(video.path, "unusable", str(error)) from error
 
 
 def _decode_part(video: VideoRef, frames: FrameBudget) -> Clip:

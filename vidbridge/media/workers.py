@@ -38,7 +38,7 @@ class WorkerPool:
 
     def decode(self, video: VideoRef | Montage, frames: FrameBudget) -> Clip:
         """As ``decode.decode``, and VideoError with reason deadline, crashed or memory."""
-        head, payload = self._ask(to_request(video, frames), _path(video))
+        head, payload = self._ask(to_request(video, frames), video.path)
         num_frames = head["shape"][0]
         times_s = payload[: 8 * num_frames].view(np.float64)
         return Clip(frames=payload[8 * num_frames :].reshape(head["shape"]), times_s=times_s)
@@ -127,7 +127,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
         pipe.close()
-
-
-def _path(video: VideoRef | Montage) -> str:
-    return video.parts[0].path if isinstance(video, Montage) else video.path
