@@ -1,0 +1,84 @@
+"""Contact sheets: a row of frames for each sample as the model sees them, with times and where each frame is from."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vidbridge.data.build.job import Job
+from vidbridge.media.decode import montage_times
+from vidbridge.types import Clip, Montage, Sample
+
+FRAMES_A_LINE, HEIGHT, BORDER, CAPTION = 12, 96, 4, 14  # pixels
+COLOURS = ((31, 119, 180), (255, 127, 14), (120, 120, 120))  # of the first source shown, of the second, of the dark
+PAGE = "preview.html"
+DEFAULT_NUMBER = 4
+
+_STYLE = "body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em } img { max-width: 100% }"
+
+
+def preview(job: Job) -> None:
+    """preview.html and a PNG for each sample; those that cannot be read are told."""
+    sections = []
+    for split, task in job.filled():
+        for index in job.indices(task)[: job.number or DEFAULT_NUMBER]:
+            sample = task.sample(index)
+            try:
+                (clip,) = task.prompt(sample).clips
+            except ValueError as error:
+                sections.append(f"<h3>{html.escape(sample.uid)}</h3><p>{html.escape(str(error))}</p>")
+                continue
+            sheet = contact_sheet(clip, sources_of(sample, clip))
+            sheet.save(job.folder / f"{split}_{task.name}_{index}.png")
+            asked, answer = html.escape(task.ask(sample)).replace("\n", "<br>"), html.escape(sample.answer)
+            title = f"<h3>{html.escape(sample.uid)} ({split})</h3>"
+            sections.append(f"{title}<p>{asked}<br><b>{answer}</b></p><img src='{_as_url(sheet)}'>")
+    page = f"<!doctype html>\n<meta charset='utf-8'>\n<title>preview</title>\n<style>{_STYLE}</style>\n"
+    (job.folder / PAGE).write_text(page + "\n".join(sections), encoding="utf-8")
+    print(f"written: {job.folder / PAGE}")
+
+
+def sources_of(sample: Sample, clip: Clip) -> list[int]:
+    """Of each frame: 0 and 1 for the first and second video shown, 2 for the dark."""
+    (video,) = sample.videos
+    sources = np.zeros(len(clip.times_s), int)
+    dark_s = sample.meta.get("dark")
+    if isinstance(video, Montage):
+        paths = list(dict.fromkeys(part.path for part in video.parts))
+        sources = np.array([paths.index(video.parts[at].path) for at, _ in montage_times(video, clip.times_s)])
+        dark_s = video.dark_s
+    elif pieces := sample.meta.get("pieces"):
+        ends = np.cumsum([end_s - start_s for _, start_s, end_s in pieces])
+        at = np.minimum(np.searchsorted(ends, clip.times_s, side="right"), len(pieces) - 1)
+        sources = np.array([pieces[place][0] for place in at])
+    if dark_s is not None:
+        sources[(clip.times_s >= dark_s[0]) & (clip.times_s < dark_s[1])] = 2
+    return [int(source) for source in sources]
+
+
+def contact_sheet(clip: Clip, sources: Sequence[int]) -> Image.Image:
+    """Framed in the colour of its source, each frame with its time below."""
+    height, width = clip.frames.shape[1:3]
+    size = round(width * HEIGHT / height), HEIGHT
+    cell = size[0] + 2 * BORDER, size[1] + 2 * BORDER + CAPTION
+    columns = min(FRAMES_A_LINE, len(clip.frames))
+    lines = -(-len(clip.frames) // columns)
+    sheet = Image.new("RGB", (columns * cell[0], lines * cell[1]), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, (pixels, time_s, source) in enumerate(zip(clip.frames, clip.times_s, sources)):
+        left, top = place % columns * cell[0], place // columns * cell[1]
+        draw.rectangle((left, top, left + cell[0] - 2, top + size[1] + 2 * BORDER - 1), fill=COLOURS[source])
+        sheet.paste(Image.fromarray(pixels).resize(size), (left + BORDER, top + BORDER))
+        draw.text((left + BORDER, top + size[1] + 2 * BORDER), f"{time_s:.2f} s", fill="black")
+    return sheet
+
+
+def _as_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
