@@ -12,10 +12,10 @@ from typing import Any, Mapping
 
 from vidbridge import build, dist, launch
 from vidbridge.config import Config, ConfigError
-from vidbridge.data.build.check import check
-from vidbridge.data.build.difficulty import SPREADS, filter_rows
-from vidbridge.data.build.materialise import materialise
-from vidbridge.data.build.preview import preview
+from vidbridge.data.commands.check import check
+from vidbridge.data.commands.difficulty import SPREADS, filter_rows
+from vidbridge.data.commands.materialise import materialise
+from vidbridge.data.commands.preview import preview
 
 
 def parser() -> argparse.ArgumentParser:

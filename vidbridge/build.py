@@ -15,7 +15,7 @@ from vidbridge import dist
 from vidbridge.checkpoint import Checkpointer
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, WandbMode, reward_weights
 from vidbridge.data.base import Dataset
-from vidbridge.data.build.job import Job
+from vidbridge.data.commands.job import Job
 from vidbridge.data.loader import BAD_SAMPLES, BadSamples, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.rows import DataError

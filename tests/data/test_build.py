@@ -9,11 +9,11 @@ from PIL import Image
 
 from tests.conftest import SHAPES_FRAMES
 from tests.data.exporting import export_annotations, export_released
-from vidbridge.data.build.check import check
-from vidbridge.data.build.difficulty import filter_rows
-from vidbridge.data.build.job import Job
-from vidbridge.data.build.materialise import materialise
-from vidbridge.data.build.preview import COLOURS, preview, sources_of
+from vidbridge.data.commands.check import check
+from vidbridge.data.commands.difficulty import filter_rows
+from vidbridge.data.commands.job import Job
+from vidbridge.data.commands.materialise import materialise
+from vidbridge.data.commands.preview import COLOURS, preview, sources_of
 from vidbridge.data.raw import Raw
 from vidbridge.data.rows import DataError
 from vidbridge.data.vidbridge_r1 import VidbridgeR1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from vidbridge.data.build.job import Job
+from vidbridge.data.commands.job import Job
 from vidbridge.data.loader import BAD_SAMPLES, BadSamples
 from vidbridge.data.rows import write_rows
 from vidbridge.media.frames import FrameBudget

@@ -10,7 +10,7 @@ from typing import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vidbridge.data.build.job import Job
+from vidbridge.data.commands.job import Job
 from vidbridge.media.decode import montage_times
 from vidbridge.types import Clip, Montage, Sample
 
@@ -19,7 +19,8 @@ COLOURS = ((31, 119, 180), (255, 127, 14), (120, 120, 120))  # of the first sour
 PAGE = "preview.html"
 DEFAULT_NUMBER = 4
 
-_STYLE = "body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em } img { max-width: 100% }"
+_STYLE = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em }
+img { max-width: 100% }"""
 
 
 def preview(job: Job) -> None:

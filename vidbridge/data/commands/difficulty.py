@@ -14,7 +14,7 @@ import numpy as np
 from rich.progress import Progress
 
 from vidbridge import dist
-from vidbridge.data.build.job import Job
+from vidbridge.data.commands.job import Job
 from vidbridge.data.rows import write_rows
 from vidbridge.tasks.base import DataError, Row, Task
 from vidbridge.types import Group, RewardBreakdown, Sample
@@ -45,9 +45,10 @@ def filter_rows(job: Job, answer: Answer, most: Callable[[str], float], *, sprea
         samples = {index: task.sample(index) for index in job.indices(task)}
         missing = {index: sample for index, sample in samples.items() if sample.uid not in scores}
         scores |= answered(answer(task, missing), path, most(task.name), f"{split} {task.name}", len(missing))
-        stay = [index for index, sample in samples.items() if stays(scores.get(sample.uid, []), task, spread, threshold)]
+        by_index = {index: scores.get(sample.uid, []) for index, sample in samples.items()}
+        stay = [index for index, each in by_index.items() if stays(each, task, spread, threshold)]
         kept.setdefault(split, []).extend(task.rows[index] for index in stay)
-        unscored = sum(sample.uid not in scores for sample in samples.values())
+        unscored = sum(not each for each in by_index.values())
         counts[f"{split}/{task.name}"] = {"rows": len(samples), "kept": len(stay), "unscored": unscored}
     if dist.is_first():
         for split, rows in kept.items():

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vidbridge.data.base import Dataset
-from vidbridge.data.build.job import Job
+from vidbridge.data.commands.job import Job
 from vidbridge.data.cost import estimated_tokens
 from vidbridge.media.video_file import VideoError
 from vidbridge.tasks.base import DataError
