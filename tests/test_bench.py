@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from experiments.bench import decode, gpu, harness, learner, plan, rollout, step
+from experiments.bench import decode, gpu, harness, judge, learner, plan, rollout, step
 from experiments.bench.shape import TINY
 
 
@@ -47,6 +47,13 @@ def test_step_without_trl(tmp_path, monkeypatch):
     figures = figures_of(step.main, tmp_path)
     assert figures["vs_peer_structure"] == figures["peer_structure_s"] / figures["ours_s"] > 0
     assert figures["trl_s"] is None and figures["vs_trl"] is None
+
+
+def test_judge(tmp_path):
+    figures = figures_of(judge.main, tmp_path, "--outage", "1")
+    assert figures["speedup"] > 0
+    assert figures["wrong_under_faults"] == figures["unscored_under_faults"] == 0
+    assert figures["recovered_after_outage"] and figures["masked_in_outage"] == 16
 
 
 def test_plan(tmp_path, monkeypatch):

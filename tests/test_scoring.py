@@ -1,3 +1,5 @@
+import math
+import threading
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from vidbridge.rewards.choice import Choice
 from vidbridge.rewards.events import EventRecall
 from vidbridge.rewards.format import Format
 from vidbridge.rewards.judged import Grade
+from vidbridge.rewards.wording import Wording
 from vidbridge.scoring import reward_metrics, score_groups, self_test
 from vidbridge.tasks.base import DataError
 from vidbridge.types import EncodedPrompt, Group, Prompt
@@ -74,8 +77,59 @@ def test_a_group_without_a_judge_is_kept_unscored_and_the_others_are_scored():
     assert reward_metrics([unscored, scored]) == {
         "reward/qa/total": 1,
         "reward/qa/choice": 1,
+        "reward/qa/unscored": 0,
+        "reward/dark_event_infer/unscored": 1,
         "rollout/judge_failed": 1,
     }
+
+
+class Patchy(ExactJudge):
+    """Has no reply about what spins."""
+
+    def ask(self, requests):
+        return [
+            JudgeUnavailable("busy") if "spins" in request.text else reply
+            for request, reply in zip(requests, super().ask(requests))
+        ]
+
+
+def test_a_completion_without_a_reply_is_unscored_alone():
+    completions = (*said("it moves left", "it spins", "it moves up"), *raw("it spins", "<answer>it spins</answer>"))
+    (group,) = score_groups([group_of(DARK, completions)], reward_with(Patchy(), format=Format()))
+    # the fourth has no answer, the fifth is kept out by the gate, whatever the judge would have said of it
+    assert group.scored == (True, False, True, True, True) and group.trainable
+    assert [each.total for each in group.rewards if each.scored] == [1.0, 0.5, 0, 0]
+    metrics = reward_metrics([group])
+    assert metrics["reward/dark_event_infer/total"] == pytest.approx((1.0 + 0.5) / 4)
+    assert metrics["reward/dark_event_infer/grade"] == pytest.approx((2 + 1 + 0) / 3)
+    assert metrics["reward/dark_event_infer/unscored"] == metrics["rollout/judge_failed"] == 1
+
+
+def test_a_term_that_does_not_pay_leaves_nothing_unscored():
+    reward = reward_with(Patchy())
+    reward = replace(reward, weights={"dark_event_infer": {"grade": 0.0, "choice": 1.0}})
+    (breakdown,) = reward.score(replace(DARK, options=("spins", "grows")), said("it spins"))
+    assert breakdown.scored and math.isnan(breakdown.terms["grade"])
+
+
+def test_groups_are_scored_side_by_side_where_the_judge_is_one_to_wait_for():
+    """Three groups meet in the judge; one after another would never get together."""
+
+    class Meeting(ExactJudge):
+        waits = True
+
+        def __init__(self):
+            self.barrier = threading.Barrier(3, timeout=10)
+
+        def ask(self, requests):
+            self.barrier.wait()
+            return super().ask(requests)
+
+    judge = Meeting()
+    answers = ("it moves left", "it moves up", "it grows")
+    groups = [group_of(replace(DARK, uid=f"dark_event_infer/test/{n}"), said(text)) for n, text in enumerate(answers)]
+    scored = score_groups(groups, replace(reward_with(judge), judge=judge))
+    assert [group.rewards[0].total for group in scored] == [1.0, 0.5, 0]
 
 
 def test_metrics_are_means_over_completions():
@@ -95,6 +149,8 @@ def test_metrics_are_means_over_completions():
             "reward/dark_event_infer/total": (0.5 * 2 + 0.5 * 1) / 2,
             "reward/dark_event_infer/grade": 3 / 2,
             "reward/dark_event_infer/format": 1,
+            "reward/qa/unscored": 0,
+            "reward/dark_event_infer/unscored": 0,
             "rollout/judge_failed": 0,
         }
     )
@@ -139,6 +195,47 @@ def test_self_test_finds_a_reward_that_pays_for_nothing():
     reward = GatedSum(gates={}, terms={"generous": Generous()}, weights={"qa": {"generous": 1.0}})
     with pytest.raises(DataError, match="qa/test/0: an empty completion earns 1"):
         self_test({"qa": Rows(QA)}, reward)
+
+
+def test_self_test_finds_a_judge_that_likes_everything():
+    class Pleased(ExactJudge):
+        def ask(self, requests):
+            return ['{"score": 2}'] * len(requests)
+
+    with pytest.raises(DataError, match="the judge gives grade 2 for 'I cannot tell"):
+        self_test({"dark_event_infer": Rows(DARK)}, reward_with(Pleased()))
+
+
+def test_self_test_allows_a_model_some_slack_and_no_more():
+    class Strict(ExactJudge):
+        slack = 0.5
+
+        def ask(self, requests):
+            return ['{"score": 1}' if "left" in request.text else '{"score": 0}' for request in requests]
+
+    judge = Strict()
+    self_test({"dark_event_infer": Rows(DARK)}, replace(reward_with(judge), judge=judge))  # 0.5 of 1
+    judge.slack = 0.4
+    with pytest.raises(DataError, match="gold answer earns 0.5 of 1"):
+        self_test({"dark_event_infer": Rows(DARK)}, replace(reward_with(judge), judge=judge))
+
+
+def test_self_test_does_not_ask_the_reference_for_style():
+    told = sample("caption", "The square moves left.")  # without a connective
+    reward = GatedSum(
+        gates={},
+        terms={"event_recall": EventRecall(ExactJudge()), "wording": Wording()},
+        weights={"caption": {"event_recall": 1.0, "wording": 1.0}},
+    )
+    self_test({"caption": Rows(told)}, reward)
+
+
+def test_self_test_says_why_there_is_no_reply():
+    judge = Patchy()
+    judge.trouble = "some-model at http://here: status 503"
+    spins = replace(DARK, answer="the square spins")
+    with pytest.raises(DataError, match="dark_event_infer/test/0: could not be judged: some-model at http://here"):
+        self_test({"dark_event_infer": Rows(spins)}, replace(reward_with(judge), judge=judge))
 
 
 def test_self_test_needs_the_judge():

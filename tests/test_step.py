@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -25,7 +26,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.step import GrpoStep, Means, lengths_of, rewards_of, trainable
+from vidbridge.step import GrpoStep, Means, lengths_of, rewards_of, scored
 from vidbridge.tasks.base import DataError
 
 MAX_TOKENS = 6
@@ -242,7 +243,30 @@ def test_nothing_is_learnt_where_nothing_can_be(tasks, folder, reward):
     result = step(0)
     assert same(before, weights_of(step))
     assert result.metrics["rollout/degenerate_frac"] == (1.0 if reward is Same else 0.0)
-    assert result.metrics["rollout/judge_failed"] == (0.0 if reward is Same else 3.0)
+    assert result.metrics["rollout/judge_failed"] == (0.0 if reward is Same else 12.0)
+
+
+def test_what_stands_in_the_place_of_an_unscored_completion_changes_nothing(tasks, folder):
+    """Its siblings are compared with each other, and none of its tokens is learnt: any words will do."""
+
+    class Patchy(SumOfIds):
+        def __call__(self, sample, completions):
+            return [math.nan, *super().__call__(sample, completions)[1:]]
+
+    def learnt(first_words):
+        step = make_step(tasks, folder, reward=Patchy, kl_beta=0.1)
+        generate = step.rollout.generate
+
+        def replaced(*args, **options):
+            groups = generate(*args, **options)
+            return [(replace(first, token_ids=first_words(first.token_ids)), *rest) for first, *rest in groups]
+
+        step.rollout.generate = replaced
+        result = step(0)
+        assert result.metrics["rollout/judge_failed"] == 3 and result.metrics["policy/grad_norm"] > 0
+        return weights_of(step)
+
+    assert same(learnt(lambda ids: ids), learnt(lambda ids: ids[::-1]))
 
 
 def test_a_second_epoch_moves_off_policy_and_makes_a_second_update(tasks, folder):
@@ -264,7 +288,7 @@ def test_two_epochs_with_kl_have_the_gradients_of_repeated_rows(tasks, folder, m
 
     monkeypatch.setattr(engine, "update", spied)
     groups = step(0).groups
-    advantages = group_advantages(rewards_of(groups, 4), trainable(groups), step.algo.advantage_scale).flatten()
+    advantages = group_advantages(rewards_of(groups, 4), scored(groups), step.algo.advantage_scale).flatten()
     mask = loss_mask(groups)
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
 

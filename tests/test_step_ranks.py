@@ -17,10 +17,22 @@ from vidbridge.config import SftStage
 from vidbridge.data.loader import BadSamples
 from vidbridge.dist import RankFailed
 from vidbridge.evaluate import Evaluator
+from vidbridge.judges.base import JudgeLost, JudgeUnavailable
 from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.rewards.base import UNSCORED
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.sft import SftStep
 from vidbridge.tasks.base import DataError
+
+
+class Patchy(SumOfIds):
+    """Leaves a completion here and there without a number, and whole groups."""
+
+    def __call__(self, sample, completions):
+        if sum(completions[0].token_ids) % 3 == 0:
+            raise JudgeUnavailable("busy")
+        return [UNSCORED if number > 0.7 else number for number in super().__call__(sample, completions)]
+
 
 # five prompts, so that ranks have 3 and 2, in rows of one group each: 3 micro-batches and 2
 STEPS = {
@@ -34,6 +46,7 @@ STEPS = {
     "refilled": {"reward": SameForHalf, "max_refills": 4},
     "some idle": {"reward": SameForHalf},
     "all idle": {"reward": Same},
+    "some unscored": {"reward": Patchy, "loss_norm": LossNorm.token},
     "bad videos": {"bad_rows": range(0, 12, 3)},
 }
 
@@ -56,7 +69,11 @@ def steps_of(tasks, folder, engine, options):
     step = make_step(tasks, folder, engine=engine, **options)
     results = [step(0), step(1)]
     groups = [
-        [group.sample.uid, [done.token_ids for done in group.completions], [reward.total for reward in group.rewards]]
+        [
+            group.sample.uid,
+            [done.token_ids for done in group.completions],
+            [reward.total if reward.scored else None for reward in group.rewards],
+        ]
         for result in results
         for group in result.groups
     ]
@@ -103,6 +120,23 @@ def failed_of(tasks, folder):
     return [type(caught.value).__name__, str(caught.value)]
 
 
+class LostHere:
+    """The judge of the second rank has been without a reply for too long."""
+
+    maximum = 1.0
+
+    def __call__(self, sample, completions):
+        if dist.rank() == 1:
+            raise JudgeLost("no reply from http://here")
+        return [0.0] * len(completions)
+
+
+def lost_of(tasks, folder):
+    with pytest.raises((JudgeLost, RankFailed)) as caught:
+        make_step(tasks, folder, reward=LostHere)(0)
+    return [type(caught.value).__name__, str(caught.value)]
+
+
 def explore(tasks, folder, out):
     seen = {}
     for name, engine in ENGINES.items():
@@ -111,6 +145,7 @@ def explore(tasks, folder, out):
         seen[f"{name}, scores"] = scores_of(tasks, folder, engine)
         seen[f"{name}, sft"] = sft_of(tasks, folder, engine)
     seen["failed"] = failed_of(tasks, folder)
+    seen["lost"] = lost_of(tasks, folder)
     (out / f"rank{dist.rank()}.json").write_text(json.dumps(seen))
 
 
@@ -163,6 +198,8 @@ def test_there_was_something_to_tell_apart(alone):
     idle = {name: alone(steps_of, STEPS[name])["metrics"][0]["rollout/degenerate_frac"] for name in STEPS}
     assert idle["grpo"] < idle["some idle"] < idle["all idle"] == 1.0
     assert alone(steps_of, STEPS["refilled"])["metrics"][0]["rollout/extra_groups"] > 0
+    totals = [totals for _, _, totals in alone(steps_of, STEPS["some unscored"])["groups"]]
+    assert [] in totals and any(None in group and len(set(group)) > 2 for group in totals)
     assert sum(metrics["data/bad"] for metrics in alone(steps_of, STEPS["bad videos"])["metrics"]) > 0
 
 
@@ -185,3 +222,10 @@ def test_an_error_of_one_rank_ends_the_step_of_all(ran):
     (kind, message), (other_kind, other_message) = (rank["failed"] for rank in ran)
     assert kind == "DataError" and "2 video placeholders for 1 clips" in message
     assert other_kind == "RankFailed" and other_message == f"rank 0 failed: DataError: {message}"
+
+
+def test_a_rank_that_has_lost_its_judge_stops_all(ran):
+    assert [rank["lost"] for rank in ran] == [
+        ["RankFailed", "rank 1 failed: JudgeLost: no reply from http://here"],
+        ["JudgeLost", "no reply from http://here"],
+    ]

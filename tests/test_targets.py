@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.composing import config_of
+from vidbridge import build
 from vidbridge.config import ConfigError
 from vidbridge.targets import check_arguments, check_targets
 
@@ -68,3 +70,26 @@ def test_arguments_are_checked_against_the_signature(node, message):
 def test_what_fits_passes():
     check_arguments("thing", Thing, {"_target_": "x", "rate": 2, "parts": [1]}, {"size": 3})
     check_arguments("free", free, {"whatever": 1}, {})
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["+judge.answers.modle=x"], "judge.answers: there is no argument 'modle'. Did you mean 'model'?"),
+        (["judge.answers.timeout_s=soon"], "judge.answers.timeout_s must be of type float"),
+        (["judge.answers.base_url=nowhere"], "base_url must be"),
+        (["judge.answers.api_key_env=VIDBRIDGE_NOT_SET"], "VIDBRIDGE_NOT_SET, which is not set"),
+        (["judge.window=0"], "judge.window must be positive"),
+        (["judge.cache.path=/dev/null/judge.sqlite"], "judge.cache.path: cannot use /dev/null/judge.sqlite"),
+    ],
+)
+def test_a_mistake_inside_the_judge_is_named(overrides, message, tmp_path):
+    with pytest.raises(ConfigError) as error, build.as_config_errors():
+        build.build_judge(config_of("judge=openai", f"paths.cache='{tmp_path}'", *overrides))
+    assert message in str(error.value)
+
+
+def test_both_roles_are_built_from_one_yaml(tmp_path):
+    judge = build.build_judge(config_of("judge=openai_two", f"paths.cache='{tmp_path}'", "judge.answers.model=one"))
+    assert [judge.models[kind].model for kind in ("grade", "extract")] == ["one", "Qwen/Qwen2.5-14B-Instruct"]
+    assert judge.models["verdict"].base_url == judge.models["entail"].base_url == "http://127.0.0.1:8000/v1"

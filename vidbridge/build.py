@@ -48,7 +48,8 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     seed_everything(config.seed)
     # first what is quick to refuse, then the data, which may take minutes to make
     resolve_device(config.model.device)
-    reward, eval_reward = build_reward(config, "reward"), build_eval_reward(config)
+    judge = build_judge(config)
+    reward, eval_reward = build_reward(config, "reward", judge), build_eval_reward(config, judge)
     processor = None if config.model.random_weights else build_processor(config)
     splits = {"train", config.eval.split.value} | ({"val"} if config.eval.every else set())
     dataset = build_dataset(config)
@@ -92,7 +93,7 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     """What evaluate.py needs: the held-out scores of ``model.path`` and where to record them."""
     seed_everything(config.seed)
     resolve_device(config.model.device)
-    reward, processor = build_eval_reward(config), build_processor(config)
+    reward, processor = build_eval_reward(config, build_judge(config)), build_processor(config)
     dataset = build_dataset(config)
     tasks = dist.first_then_others(lambda: build_tasks(config, dataset, {config.eval.split.value}, processor))
     check_same_rows(tasks)
@@ -115,7 +116,7 @@ def build_sampler(config: Config, job: Job) -> Evaluator:
     """That answers the rows of a job and scores the answers as held-out ones."""
     seed_everything(config.seed)
     resolve_device(config.model.device)
-    reward = build_eval_reward(config)
+    reward = build_eval_reward(config, build_judge(config))
     bad = BadSamples(job.folder / BAD_SAMPLES, job.dataset.max_bad_frac)
     policy = build_policy(config, job.processor, trains=False)
     evaluator = build_evaluator(config, {}, job.processor, reward, policy, bad)
@@ -194,20 +195,28 @@ def build_judge(config: Config) -> Judge:
     return make(config, "judge", config.judge)
 
 
-def build_reward(config: Config, where: str) -> GatedSum:
-    """The reward at ``where`` ("reward" or "eval.reward"); those with a parameter ``judge`` share one judge."""
+def build_agreement(config: Config) -> tuple[Judge, Judge, GatedSum]:
+    """Both judges, and the reward that says what they are asked for each task."""
+    if config.agreement.judge is None:
+        raise ConfigError("agreement.judge: a second judge is needed: +judge@agreement.judge=openai")
+    first = build_judge(config)
+    second = make(config, "agreement.judge", config.agreement.judge)
+    return first, second, build_reward(config, "eval.reward", first)
+
+
+def build_reward(config: Config, where: str, judge: Judge) -> GatedSum:
+    """The reward at ``where`` ("reward" or "eval.reward"); those with a parameter ``judge`` share this one."""
     node = config.reward if where == "reward" else config.eval.reward
-    judge = build_judge(config)
 
     def build_all(part: str) -> dict[str, Any]:
         present = {name: spec for name, spec in node[part].items() if spec is not None}  # null takes one out
         return {name: make(config, f"{where}.{part}.{name}", spec, judge=judge) for name, spec in present.items()}
 
-    return GatedSum(gates=build_all("gates"), terms=build_all("terms"), weights=reward_weights(node))
+    return GatedSum(gates=build_all("gates"), terms=build_all("terms"), weights=reward_weights(node), judge=judge)
 
 
-def build_eval_reward(config: Config) -> GatedSum:
-    reward = build_reward(config, "eval.reward")
+def build_eval_reward(config: Config, judge: Judge) -> GatedSum:
+    reward = build_reward(config, "eval.reward", judge)
     for task in config.tasks:
         if reward.maximum(task) <= 0:
             raise ConfigError(f"eval.reward.{task} pays for nothing: scores are parts of the most that can be earned")
@@ -355,9 +364,12 @@ def check_tasks(
     tasks: Mapping[str, Task], processor: Processor, reward: GatedSum, bad: BadSamples, *, perfect: bool
 ) -> None:
     """Before anything is trained: prompts fit, and every task's gold answers earn the most there is, or something."""
-    loader = Loader(tasks, processor, bad)
-    loader.load({place: task.sample(0) for place, task in enumerate(tasks.values())})
-    self_test(tasks, reward, perfect=perfect)
+
+    def check() -> None:
+        Loader(tasks, processor, bad).load({place: task.sample(0) for place, task in enumerate(tasks.values())})
+        self_test(tasks, reward, perfect=perfect)
+
+    dist.first_then_others(check)  # with a judge that is a model, the others find its replies in the cache
 
 
 @contextmanager

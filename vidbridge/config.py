@@ -241,6 +241,14 @@ class EvalConfig:
 
 
 @dataclass
+class AgreementConfig:
+    """Of evaluate.py judge_agreement; the first judge is that of the run."""
+
+    completions: Optional[str] = None  # completions.jsonl of a run
+    judge: Any = None  # the second judge: +judge@agreement.judge=openai
+
+
+@dataclass
 class Config:
     seed: int = 0
     steps: Optional[int] = None  # one batch of prompts each; null: one pass over the deck, or all stages of SFT
@@ -266,6 +274,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     track: TrackConfig = MISSING
     eval: EvalConfig = MISSING
+    agreement: AgreementConfig = field(default_factory=AgreementConfig)
 
     def __post_init__(self) -> None:
         _require(self.steps is None or self.steps > 0, f"steps must be positive or null, got {self.steps}")

@@ -143,8 +143,11 @@ def held_out(evaluator: Evaluator, config: EvalConfig, tracker: Tracker, when: s
 
 
 def task_score(rewards: np.ndarray, maximum: float, *, format_frac: float) -> TaskScore:
-    """Mean and interval of rewards [items, samples]: items are resampled, because samples of one item are alike."""
-    items = rewards.mean(axis=1)
+    """Mean and interval of rewards [items, samples]: items are resampled, because samples of one item are alike.
+
+    A sample that could not be scored is nan; every item has one that could.
+    """
+    items = np.nanmean(rewards, axis=1)
     low, high = bootstrap_interval(items)
     return TaskScore(
         mean=float(items.mean()), max=maximum, n=len(items), low=low, high=high, format_frac=format_frac

@@ -34,6 +34,7 @@ from vidbridge import dist, ranks
 from vidbridge.checkpoint import CheckpointError
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, did_you_mean, require_known
 from vidbridge.data.rows import DataError
+from vidbridge.judges.base import JudgeLost
 from vidbridge.media.video_file import VideoError
 from vidbridge.policy.engine import Diverged
 from vidbridge.ranks import Ending
@@ -49,7 +50,7 @@ class JobFailed(RuntimeError):
     """A job of a sweep that ran on another machine."""
 
 
-FAILURES = (DataError, VideoError, CheckpointError, Diverged, JobFailed)  # that have a message for the user
+FAILURES = (DataError, VideoError, CheckpointError, Diverged, JudgeLost, JobFailed)  # that have a message for the user
 # Of a sweep itself, not of its jobs.
 SWEEP_KEYS = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
 

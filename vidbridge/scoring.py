@@ -3,51 +3,68 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Mapping, Sequence
+from typing import Iterator, Mapping, Sequence
 
 from vidbridge.judges.base import JudgeUnavailable
 from vidbridge.rewards.base import GatedSum
 from vidbridge.tasks.base import DataError, Task, as_data_errors
-from vidbridge.types import Completion, Group
+from vidbridge.text import prompts
+from vidbridge.types import Completion, Group, RewardBreakdown, Sample
 
 NUM_TESTED = 4  # rows of each task that the self-test looks at
+EVASION = "I cannot tell what happens here."
+MAX_THREADS = 64  # groups that wait for the judge at the same time
 
 
 def score_groups(groups: Sequence[Group], reward: GatedSum) -> list[Group]:
     """Each group with its rewards. One that the judge could not score stays, unrewarded and untrainable.
 
-    Raises DataError naming the row that a reward or the judge cannot work with.
+    Groups go side by side where the judge is one to wait for. Raises DataError naming the row that a reward or the
+    judge cannot work with, and JudgeLost.
     """
-    return [_score_group(group, reward) for group in groups]
+    if reward.judge is None or not reward.judge.waits:
+        return [_score_group(group, reward) for group in groups]
+    with ThreadPoolExecutor(MAX_THREADS) as pool:
+        return list(pool.map(lambda group: _score_group(group, reward), groups))
 
 
 def _score_group(group: Group, reward: GatedSum) -> Group:
     try:
         with as_data_errors(group.sample):
-            return replace(group, rewards=reward.score(group.sample, group.completions))
+            rewards = reward.score(group.sample, group.completions)
     except JudgeUnavailable:
+        rewards = ()
+    if not any(each.scored for each in rewards):
         return replace(group, rewards=(), trainable=False)
+    return replace(group, rewards=rewards)
 
 
 def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over all scored completions of a task, and how many groups the judge failed.
+    """Means over all completions of a task that have the number, and how many could not be scored.
 
-    ``{"reward/qa/total": 0.4, "reward/qa/choice": 0.5, "reward/qa/format": 0.8, "rollout/judge_failed": 0.0}``
+    ``{"reward/qa/total": 0.4, "reward/qa/choice": 0.5, "reward/qa/format": 0.8, "reward/qa/unscored": 0.0,
+    "rollout/judge_failed": 0.0}``
     """
     values: dict[str, list[float]] = defaultdict(list)
+    unscored: Counter[str] = Counter()
     for group in groups:
+        unscored[group.sample.task] += group.scored.count(False)
         for reward in group.rewards:
             for name, value in {"total": reward.total, **reward.terms, **reward.gates}.items():
-                values[f"reward/{group.sample.task}/{name}"].append(value)
+                if not math.isnan(value):
+                    values[f"reward/{group.sample.task}/{name}"].append(value)
     metrics = {name: sum(column) / len(column) for name, column in values.items()}
-    return {**metrics, "rollout/judge_failed": float(sum(not group.rewards for group in groups))}
+    metrics |= {f"reward/{task}/unscored": float(count) for task, count in unscored.items()}
+    return {**metrics, "rollout/judge_failed": float(unscored.total())}
 
 
 def self_test(tasks: Mapping[str, Task], reward: GatedSum, *, perfect: bool = True) -> None:
-    """Before training: gold answers must earn the most there is (if no weight is negative), empty ones nothing.
+    """Before training: gold answers must earn the most there is, empty ones nothing, and evasions not the judge's best.
 
+    The most, but for terms of style, which a reference need not earn, and for the slack of a judge that is a model.
     Not ``perfect``: gold answers that people wrote must earn more than nothing.
 
     Raises DataError listing every row that does not, or that cannot be scored: a reward stuck at zero is found here,
@@ -55,21 +72,32 @@ def self_test(tasks: Mapping[str, Task], reward: GatedSum, *, perfect: bool = Tr
     """
     failures = []
     for name, task in tasks.items():
-        best = reward.maximum(name)
-        pays_only = min(reward.weights[name].values(), default=0.0) >= 0  # else gold may earn more, or less
         for sample in map(task.sample, range(min(NUM_TESTED, len(task)))):
-            gold = task.gold(sample)
-            completions = [Completion(text=text, token_ids=()) for text in (gold, "")]
+            texts = (task.gold(sample), "", prompts.completion("", EVASION))
             try:
-                right, empty = reward.score(sample, completions)
+                rewards = reward.score(sample, [Completion(text=text, token_ids=()) for text in texts])
             except (JudgeUnavailable, ValueError) as error:
                 failures.append(f"{sample.uid}: {error}")
                 continue
-            enough = math.isclose(right.total, best, abs_tol=1e-6) if perfect else right.total > 0
-            if pays_only and not enough:
-                parts = {**right.gates, **right.terms}
-                failures.append(f"{sample.uid}: gold answer earns {right.total:g} of {best:g}: {parts} for {gold!r}")
-            if empty.total > 0:
-                failures.append(f"{sample.uid}: an empty completion earns {empty.total:g}")
+            found = _failures(sample, texts[0], rewards, reward, perfect)
+            failures += [f"{sample.uid}: {failure}" for failure in found]
     if failures:
         raise DataError("the reward does not fit the data\n  " + "\n  ".join(failures))
+
+
+def _failures(
+    sample: Sample, gold: str, rewards: Sequence[RewardBreakdown], reward: GatedSum, perfect: bool
+) -> Iterator[str]:
+    right, empty, evasive = rewards
+    best, slack = reward.owed(sample.task), reward.judge.slack if reward.judge else 0.0
+    earned = reward.owed(sample.task, right)
+    if math.isnan(earned):
+        yield f"could not be judged: {reward.judge.trouble if reward.judge else 'a term is nan'}"
+    elif earned < (1 - slack) * best - 1e-6 if perfect else earned <= 0:
+        yield f"gold answer earns {earned:g} of {best:g}: { {**right.gates, **right.terms} } for {gold!r}"
+    if empty.total > 0:
+        yield f"an empty completion earns {empty.total:g}"
+    for name, value in evasive.terms.items():
+        term = reward.terms[name]
+        if getattr(term, "judge", None) is not None and value >= term.maximum:
+            yield f"the judge gives {name} {value:g} for {EVASION!r}"

@@ -68,11 +68,12 @@ class GrpoStep:
         if self.algo.max_refills:
             groups, more = self._refilled(groups, step, clock, own=prompts.keys())
             metrics |= more
+        metrics |= self.reward.metrics()
         with clock("learner"):
             penalty = overlong_penalty(lengths_of(groups), self.max_completion_tokens, self.algo.overlong_frac)
             metrics["rollout/overlong_penalty"] = penalty.mean().item()
             rewards = rewards_of(groups, self.algo.group_size) + penalty
-            advantages = group_advantages(rewards, trainable(groups), self.algo.advantage_scale)
+            advantages = group_advantages(rewards, scored(groups), self.algo.advantage_scale)
             metrics |= self._learn(groups, advantages, own=prompts.keys())
         return StepResult(metrics={**metrics, **dist.largest(clock.metrics())}, groups=tuple(groups))
 
@@ -179,7 +180,7 @@ class GrpoStep:
 
 
 def rewards_of(groups: Sequence[Group], group_size: int) -> torch.Tensor:
-    """Totals [P, G] float64; a group that could not be scored reads 0 and is masked by ``trainable``."""
+    """Totals [P, G] float64; what could not be scored reads nan, or 0 in a whole group, and is masked by ``scored``."""
     return torch.tensor(
         [[reward.total for reward in group.rewards] or [0.0] * group_size for group in groups], dtype=torch.float64
     )
@@ -192,12 +193,17 @@ def lengths_of(groups: Sequence[Group]) -> torch.Tensor:
 
 def is_idle(group: Group) -> bool:
     """Nothing can be learnt from it: all siblings earned the same, or they could not be scored."""
-    return not group.trainable or bool(degenerate(rewards_of([group], len(group.completions))))
+    return not group.trainable or bool(degenerate(rewards_of([group], len(group.completions)), scored([group])))
 
 
 def trainable(groups: Sequence[Group]) -> torch.Tensor:
     """[P] bool"""
     return torch.tensor([group.trainable for group in groups])
+
+
+def scored(groups: Sequence[Group]) -> torch.Tensor:
+    """[P, G] bool"""
+    return torch.tensor([group.scored for group in groups])
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -29,6 +29,9 @@ def make(config: Config, where: str, node: Mapping[str, Any], **injected: Any) -
     target = check_targets(where, node, ("vidbridge.", *config.allowed_targets))
     wanted = {name: value for name, value in injected.items() if name in inspect.signature(target).parameters}
     check_arguments(where, target, node, wanted)
+    for name, part in node.items():  # a judge's chat models
+        if isinstance(part, Mapping) and "_target_" in part:
+            check_arguments(f"{where}.{name}", pkgutil.resolve_name(part["_target_"]), part, {})
     try:
         return instantiate(dict(node), **wanted, _convert_="all")
     except InstantiationException as error:

@@ -9,6 +9,7 @@ T completion tokens (padded), L prompt tokens (padded), S tokens of a packed row
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Mapping
 
@@ -114,19 +115,24 @@ class RewardBreakdown:
     """Why a completion earned what it did.
 
     ``RewardBreakdown(total=1.4, terms={"event_recall": 1.0, "event_precision": 0.8}, gates={"format": 1.0})``
-    with weights 1 and 0.5. ``terms`` are before weighting and gating.
+    with weights 1 and 0.5. ``terms`` are before weighting and gating. What no judge could score is nan.
     """
 
     total: float
     terms: Mapping[str, float]
     gates: Mapping[str, float]
 
+    @property
+    def scored(self) -> bool:
+        return not math.isnan(self.total)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """A prompt and its G sibling completions; rewards are added by scoring.
 
-    ``trainable`` is False when the group could not be scored: it is masked, never dropped.
+    ``trainable`` is False when nothing of the group could be scored: it is masked, never dropped. A single completion
+    that could not be scored is masked alone.
     """
 
     sample: Sample
@@ -135,6 +141,13 @@ class Group:
     completions: tuple[Completion, ...]
     rewards: tuple[RewardBreakdown, ...] = ()
     trainable: bool = True
+
+    @property
+    def scored(self) -> tuple[bool, ...]:
+        """Which completions count; before scoring, all of a trainable group."""
+        if not self.rewards or not self.trainable:
+            return (self.trainable,) * len(self.completions)
+        return tuple(reward.scored for reward in self.rewards)
 
     def light(self) -> Group:
         """Without frames and tensors: what the other ranks are told about it."""
@@ -162,7 +175,7 @@ class Batch:
     completion_ids: torch.Tensor  # [N, T] int64, right-padded
     predictors: torch.Tensor  # [N, T] int64, place in the packed row whose output predicts this completion token
     sampled_mask: torch.Tensor  # [N, T] bool, False on padding
-    loss_mask: torch.Tensor  # [N, T] bool, the same without rows of groups that are not trainable
+    loss_mask: torch.Tensor  # [N, T] bool, the same without completions that do not count (Group.scored)
     advantages: torch.Tensor  # [N] float32
     token_weights: torch.Tensor  # [N, T] float32, the loss is the sum of weight * token loss
     sampler_logprobs: torch.Tensor | None = None  # [N, T] as the rollout reported them, 0 on padding

@@ -4,20 +4,16 @@ A program of its own, so that the memory is that of opening the file, and not of
 """
 
 import json
-import resource
 import sys
 import time
 
 from vidbridge.data.vidbridge_r1 import VidbridgeR1
+from vidbridge.media.worker import peak_mb
 from vidbridge.tasks.caption import Caption
 
 if __name__ == "__main__":
     started = time.perf_counter()
     rows = VidbridgeR1(root=".", files={"train": sys.argv[1]}).rows(Caption(), "train")
     assert rows[len(rows) // 2].problem_type == "caption"
-    figures = {
-        "rows": len(rows),
-        "seconds": time.perf_counter() - started,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-    }
+    figures = {"rows": len(rows), "seconds": time.perf_counter() - started, "peak_mb": peak_mb()}
     print(json.dumps(figures))

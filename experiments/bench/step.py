@@ -30,7 +30,7 @@ from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.scoring import score_groups
-from vidbridge.step import GrpoStep, rewards_of, trainable
+from vidbridge.step import GrpoStep, rewards_of, scored
 from vidbridge.types import Completion, Group, Prompt, Sample
 
 TASK = "random"
@@ -121,7 +121,7 @@ class PeerStep:
     def __call__(self) -> None:
         groups = score_groups([self._sampled(index) for index in range(self.sizes.num_prompts)], REWARD)
         rewards = rewards_of(groups, self.sizes.group_size)
-        advantages = group_advantages(rewards, trainable(groups), AdvantageScale.group_std)
+        advantages = group_advantages(rewards, scored(groups), AdvantageScale.group_std)
         for group, of_group in zip(groups, advantages):
             self._backward(group, of_group.float())
         self.engine.update()

@@ -9,10 +9,13 @@ EVERY = list(AdvantageScale)
 reward = st.floats(-2, 2).map(lambda value: round(value, 2))
 
 
-def advantages(rewards, scale, trainable=None, **options):
+NAN = float("nan")
+
+
+def advantages(rewards, scale, **options):
+    """What is nan is not scored."""
     rewards = torch.tensor(rewards)
-    trainable = torch.ones(len(rewards), dtype=torch.bool) if trainable is None else torch.tensor(trainable)
-    return group_advantages(rewards, trainable, scale, **options)
+    return group_advantages(rewards, ~rewards.isnan(), scale, **options)
 
 
 def test_none_is_the_distance_from_the_mean():
@@ -54,15 +57,29 @@ def test_equal_rewards_are_exactly_zero(scale):
 @pytest.mark.parametrize("scale", EVERY)
 def test_an_unscored_group_is_zero_and_changes_no_other(scale):
     alone = advantages([[0.0, 1.0], [2.0, 0.5]], scale)
-    nan = float("nan")
-    beside = advantages([[0.0, 1.0], [nan, 9.0], [2.0, 0.5]], scale, trainable=[True, False, True])
+    beside = advantages([[0.0, 1.0], [NAN, NAN], [2.0, 0.5]], scale)
     assert (beside[1] == 0).all()
     assert torch.equal(beside[[0, 2]], alone)
 
 
 @pytest.mark.parametrize("scale", EVERY)
 def test_nothing_scored_at_all_is_all_zero(scale):
-    assert (advantages([[0.0, 1.0]], scale, trainable=[False]) == 0).all()
+    assert (advantages([[NAN, NAN]], scale) == 0).all()
+
+
+@pytest.mark.parametrize("scale", EVERY)
+def test_an_unscored_completion_is_zero_and_its_siblings_are_compared_without_it(scale):
+    alone = advantages([[0.0, 1.0, 1.0], [2.0, 0.5, 0.0]], scale)
+    rewards = torch.tensor([[0.0, 7.0, 1.0, 1.0], [2.0, 0.5, 0.0, NAN]])
+    scored = torch.tensor([[True, False, True, True], [True, True, True, False]])
+    got = group_advantages(rewards, scored, scale)  # whatever stands in the place of what is not scored
+    assert got[0, 1] == got[1, 3] == 0
+    assert got[scored].tolist() == pytest.approx(alone.flatten().tolist())
+
+
+@pytest.mark.parametrize("scale", EVERY)
+def test_one_scored_completion_among_unscored_ones_has_nobody_to_beat(scale):
+    assert (advantages([[NAN, 3.0, NAN], [0.7, 0.7, NAN]], scale) == 0).all()
 
 
 @pytest.mark.parametrize("scale", EVERY)
@@ -72,7 +89,9 @@ def test_a_single_completion_has_nobody_to_beat(scale):
 
 def test_degenerate():
     rewards = torch.tensor([[0.7] * 3, [0.7, 0.7, 0.8], [-1.0] * 3])
-    assert degenerate(rewards).tolist() == [True, False, True]
+    assert degenerate(rewards, torch.ones(3, 3, dtype=torch.bool)).tolist() == [True, False, True]
+    scored = torch.tensor([[True] * 3, [True, True, False], [False] * 3])
+    assert degenerate(rewards, scored).tolist() == [True, True, True]
 
 
 groups = st.lists(st.lists(reward, min_size=4, max_size=4), min_size=1, max_size=4)
@@ -81,13 +100,13 @@ groups = st.lists(st.lists(reward, min_size=4, max_size=4), min_size=1, max_size
 @given(groups, st.sampled_from(EVERY), st.floats(-3, 3))
 def test_identities(rewards, scale, shift):
     rewards = torch.tensor(rewards, dtype=torch.float64)
-    trainable = torch.ones(len(rewards), dtype=torch.bool)
-    got = group_advantages(rewards, trainable, scale)
+    scored = torch.ones(rewards.shape, dtype=torch.bool)
+    got = group_advantages(rewards, scored, scale)
     assert got.dtype == torch.float32
     # siblings sum to zero, the order of rewards is kept, and a constant for all changes nothing
     torch.testing.assert_close(got.sum(1), torch.zeros(len(rewards)), atol=1e-5, rtol=0)
     for values, row in zip(rewards, got):
         assert (row[values.argsort()].diff() >= 0).all()
-    torch.testing.assert_close(group_advantages(rewards + shift, trainable, scale), got, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(group_advantages(rewards + shift, scored, scale), got, atol=1e-5, rtol=1e-5)
     # no group depends on where it stands
-    torch.testing.assert_close(group_advantages(rewards.flip(0), trainable, scale).flip(0), got)
+    torch.testing.assert_close(group_advantages(rewards.flip(0), scored, scale).flip(0), got)

@@ -64,10 +64,24 @@ NEVER = [
     '{"score":' * 100_000,
     "\ufeff" + '{"score": 2}',
 ]
+RIGHT = ('{"score": 2}', '{"verdict": true}', '{"events": ["it grows"]}', '{"labels": ["neutral"]}')
+# What models put around a right reply, or make of it.
+AROUND = (
+    "Reply: %s", "%s.", "%s;", "%s,", "[%s]", "(%s)", "`%s`", "```%s```", "```json\n%s\n```", "\"%s\"", "'%s'",
+    "%s%s", "%s\n%s", "%s,%s", "[%s, %s]", "{%s}", "<answer>%s</answer>", "<think>hm</think>%s", "Final: %s",
+    "%s // sure", "# %s", "%s}", "{%s", "%s]", "\\boxed{%s}", "$%s$", "**%s**", "- %s", "> %s", "json %s",
+    "%s\x00", "\x00%s", "\u200b%s", "%s\u200b", "\ufeff%s", "%s <|im_end|>", "The reply is %s",
+    "%s I hope this helps!", "not %s", "data: %s", "event: message\ndata: %s",
+)  # fmt: skip
+DRESSED = [around.replace("%s", reply) for around in AROUND for reply in RIGHT]
 PARSERS = [parse_score, parse_verdict, parse_events, lambda reply: parse_labels(reply, 1)]
 
 
-@pytest.mark.parametrize("reply", NEVER, ids=lambda reply: reply[:40])
+def test_there_are_enough_odd_replies():
+    assert len({*NEVER, *DRESSED}) >= 200
+
+
+@pytest.mark.parametrize("reply", NEVER + DRESSED, ids=lambda reply: repr(reply[:40]))
 @pytest.mark.parametrize("parse", PARSERS, ids=("score", "verdict", "events", "labels"))
 def test_anything_else_is_no_reply(parse, reply):
     with pytest.raises(JudgeUnavailable):

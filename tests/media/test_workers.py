@@ -53,6 +53,14 @@ def test_a_worker_reads_what_is_read_here(pool, tmp_path):
     assert len(processes(pool)) == 1  # what one can do one does
 
 
+def test_a_worker_of_a_large_process_is_kept(pool, tmp_path, monkeypatch):
+    path = str(counting(tmp_path / "a.mp4"))
+    monkeypatch.setattr(workers, "RECYCLE_MB", 256)
+    much = np.ones(256 * 2**20 // 8)  # every page written
+    assert pool.decode(VideoRef(path=path), BUDGET).frames.size
+    assert len(processes(pool)) == 1 and much.all()
+
+
 def test_errors_keep_their_reason_and_the_worker_goes_on(pool, tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
     (process,) = [pool.describe(str(counting(tmp_path / "a.mp4"))) and processes(pool)[0]]

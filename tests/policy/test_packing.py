@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.policy.builders import make_group, make_policy, ragged_groups, ragged_prompts, whole_batch
 from vidbridge.policy.packing import fill_rows, loss_mask, packed_tokens
+from vidbridge.types import RewardBreakdown
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,16 @@ def test_rows_of_an_untrainable_group_are_kept_but_masked(policy):
     assert loss_mask(groups).tolist() == [[True, True], [True, True], [False, False], [False, False]]  # word, EOS
     batch = whole_batch(policy, groups)
     assert torch.equal(batch.loss_mask, loss_mask(groups)) and batch.sampled_mask.all()
+
+
+def test_a_completion_without_a_score_is_masked_alone(policy):
+    group = make_group(policy, ragged_prompts()[0], ["A", "it", "B"])
+    totals = (1.0, float("nan"), 0.0)
+    rewards = tuple(RewardBreakdown(total=total, terms={"it": total}, gates={}) for total in totals)
+    group = dataclasses.replace(group, rewards=rewards)
+    assert group.scored == (True, False, True)
+    batch = whole_batch(policy, [group])
+    assert batch.loss_mask.any(dim=1).tolist() == [True, False, True] and batch.sampled_mask.all()
 
 
 def with_first(groups, **changes):

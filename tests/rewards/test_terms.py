@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -119,10 +120,43 @@ def test_a_reference_without_events_cannot_be_scored():
         EventRecall(Says(events=[]))(CAPTION, said("It grows."))
 
 
-@pytest.mark.parametrize("reward", [Grade, Verdict, EventRecall, EventPrecision])
+class Forgetful(ExactJudge):
+    """Has no reply to requests that hold a word."""
+
+    def __init__(self, word):
+        self.word = word
+
+    def ask(self, requests):
+        lost = [self.word in " ".join([request.text, *request.events]) for request in requests]
+        return [JudgeUnavailable("forgotten") if gone else reply for gone, reply in zip(lost, super().ask(requests))]
+
+
+@pytest.mark.parametrize("reward", [Grade, Verdict, EventPrecision])
 def test_a_garbled_reply_is_never_a_score(reward):
+    score, empty = reward(Garbled())(CAPTION, said("Score 0, or a Score 2", ""))
+    assert math.isnan(score) and empty == 0
+
+
+def test_without_the_events_of_the_reference_nothing_has_a_recall():
     with pytest.raises(JudgeUnavailable):
-        reward(Garbled())(CAPTION, said("Score 2", "it grows"))
+        EventRecall(Garbled())(CAPTION, said("it grows", ""))
+
+
+def test_what_has_no_reply_is_unscored_alone():
+    captions = said("The cross hides.", "It grows.", "")
+    extracted = "the cross hides"  # how the exact judge puts the event
+    for reward, word in ((Verdict, "The cross"), (EventRecall, "The cross"), (EventPrecision, "The cross"),
+                         (EventPrecision, extracted)):  # fmt: skip
+        scores = reward(Forgetful(word))(CAPTION if reward is not Verdict else MIX, captions)
+        assert [math.isnan(score) for score in scores] == [True, False, False]
+
+
+@pytest.mark.parametrize("answer", ["Solution", "**Thought process:**", ":", "...", "Let's think step by step.", "答案："])
+def test_a_phrase_that_could_open_any_answer_is_nothing_and_asks_nobody(answer):
+    judge = Recorder()
+    assert Grade(judge)(DARK, said(answer)) == [0]
+    assert EventPrecision(judge)(CAPTION, said(answer)) == [0]
+    assert not any(judge.calls)
 
 
 def test_each_completion_is_judged_by_itself():

@@ -34,35 +34,32 @@ def overlong_penalty(
     return ((max_completion_tokens - buffer - lengths.double()) / buffer).clamp(min=-1.0, max=0.0)
 
 
-def degenerate(rewards: torch.Tensor) -> torch.Tensor:
-    """Which groups have nothing to teach because all siblings earned the same: [P, G] -> [P] bool."""
-    return rewards.amax(dim=1) - rewards.amin(dim=1) <= _ROUNDING
+def degenerate(rewards: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """Which groups have nothing to teach because all ``scored`` siblings earned the same: twice [P, G] -> [P] bool."""
+    highest = torch.where(scored, rewards, -torch.inf).amax(dim=1)
+    lowest = torch.where(scored, rewards, torch.inf).amin(dim=1)
+    return highest - lowest <= _ROUNDING  # -inf where none is scored
 
 
 def group_advantages(
     rewards: torch.Tensor,  # [P, G]
-    trainable: torch.Tensor,  # [P] bool, False: not scored, whatever stands in its row
+    scored: torch.Tensor,  # [P, G] bool, False: no reward, whatever stands in its place
     scale: AdvantageScale,
     eps: float = 1e-4,
 ) -> torch.Tensor:  # [P, G] float32
     """(reward - group mean) / (std + eps): DeepSeekMath (arXiv 2402.03300) section 4.1.2.
 
     With ``none`` there is no division: Dr. GRPO (arXiv 2503.20783) equation 3. Standard deviations are
-    the unbiased ones, as in the released trainer. Untrainable and degenerate groups are exactly zero,
-    which arithmetic alone would not give: in float32 eight rewards of 0.7 come out as 6e-4 each.
+    the unbiased ones, as in the released trainer. Means and deviations are those of the scored siblings; what is not
+    scored, and degenerate groups, are exactly zero, which arithmetic alone would not give: in float32 eight rewards of
+    0.7 come out as 6e-4 each.
     """
-    values = torch.where(trainable[:, None], rewards.double(), 0.0)
-    centred = values - values.mean(dim=1, keepdim=True)
+    values = torch.where(scored, rewards.double(), 0.0)
+    counts = scored.sum(dim=1, keepdim=True)
+    centred = torch.where(scored, values - values.sum(dim=1, keepdim=True) / counts.clamp(min=1), 0.0)
     if scale is AdvantageScale.group_std:
-        centred = centred / (_std(values) + eps)
+        centred = centred / ((centred.square().sum(dim=1, keepdim=True) / (counts - 1).clamp(min=1)).sqrt() + eps)
     elif scale is AdvantageScale.batch_std:
-        centred = centred / (_std(values[trainable].reshape(1, -1)) + eps)
-    counts = trainable & ~degenerate(values)
-    return torch.where(counts[:, None], centred, 0.0).float()
-
-
-def _std(values: torch.Tensor) -> torch.Tensor:
-    """Of each row, [R, K] -> [R, 1]; zero where a single value has no spread."""
-    if values.shape[1] < 2:
-        return values.new_zeros(values.shape[0], 1)
-    return values.std(dim=1, keepdim=True)
+        every = values[scored]
+        centred = centred / ((every.std() if len(every) > 1 else 0.0) + eps)
+    return torch.where(degenerate(values, scored)[:, None], 0.0, centred).float()

@@ -1,14 +1,15 @@
 """What a judge is asked and how its replies are read.
 
-A judge is untrusted: a reply is JSON of exactly the form asked for, or it is no reply. Then the
-group goes unscored (JudgeUnavailable), for a guess at a score would train the policy on noise.
+A judge is untrusted: a reply is JSON of exactly the form asked for, or it is no reply. Then what was asked
+about goes unscored (JudgeUnavailable), for a guess at a score would train the policy on noise.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Sequence
+from typing import Any, Literal, Sequence
 
 Label = Literal["entailment", "neutral", "contradiction"]
 LABELS: tuple[Label, ...] = ("entailment", "neutral", "contradiction")
@@ -17,6 +18,14 @@ MAX_EVENTS = 10  # read out of one text
 
 class JudgeUnavailable(Exception):
     """There is no trustworthy reply: the judge cannot be reached or does not keep to the form."""
+
+
+class JudgeLost(RuntimeError):
+    """So much goes unscored that training on the rest makes no sense; the message names who and why."""
+
+
+Kind = Literal["grade", "verdict", "extract", "entail"]
+Reply = str | JudgeUnavailable  # JSON, or why there is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,19 +40,37 @@ class JudgeRequest:
     | entail  |   |   | what should bear events out  | x | {"labels": ["entailment", "neutral", ..]} |
     """
 
-    kind: Literal["grade", "verdict", "extract", "entail"]
+    kind: Kind
     text: str
     question: str = ""
     reference: str = ""
     events: tuple[str, ...] = ()
 
 
-class Judge(Protocol):
-    def ask(self, requests: Sequence[JudgeRequest]) -> list[str]:
-        """One JSON reply for each request, in order. Raises JudgeUnavailable."""
+class Judge(ABC):
+    """Who is asked. One judge serves all rewards of a run."""
+
+    waits: bool = False  # replies come from elsewhere: many threads may ask at once, and gain by it
+    slack: float = 0.0  # the part of a reward's maximum that a gold answer may miss at the self-test
+    trouble: str = ""  # why the last request without a reply has none
+
+    @abstractmethod
+    def ask(self, requests: Sequence[JudgeRequest]) -> list[Reply]:
+        """A reply for each request, in order. May raise JudgeUnavailable for all of them, and JudgeLost."""
+
+    def metrics(self) -> dict[str, float]:
+        """What happened on all ranks since this was called last; called by all ranks."""
+        return {}
 
 
-def parse_score(reply: str) -> int:
+def parse_reply(request: JudgeRequest, reply: Reply) -> object:
+    """What the reply says, whatever was asked; raises JudgeUnavailable unless it is exactly of the form asked for."""
+    if request.kind == "entail":
+        return parse_labels(reply, len(request.events))
+    return {"grade": parse_score, "verdict": parse_verdict, "extract": parse_events}[request.kind](reply)
+
+
+def parse_score(reply: Reply) -> int:
     """
     >>> parse_score('{"score": 2}')
     2
@@ -54,7 +81,7 @@ def parse_score(reply: str) -> int:
     return score
 
 
-def parse_verdict(reply: str) -> bool:
+def parse_verdict(reply: Reply) -> bool:
     """
     >>> parse_verdict('{"verdict": false}')
     False
@@ -65,7 +92,7 @@ def parse_verdict(reply: str) -> bool:
     return verdict
 
 
-def parse_events(reply: str) -> tuple[str, ...]:
+def parse_events(reply: Reply) -> tuple[str, ...]:
     """
     >>> parse_events('{"events": ["the square grows"]}')
     ('the square grows',)
@@ -78,7 +105,7 @@ def parse_events(reply: str) -> tuple[str, ...]:
     return tuple(events)
 
 
-def parse_labels(reply: str, num_events: int) -> tuple[Label, ...]:
+def parse_labels(reply: Reply, num_events: int) -> tuple[Label, ...]:
     """
     >>> parse_labels('{"labels": ["entailment", "neutral"]}', 2)
     ('entailment', 'neutral')
@@ -91,8 +118,10 @@ def parse_labels(reply: str, num_events: int) -> tuple[Label, ...]:
     return tuple(labels)
 
 
-def _only_value(reply: str, key: str) -> Any:
+def _only_value(reply: Reply, key: str) -> Any:
     """The value in ``{"key": value}``; the whole reply must be that object with that one key, given once."""
+    if isinstance(reply, JudgeUnavailable):
+        raise reply
     try:
         # objects as tuples of pairs: a dict would silently drop repeated keys, a list might be taken for an array
         reply_pairs = json.loads(reply, object_pairs_hook=tuple)
@@ -103,5 +132,6 @@ def _only_value(reply: str, key: str) -> Any:
     return reply_pairs[0][1]
 
 
-def _shown(reply: str) -> str:
-    return repr(reply if len(reply) <= 80 else reply[:77] + "...")
+def _shown(reply: Reply) -> str:
+    text = str(reply)
+    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from typing import Sequence
 
-from vidbridge.judges.base import MAX_EVENTS, JudgeRequest, Label
+from vidbridge.judges.base import MAX_EVENTS, Judge, JudgeRequest, Label, Reply
 from vidbridge.text.shapes_language import COLOURS, KINDS, SHAPES, SIZES, StatedEvent, read_events
 
 MAX_GUESSES = 3  # an answer that lists more different events than this says nothing
@@ -40,10 +40,10 @@ _BETWEEN = r"(?:[\s,/]|\b(?:to|to\s+the|and|or|then)\b)+"
 _NOT_ONE_MORE = rf"(?!\s+(?:after|before|when|{'|'.join(SHAPES)})\b)"
 
 
-class ExactJudge:
+class ExactJudge(Judge):
     """Replies at once and always. Raises ValueError where a reference is not in the language of the shapes world."""
 
-    def ask(self, requests: Sequence[JudgeRequest]) -> list[str]:
+    def ask(self, requests: Sequence[JudgeRequest]) -> list[Reply]:
         return [json.dumps(_reply(request)) for request in requests]
 
 

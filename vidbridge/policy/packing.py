@@ -85,7 +85,7 @@ def pack(
         completion_ids=completion_ids,
         predictors=pad_sequence(predictors, batch_first=True),
         sampled_mask=sampled,
-        loss_mask=sampled & rows_trainable(groups)[:, None],
+        loss_mask=sampled & rows_scored(groups)[:, None],
         advantages=advantages.float(),
         token_weights=token_weights[:, : completion_ids.shape[1]].float(),
         sampler_logprobs=pad_logprobs(completions),
@@ -117,10 +117,10 @@ def pad_logprobs(completions: Sequence[Completion]) -> torch.Tensor | None:
 
 
 def loss_mask(groups: Sequence[Group]) -> torch.Tensor:
-    """[N, T] bool on the CPU: the sampled tokens of all rows, group after group; all False where not trainable."""
+    """[N, T] bool on the CPU: the sampled tokens of all rows, group after group; False where one does not count."""
     _, mask = pad_completions([completion for group in groups for completion in group.completions])
-    return mask & rows_trainable(groups)[:, None]
+    return mask & rows_scored(groups)[:, None]
 
 
-def rows_trainable(groups: Sequence[Group]) -> torch.Tensor:
-    return torch.tensor([group.trainable for group in groups for _ in group.completions])
+def rows_scored(groups: Sequence[Group]) -> torch.Tensor:
+    return torch.tensor([counts for group in groups for counts in group.scored])

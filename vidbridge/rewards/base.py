@@ -6,13 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import Iterable, Mapping, Protocol, Sequence
 
+from vidbridge.judges.base import Judge
 from vidbridge.types import Completion, RewardBreakdown, Sample
+
+UNSCORED = math.nan  # the number of a completion that no judge could score; it is masked, never taken for a number
 
 
 class Reward(Protocol):
     """One named number for each completion; the name is its key in the yaml.
 
-    A class whose constructor has a parameter ``judge`` is given the run's judge.
+    A class whose constructor has a parameter ``judge`` is given the run's judge. One with ``style = True`` pays for the
+    way of telling, which the reference answer itself need not have.
     """
 
     @property
@@ -20,7 +24,10 @@ class Reward(Protocol):
         """The most that a completion can get."""
 
     def __call__(self, sample: Sample, completions: Sequence[Completion]) -> list[float]:
-        """One number for each completion of one prompt. May raise JudgeUnavailable."""
+        """One number for each completion of one prompt, UNSCORED where there is none.
+
+        May raise JudgeUnavailable when none of them can be scored.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,7 @@ class GatedSum:
     gates: Mapping[str, Reward]
     terms: Mapping[str, Reward]
     weights: Mapping[str, Mapping[str, float]]  # by task, then by term
+    judge: Judge | None = None  # the one that the terms ask
 
     def __post_init__(self) -> None:
         """Raises ValueError on a weight for a term that does not exist, and on a name used twice."""
@@ -52,7 +60,7 @@ class GatedSum:
         terms = _evaluate(self.terms, weights, sample, completions)
         return tuple(
             RewardBreakdown(
-                total=math.prod(gate.values()) * sum(weights[name] * value for name, value in term.items()),
+                total=_total(gate, term, weights),
                 terms=term,
                 gates=gate,
             )
@@ -64,13 +72,35 @@ class GatedSum:
 
         A term with a negative weight counts as nothing: it costs, unless the term itself is below 0, as wording can be.
         """
-        best = sum(max(weight, 0.0) * self.terms[name].maximum for name, weight in self._weights(task).items())
+        best = sum(weight * self.terms[name].maximum for name, weight in self._weights(task).items() if weight > 0)
         return best * math.prod(gate.maximum for gate in self.gates.values())
+
+    def owed(self, task: str, earned: RewardBreakdown | None = None) -> float:
+        """The part of ``maximum``, or of what was ``earned``, that a gold answer must earn: no matters of style."""
+        weights = {
+            name: weight
+            for name, weight in self._weights(task).items()
+            if weight > 0 and not getattr(self.terms[name], "style", False)
+        }
+        if earned is not None:
+            return _total(earned.gates, earned.terms, weights)
+        best = {name: self.terms[name].maximum for name in weights}
+        return _total({name: gate.maximum for name, gate in self.gates.items()}, best, weights)
+
+    def metrics(self) -> dict[str, float]:
+        """What the judge did since this was called last, which all ranks do together."""
+        return self.judge.metrics() if self.judge else {}
 
     def _weights(self, task: str) -> Mapping[str, float]:
         if task not in self.weights:
             raise ValueError(f"reward: there are no weights for the task '{task}'. {_known('Tasks', self.weights)}")
         return self.weights[task]
+
+
+def _total(gates: Mapping[str, float], terms: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """What a closed gate or a weight of 0 keeps out cannot leave a completion unscored."""
+    gate = math.prod(gates.values())
+    return gate * sum(weight * terms[name] for name, weight in weights.items() if weight) if gate else 0.0
 
 
 def _evaluate(

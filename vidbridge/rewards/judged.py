@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Callable, Literal, Sequence
 
-from vidbridge.judges.base import Judge, JudgeRequest, parse_score, parse_verdict
+from vidbridge.judges.base import Judge, JudgeRequest, JudgeUnavailable, Reply, parse_score, parse_verdict
+from vidbridge.rewards.base import UNSCORED
 from vidbridge.text.tags import answer_of
+from vidbridge.text.untrusted import says_nothing
 from vidbridge.types import Completion, Sample
 
 
@@ -15,6 +17,7 @@ class Grade:
     """2 when the answer covers the reference entirely, 1 partly, 0 not at all."""
 
     judge: Judge
+    kind = "grade"
     maximum = 2.0
 
     def __call__(self, sample: Sample, completions: Sequence[Completion]) -> list[float]:
@@ -26,6 +29,7 @@ class Verdict:
     """1 when the answer says the same as the reference, else 0."""
 
     judge: Judge
+    kind = "verdict"
     maximum = 1.0
 
     def __call__(self, sample: Sample, completions: Sequence[Completion]) -> list[float]:
@@ -35,16 +39,24 @@ class Verdict:
 def _compare(
     judge: Judge,
     kind: Literal["grade", "verdict"],
-    parse: Callable[[str], float],
+    parse: Callable[[Reply], float],
     sample: Sample,
     completions: Sequence[Completion],
 ) -> list[float]:
-    """All answers of the group in one call; an empty one is 0 and costs no request."""
+    """All answers of the group in one call; one that says nothing is 0 and costs no request."""
     answers = [answer_of(completion.text) for completion in completions]
+    asked = [not says_nothing(answer, sample.answer) for answer in answers]
     requests = [
         JudgeRequest(kind=kind, question=sample.question, reference=sample.answer, text=answer)
-        for answer in answers
-        if answer
+        for answer, ask in zip(answers, asked)
+        if ask
     ]
     replies = iter(judge.ask(requests))
-    return [float(parse(next(replies))) if answer else 0.0 for answer in answers]
+    return [_number(parse, next(replies)) if ask else 0.0 for ask in asked]
+
+
+def _number(parse: Callable[[Reply], float], reply: Reply) -> float:
+    try:
+        return float(parse(reply))
+    except JudgeUnavailable:
+        return UNSCORED

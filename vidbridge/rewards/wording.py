@@ -31,6 +31,7 @@ class Wording:
     """A bonus for connectives of time; any hedge cancels it and costs, without a lower limit."""
 
     maximum = MAX_BONUS
+    style = True
 
     def __call__(self, sample: Sample, completions: Sequence[Completion]) -> list[float]:
         return [wording(answer_of(completion.text)) for completion in completions]

@@ -82,7 +82,8 @@ class Decode:
         padding = ~cache.prompt_mask  # [P, L]
         later = torch.arange(visible, device=column.device) > column
         hidden = torch.cat([padding, later.expand(len(padding), -1)], dim=1)
-        self.hidden = hidden[:, None, None, None]  # [P, 1, 1, 1, L + visible]
+        # [P, 1, 1, 1, L + visible], None if nothing is; a captured graph cannot ask
+        self.hidden = hidden[:, None, None, None] if hidden.is_cuda or hidden.any() else None
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
@@ -108,7 +109,9 @@ class Decode:
             ],
             dim=-1,
         )
-        weights = scores.mul_(scaling).masked_fill_(self.hidden, -torch.inf).softmax(dim=-1).to(query.dtype)
+        if self.hidden is not None:
+            scores.masked_fill_(self.hidden, -torch.inf)
+        weights = scores.mul_(scaling).softmax(dim=-1).to(query.dtype)
         of_prompt, own = weights.split([length, self.visible], dim=-1)
         out = (of_prompt.flatten(2, 3) @ prompt_values).unflatten(2, queries.shape[2:4])
         out = out + own @ values[:, :, :, : self.visible]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, Qwen2_5_VLTextModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 
 from vidbridge.policy.attention import Attends, last_hidden
 from vidbridge.policy.qwen_vl import embed
@@ -94,23 +96,28 @@ def next_hidden(
     cos, sin = ((turn * rotary.attention_scaling).to(hidden.dtype) for turn in (angles.cos(), angles.sin()))
     for number, layer in enumerate(model.layers):
         own, mlp = layer.self_attn, layer.mlp
-        normed = layer.input_layernorm(hidden)
+        normed = _normed(layer.input_layernorm, hidden)
         query, key, value = (
             _linear(each, normed).unflatten(1, (-1, own.head_dim)) for each in (own.q_proj, own.k_proj, own.v_proj)
         )  # [N, heads, D]
-        query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
+        query, key = _rotated(torch.cat([query, key], dim=1), cos, sin).split([query.shape[1], key.shape[1]], dim=1)
         seen = attention.attend(number, query[:, :, None], key[:, :, None], value[:, :, None], own.scaling)
         hidden = hidden + _linear(own.o_proj, seen.flatten(1))
-        normed = layer.post_attention_layernorm(hidden)
+        normed = _normed(layer.post_attention_layernorm, hidden)
         gate, up = _linear(mlp.gate_proj, normed), _linear(mlp.up_proj, normed)
         hidden = hidden + _linear(mlp.down_proj, mlp.act_fn(gate) * up)
-    return model.norm(hidden)
+    return _normed(model.norm, hidden)
+
+
+def _normed(layer: Qwen2_5_VLRMSNorm, rows: torch.Tensor) -> torch.Tensor:
+    """``layer(rows)`` of a Qwen2_5_VLRMSNorm in one operation."""
+    return F.rms_norm(rows, layer.weight.shape, layer.weight, layer.variance_epsilon)
 
 
 def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary positions: heads [N, heads, D], cos and sin [N, 1, D]."""
     first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.addcmul(heads * cos, torch.cat([-second, first], dim=-1), sin)
 
 
 def _linear(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:

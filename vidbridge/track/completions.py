@@ -11,7 +11,7 @@ COLUMNS = ("step", "uid", "task", "question", "reference", "video", "completion"
 
 
 def completion_rows(step: int, groups: Iterable[Group]) -> list[dict[str, Any]]:
-    """Rows with the keys of COLUMNS. A group that could not be scored has total None and no parts."""
+    """Rows with the keys of COLUMNS. What could not be scored has total None, and no parts in a whole group."""
     rows = []
     for group in groups:
         for place, completion in enumerate(group.completions):
@@ -26,9 +26,9 @@ def completion_rows(step: int, groups: Iterable[Group]) -> list[dict[str, Any]]:
                     "video": _path(group.sample.videos[0]),
                     "completion": completion.text,
                     "finished": completion.finished,
-                    "total": reward.total if reward else None,
+                    "total": reward.total if reward and reward.scored else None,
                     "gates": dict(reward.gates) if reward else {},
-                    "terms": dict(reward.terms) if reward else {},
+                    "terms": {name: value for name, value in reward.terms.items() if value == value} if reward else {},
                 }
             )
     return rows

@@ -162,7 +162,7 @@ def pace(groups: Sequence[Group], step_s: float) -> dict[str, float]:
 
 def headline(metrics: Mapping[str, float], groups: Sequence[Group]) -> str:
     """What the bar says: the mean reward and the pace, or the loss where there is no reward."""
-    totals = [reward.total for group in groups for reward in group.rewards]
+    totals = [reward.total for group in groups for reward in group.rewards if reward.scored]
     parts = [f"reward {np.mean(totals):.2f}"] if totals else []
     if "sft/loss" in metrics:
         parts.append(f"loss {metrics['sft/loss']:.3f}")

@@ -59,12 +59,16 @@ def filter_rows(job: Job, answer: Answer, most: Callable[[str], float], *, sprea
 
 
 def answered(batches: Iterator[list[Group]], path: Path, most: float, name: str, number: int) -> Scores:
-    """What the answers earn, written down batch by batch by the first rank; groups without a score are left out."""
+    """What the answers earn, written down batch by batch by the first rank; what has no score is left out."""
     fresh: Scores = {}
     with Progress() as progress:
         bar = progress.add_task(name, total=number)
         for groups in batches:
-            batch = {g.sample.uid: [score(each, most) for each in g.rewards] for g in groups if g.trainable}
+            batch = {
+                group.sample.uid: [score(each, most) for each in group.rewards if each.scored]
+                for group in groups
+                if group.trainable
+            }
             if dist.is_first():
                 with path.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps({"uid": uid, "scores": each}) + "\n" for uid, each in batch.items())

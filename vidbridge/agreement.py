@@ -1,0 +1,179 @@
+"""Two judges, or a judge and people, on the same completions: how often they say the same, beyond chance.
+
+Grades and verdicts are compared as they are. Of captions, the labels that both give to the events of the reference:
+the first judge extracts them, so that both are asked the same.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from vidbridge.config import ConfigError
+from vidbridge.judges.base import (
+    LABELS,
+    Judge,
+    JudgeRequest,
+    JudgeUnavailable,
+    Kind,
+    Reply,
+    parse_events,
+    parse_reply,
+)
+from vidbridge.judges.labels import labelled
+from vidbridge.rewards.base import GatedSum
+from vidbridge.text.tags import answer_of
+from vidbridge.text.untrusted import says_nothing
+from vidbridge.track.metrics_file import read_lines
+from vidbridge.track.page import write_page
+
+CLASSES: Mapping[Kind, tuple[Any, ...]] = {"grade": (0, 1, 2), "verdict": (False, True), "entail": LABELS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A completion (a row of completions.jsonl), what both judges were asked about it, and their replies."""
+
+    row: Mapping[str, Any]
+    request: JudgeRequest
+    replies: tuple[Reply, Reply]
+
+    @property
+    def read(self) -> tuple[list[Any], list[Any]] | None:
+        """What each says, one value a grade or verdict, one an event; None unless both have a reply."""
+        try:
+            one, other = (parse_reply(self.request, reply) for reply in self.replies)
+        except JudgeUnavailable:
+            return None
+        return (list(one), list(other)) if self.request.kind == "entail" else ([one], [other])  # type: ignore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """Of one kind of request; ``matrix[i][j]`` counts what the first called classes[i] and the second classes[j]."""
+
+    classes: tuple[Any, ...]
+    matrix: np.ndarray  # [K, K] int64
+    unscored: int  # requests that one of them had no reply to
+
+    def to_dict(self) -> dict[str, Any]:
+        count = int(self.matrix.sum())
+        return {
+            "classes": list(self.classes),
+            "matrix": self.matrix.tolist(),
+            "n": count,
+            "unscored": self.unscored,
+            "same_frac": float(self.matrix.trace() / count) if count else None,
+            "kappa": cohens_kappa(self.matrix),
+        }
+
+
+def compare(first: Judge, second: Judge, rows: Sequence[Mapping[str, Any]], reward: GatedSum) -> list[Asked]:
+    """Ask both about the completions of tasks that ``reward`` has judged; what says nothing is not asked about."""
+    answers = [(row, answer_of(row["completion"])) for row in rows]
+    answers = [(row, answer) for row, answer in answers if not says_nothing(answer, row["reference"])]
+    events = _events_of_references(first, {row["reference"] for row, _ in answers if "entail" in kinds_of(row, reward)})
+    pairs = []
+    for row, answer in answers:
+        for kind in kinds_of(row, reward):
+            if kind != "entail":
+                question = row["question"]
+                pairs.append((row, JudgeRequest(kind=kind, question=question, reference=row["reference"], text=answer)))
+            elif events[row["reference"]]:
+                pairs.append((row, JudgeRequest(kind=kind, text=answer, events=events[row["reference"]])))
+    requests = [request for _, request in pairs]
+    replies = zip(first.ask(requests), second.ask(requests), strict=True)
+    return [Asked(row=row, request=request, replies=both) for (row, request), both in zip(pairs, replies, strict=True)]
+
+
+def kinds_of(row: Mapping[str, Any], reward: GatedSum) -> list[Kind]:
+    """What a judge is asked about completions of the row's task."""
+    terms = (reward.terms[name] for name in reward.weights.get(row["task"], ()))
+    return list(dict.fromkeys(kind for term in terms if (kind := getattr(term, "kind", None)) is not None))
+
+
+def agreements(asked: Iterable[Asked]) -> dict[Kind, Agreement]:
+    """By kind of request."""
+    by_kind: dict[Kind, list[Asked]] = {}
+    for each in asked:
+        by_kind.setdefault(each.request.kind, []).append(each)
+    return {kind: _agreement(kind, of_kind) for kind, of_kind in by_kind.items()}
+
+
+def cohens_kappa(matrix: np.ndarray) -> float | None:
+    """(observed - expected) / (1 - expected) of counts [K, K]; None without counts, or when chance explains all.
+
+    >>> cohens_kappa(np.array([[20, 5], [10, 15]]))  # 35 of 50 the same, 25 by chance: 10 of the 25 that are left
+    0.4
+    """
+    count = matrix.sum()
+    if not count:
+        return None
+    observed = matrix.trace() / count
+    expected = float(matrix.sum(axis=0) @ matrix.sum(axis=1)) / count**2
+    return None if expected == 1 else round(float((observed - expected) / (1 - expected)), 12)
+
+
+def read_rows(path: str | None) -> list[dict[str, Any]]:
+    """The lines of a completions.jsonl."""
+    if path is None or not Path(path).is_file():
+        raise ConfigError(f"agreement.completions must be the completions.jsonl of a run, got {path}")
+    return read_lines(Path(path))
+
+
+def report(asked: Sequence[Asked], folder: Path) -> None:
+    """Into ``folder``: agreement.json, disagreements.html, and requests.jsonl, the first judge's replies as labels.
+
+    For the judgement of people: put the replies of a copy of requests.jsonl right, and compare with judge=labels.
+    """
+    figures = {kind: agreement.to_dict() for kind, agreement in agreements(asked).items()}
+    (folder / "agreement.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    lines = [json.dumps(labelled(each.request, each.replies[0]), ensure_ascii=False) for each in asked]
+    (folder / "requests.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_page(disagreements(asked), folder / "disagreements.html")
+    table = Table(title="agreement of two judges")
+    for column in ("asked", "compared", "unscored", "the same", "Cohen's kappa"):
+        table.add_column(column, justify="right" if column != "asked" else "left")
+    for kind, each in figures.items():
+        shares = ["-" if each[name] is None else f"{each[name]:.3f}" for name in ("same_frac", "kappa")]
+        table.add_row(kind, str(each["n"]), str(each["unscored"]), *shares)
+    Console().print(table, f"written to {folder}: agreement.json, disagreements.html, requests.jsonl")
+
+
+def disagreements(asked: Iterable[Asked]) -> list[dict[str, Any]]:
+    """Rows for the page of completions, those in which the two judges differ; what they said stands as terms."""
+    rows = []
+    for each in asked:
+        if each.read is not None and each.read[0] != each.read[1]:
+            one, other = (", ".join(map(str, values)) for values in each.read)
+            text = f"{each.request.text} (first: {one}; second: {other})"
+            rows.append({**each.row, "completion": text, "total": None, "gates": {}, "terms": {}})
+    return rows
+
+
+def _events_of_references(judge: Judge, references: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """() where the judge has no reply: then there is nothing to compare."""
+    texts = sorted(references)
+    events = {}
+    for text, reply in zip(texts, judge.ask([JudgeRequest(kind="extract", text=text) for text in texts])):
+        try:
+            events[text] = parse_events(reply)
+        except JudgeUnavailable:
+            events[text] = ()
+    return events
+
+
+def _agreement(kind: Kind, asked: Sequence[Asked]) -> Agreement:
+    classes = CLASSES[kind]
+    matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    both = [each.read for each in asked]
+    for read in both:
+        for one, other in zip(*read) if read is not None else ():
+            matrix[classes.index(one), classes.index(other)] += 1
+    return Agreement(classes=classes, matrix=matrix, unscored=both.count(None))
