@@ -16,6 +16,7 @@ from vidbridge.data.commands.check import check
 from vidbridge.data.commands.difficulty import SPREADS, filter_rows
 from vidbridge.data.commands.materialise import materialise
 from vidbridge.data.commands.preview import preview
+from vidbridge.data.commands.write_qa import write_qa
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
         "check": "every row and every video: what is wrong where, how much there is, what splits share",
         "preview": "contact sheets of samples as the model sees them: preview.html and a PNG each",
         "build": "the rows with their videos as files: JSONL, mp4s, a manifest of hashes",
+        "write_qa": "questions for MixVidQA on clips of data=raw, by a model that sees (judge=openai judge.answers.model=..)",
         "filter": "drop the rows that model.path always gets right; all ranks share the work (nproc)",
     }
     known = {name: commands.add_parser(name, help=text, description=text) for name, text in helps.items()}
@@ -46,6 +48,8 @@ def run(args: argparse.Namespace, config: Config, public: Mapping[str, Any], run
         job = build.build_job(config, run_dir=run_dir, number=args.number)
         if args.command == "filter":
             evaluator = build.build_sampler(config, job)
+        if args.command == "write_qa":
+            writer = build.build_writer(config)
     match args.command:
         case "check":
             check(job, strict=args.strict)
@@ -53,6 +57,8 @@ def run(args: argparse.Namespace, config: Config, public: Mapping[str, Any], run
             preview(job)
         case "build":
             materialise(job, fps=args.fps)
+        case "write_qa":
+            write_qa(job, writer)
         case "filter":
             answer = partial(evaluator.scored, num_samples=args.samples)
             filter_rows(job, answer, evaluator.reward.maximum, spread=args.spread, threshold=args.threshold)

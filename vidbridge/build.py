@@ -16,6 +16,7 @@ from vidbridge.checkpoint import Checkpointer
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, WandbMode, reward_weights
 from vidbridge.data.base import Dataset
 from vidbridge.data.commands.job import Job
+from vidbridge.data.commands.write_qa import Write
 from vidbridge.data.loader import BAD_SAMPLES, BadSamples, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.rows import DataError
@@ -110,6 +111,14 @@ def build_job(config: Config, *, run_dir: Path, number: int | None) -> Job:
     processor, dataset = build_processor(config), build_dataset(config)
     tasks = build_plain_tasks(config, dataset, processor.frames)
     return Job(dataset=dataset, tasks=tasks, processor=processor, folder=run_dir, number=number)
+
+
+def build_writer(config: Config) -> Write:
+    """The model of judge=openai that grades answers, here to write questions: one that sees."""
+    node = config.judge.get("answers")
+    if not node or not node["_target_"].endswith(".OpenAIChat"):
+        raise ConfigError("write_qa needs a model on a server: judge=openai judge.answers.base_url=.. and .model=..")
+    return make(config, "judge.answers", node).chat
 
 
 def build_sampler(config: Config, job: Job) -> Evaluator:

@@ -43,7 +43,7 @@ class Raw(FileDataset):
 
     def rows(self, task: Task, split: str) -> Sequence[Row]:
         check_split(split)
-        mine = [each for each in self._annotations if split_by_video(each.video, self.held_out_frac) == split]
+        mine = [each for each in self.annotated if split_by_video(each.video, self.held_out_frac) == split]
         rows = RawRows(task, split, mine, seed=self.seed, max_duration_ratio=self.max_duration_ratio)
         if not len(rows):
             raise NoRows(
@@ -52,8 +52,8 @@ class Raw(FileDataset):
         return rows
 
     @cached_property
-    def _annotations(self) -> list[Annotation]:
-        """Those of videos whose length is known."""
+    def annotated(self) -> list[Annotation]:
+        """All videos, or parts of them, whose length is known."""
         found, problems = self._read
         if problems and not self.skip_bad_rows:
             raise DataError(listed(problems))

@@ -33,7 +33,11 @@ def check(job: Job, *, strict: bool) -> None:
     problems = list(job.dataset.row_problems())
     samples: dict[tuple[str, str], list[Sample]] = {}
     tokens: dict[str, list[float]] = defaultdict(list)
-    for split, task in job.filled():
+    try:
+        filled = job.filled()
+    except DataError as error:  # nothing is left
+        filled, problems = [], [*problems, str(error)]
+    for split, task in filled:
         samples[split, task.name] = found = [task.sample(index) for index in job.indices(task)]
         tokens[task.name] += [estimated_tokens(sample, task, job.processor) for sample in spread(found)]
     videos = sorted({path for group in samples.values() for sample in group for path in paths_of(sample)})
@@ -56,7 +60,8 @@ def check(job: Job, *, strict: bool) -> None:
     }
     (job.folder / PROBLEMS).write_text("".join(f"{line}\n" for line in problems), encoding="utf-8")
     (job.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    draw(samples, durations, tokens).savefig(job.folder / HISTOGRAMS, dpi=110)
+    if samples:
+        draw(samples, durations, tokens).savefig(job.folder / HISTOGRAMS, dpi=110)
     console = Console()
     console.print_json(data=summary)
     for line in problems[:_MAX_TOLD]:

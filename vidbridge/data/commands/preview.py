@@ -19,7 +19,7 @@ COLOURS = ((31, 119, 180), (255, 127, 14), (120, 120, 120))  # of the first sour
 PAGE = "preview.html"
 DEFAULT_NUMBER = 4
 
-_STYLE = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em }
+STYLE = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em }
 img { max-width: 100% }"""
 
 
@@ -39,7 +39,7 @@ def preview(job: Job) -> None:
             asked, answer = html.escape(task.ask(sample)).replace("\n", "<br>"), html.escape(sample.answer)
             title = f"<h3>{html.escape(sample.uid)} ({split})</h3>"
             sections.append(f"{title}<p>{asked}<br><b>{answer}</b></p><img src='{_as_url(sheet)}'>")
-    page = f"<!doctype html>\n<meta charset='utf-8'>\n<title>preview</title>\n<style>{_STYLE}</style>\n"
+    page = f"<!doctype html>\n<meta charset='utf-8'>\n<title>preview</title>\n<style>{STYLE}</style>\n"
     (job.folder / PAGE).write_text(page + "\n".join(sections), encoding="utf-8")
     print(f"written: {job.folder / PAGE}")
 
