@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         "check": "every row and every video: what is wrong where, how much there is, what splits share",
         "preview": "contact sheets of samples as the model sees them: preview.html and a PNG each",
         "build": "the rows with their videos as files: JSONL, mp4s, a manifest of hashes",
-        "write_qa": "questions for MixVidQA on clips of data=raw, by a model that sees (judge=openai judge.answers.model=..)",
+        "write_qa": "MixVidQA questions on clips of data=raw, by a model that sees (judge=openai judge.answers.model=)",
         "filter": "drop the rows that model.path always gets right; all ranks share the work (nproc)",
     }
     known = {name: commands.add_parser(name, help=text, description=text) for name, text in helps.items()}

@@ -62,7 +62,7 @@ def check(job: Job, *, strict: bool) -> None:
     (job.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if samples:
         draw(samples, durations, tokens).savefig(job.folder / HISTOGRAMS, dpi=110)
-    console = Console()
+    console = Console(emoji=False)  # a line :100: is no picture
     console.print_json(data=summary)
     for line in problems[:_MAX_TOLD]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
