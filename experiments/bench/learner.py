@@ -4,19 +4,21 @@
 
 Three axes from one base point: the group, the completions and the video grow. Memory is the peak beyond the weights
 (activations and gradients), its ratio packed / repeated: 0.5 is half. Both sides have the same weights, completions,
-advantages and objective; the error is that of all gradients together, |packed - repeated| / |repeated|. It needs 16 GB:
-the peers' rows of 32 completions take 13.6.
+advantages and objective; the error is that of all gradients together, |packed - repeated| / |repeated|. "flops" is
+repeated / packed of the products alone (matrices and attention, as torch counts them): where the speed-up is less, ours
+has more around them, where it is more, less. It needs 16 GB: the peers' rows of 32 completions take 13.6.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 from matplotlib.figure import Figure
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from experiments.bench.harness import announcing, arguments, finish, medians, number, peak_extra_mb, show
 from experiments.bench.peers import repeated_logprobs
@@ -55,6 +57,14 @@ class Learner:
             loss(logprobs, advantages[rows], loss_mask([part]).to(plain.device), weights[rows]).backward()
         return taken_gradients(plain)
 
+    @property
+    def size(self) -> int:
+        return len(self.group.completions)
+
+    def single(self) -> Learner:
+        """With the first completion alone: the others, as long as it is, cost the repeated side the same again."""
+        return replace(self, group=replace(self.group, completions=self.group.completions[:1]))
+
     def _objective(self) -> tuple[torch.Tensor, torch.Tensor]:
         """advantages [G], token weights [G, T]."""
         mask = loss_mask([self.group])
@@ -80,6 +90,22 @@ def loss(
         clip_high=0.2,
         kl_beta=0.0,
     ).loss
+
+
+# torch counts what its kernels for GPUs do; the one for CPUs is told as well. They are given shapes.
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_CPU_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+FLOPS = {
+    _CPU_ATTENTION: lambda *shapes, **options: sdpa_flop_count(*shapes[:3]),
+    _CPU_ATTENTION_BACKWARD: lambda *shapes, **options: sdpa_backward_flop_count(*shapes[:4]),
+}
+
+
+def gflop(function: Callable[[], Any]) -> float:
+    """Of the products of matrices in a call, attention included (all of it, hidden or not), in 10**9."""
+    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
+        function()
+    return counter.get_total_flops() / 1e9
 
 
 def taken_gradients(module: nn.Module) -> list[torch.Tensor]:
@@ -118,14 +144,18 @@ def measure(learners: dict[str, Learner], repeats: int) -> dict[str, dict[str, A
     rows = {}
     with announcing() as announce:
         for name, learner in learners.items():
-            announce(f"memory and gradients: {name}")
+            announce(f"memory, gradients and arithmetic: {name}")
             packed_mb, packed = peak_extra_mb(learner.packed)
             repeated_mb, repeated = peak_extra_mb(learner.repeated)
+            packed_gflop, repeated_gflop = gflop(learner.packed), learner.size * gflop(learner.single().repeated)
             packed_s, repeated_s = seconds[f"packed, {name}"], seconds[f"repeated, {name}"]
             rows[name] = {
                 "packed_s": packed_s,
                 "repeated_s": repeated_s,
                 "speedup": repeated_s / packed_s,
+                "packed_gflop": packed_gflop,
+                "repeated_gflop": repeated_gflop,
+                "flop_ratio": repeated_gflop / packed_gflop,
                 "packed_mb": packed_mb,
                 "repeated_mb": repeated_mb,
                 "memory_ratio": packed_mb / repeated_mb if packed_mb and repeated_mb else None,
@@ -169,12 +199,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     growth = packed_s[32] / packed_s[8]
     show(
         "forward and backward of one group, packed / repeated; MB beyond the weights",
-        ("G", "T", "video", "seconds", "speed-up", "MB", "ratio", "error"),
+        ("G", "T", "video", "seconds", "speed-up", "flops", "MB", "ratio", "error"),
         [
             (
                 *(str(row[axis]) for axis in AXES),
                 f"{row['packed_s']:.2f} / {row['repeated_s']:.2f}",
                 number(row["speedup"], ".1f"),
+                number(row["flop_ratio"], ".1f"),
                 f"{number(row['packed_mb'], '.0f')} / {number(row['repeated_mb'], '.0f')}",
                 number(row["memory_ratio"], ".2f"),
                 number(row["grad_rel_err"], ".1e"),
