@@ -1,37 +1,69 @@
 """Look at data, check them, write them out: ``python build_data.py check data=vidbridge_r1 data.files.train=..``.
 
-check: every row and every video; preview: contact sheets; build: proxy tasks as files, with their videos.
+What is configured is configured as for train.py. Results go to the folder of the run (hydra.run.dir); with resume=auto
+what is there already is not made again.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Mapping
 
-from vidbridge import build, launch
-from vidbridge.config import Config
-from vidbridge.data.build import COMMANDS
-from vidbridge.data.build.options import Options
+from vidbridge import build, dist, launch
+from vidbridge.config import Config, ConfigError
+from vidbridge.data.commands.check import check
+from vidbridge.data.commands.difficulty import SPREADS, filter_rows
+from vidbridge.data.commands.materialise import materialise
+from vidbridge.data.commands.preview import preview
+from vidbridge.data.commands.write_qa import write_qa
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=sorted(COMMANDS))
-    parser.add_argument("--strict", action="store_true", help="check: any problem is an exit status of 1")
-    parser.add_argument("--number", type=int, help="rows of each task and split; default: all, 4 for preview")
-    parser.add_argument("--fps", type=int, default=16, help="build: frames a second of the new videos")
-    args, sys.argv[1:] = parser.parse_known_args()
+def parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    door = argparse.ArgumentParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    commands = door.add_subparsers(dest="command", required=True)
+    helps = {
+        "check": "every row and every video: what is wrong where, how much there is, what splits share",
+        "preview": "contact sheets of samples as the model sees them: preview.html and a PNG each",
+        "build": "the rows with their videos as files: JSONL, mp4s, a manifest of hashes",
+        "write_qa": "MixVidQA questions on clips of data=raw, by a model that sees (judge=openai judge.answers.model=)",
+        "filter": "drop the rows that model.path always gets right; all ranks share the work (nproc)",
+    }
+    known = {name: commands.add_parser(name, help=text, description=text) for name, text in helps.items()}
+    for command in known.values():
+        command.add_argument("--number", type=int, help="rows of each task and split; all of them, 4 for preview")
+    known["check"].add_argument("--strict", action="store_true", help="any problem is an exit status of 1")
+    known["build"].add_argument("--fps", type=int, default=16, help="frames a second of the new videos")
+    known["filter"].add_argument("--samples", type=int, default=5, help="answers to each row, at temperature 1")
+    known["filter"].add_argument("--spread", choices=SPREADS, default="range", help="how captions' event F1 differ")
+    known["filter"].add_argument("--threshold", type=float, default=0.2, help="captions that differ less are dropped")
+    return door
 
-    def body(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
-        with build.as_config_errors():
-            processor = build.build_processor(config)
-            dataset = build.build_dataset(config)
-            tasks = build.build_plain_tasks(config, dataset, processor.frames)
-        options = Options(folder=run_dir, strict=args.strict, number=args.number, fps=args.fps)
-        COMMANDS[args.command](dataset, tasks, options)
 
-    launch.main(body)
+def run(args: argparse.Namespace, config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
+    with build.as_config_errors():
+        if dist.world_size() > 1 and args.command != "filter":
+            raise ConfigError(f"nproc={dist.world_size()}: only filter makes use of more than one rank")
+        job = build.build_job(config, run_dir=run_dir, number=args.number)
+        if args.command == "filter":
+            evaluator = build.build_sampler(config, job)
+        if args.command == "write_qa":
+            writer = build.build_writer(config)
+    match args.command:
+        case "check":
+            check(job, strict=args.strict)
+        case "preview":
+            preview(job)
+        case "build":
+            materialise(job, fps=args.fps)
+        case "write_qa":
+            write_qa(job, writer)
+        case "filter":
+            answer = partial(evaluator.scored, num_samples=args.samples)
+            filter_rows(job, answer, evaluator.reward.maximum, spread=args.spread, threshold=args.threshold)
 
 
 if __name__ == "__main__":
-    main()
+    known, sys.argv[1:] = parser().parse_known_args()
+    launch.main(partial(run, known))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from experiments.bench import gpu, harness, judge, learner, plan, rollout, step
+from experiments.bench import decode, gpu, harness, judge, learner, plan, rollout, step
 from experiments.bench.shape import TINY
 
 
@@ -127,3 +127,12 @@ def test_relative_error_by_hand():
     """|(3, 4)| / |(0, 10)|"""
     found, expected = ([torch.tensor([one]), torch.tensor([other])] for one, other in ((3.0, 14.0), (0.0, 10.0)))
     assert learner.relative_error(found, expected) == pytest.approx(0.5)
+
+
+def test_decode(tmp_path):
+    figures = figures_of(decode.main, tmp_path)
+    *_, last = figures["rows"]
+    assert figures["vs_full_decode"] == last["full_s"] / last["ours_s"] > 0
+    assert figures["warm_vs_cold"] == min(row["cold_s"] / row["warm_s"] for row in figures["rows"]) > 0
+    assert 0 <= figures["wait_frac"] < 1 and figures["step_s"] > 0
+    assert 900 < figures["opening"]["rows"] < 1000  # the others are held out

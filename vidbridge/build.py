@@ -15,7 +15,9 @@ from vidbridge import dist
 from vidbridge.checkpoint import Checkpointer
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, WandbMode, reward_weights
 from vidbridge.data.base import Dataset
-from vidbridge.data.loader import BadSamples, Loader
+from vidbridge.data.commands.job import Job
+from vidbridge.data.commands.write_qa import Write
+from vidbridge.data.loader import BAD_SAMPLES, BadSamples, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.rows import DataError
 from vidbridge.diagnostics import Diagnostics
@@ -41,8 +43,6 @@ from vidbridge.track.tracker import SilentTracker, Tracker
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
-
-BAD_SAMPLES = "bad_samples.jsonl"  # in the folder of the run
 
 
 def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> Trainer:
@@ -104,6 +104,35 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     check_tasks(tasks[config.eval.split.value], processor, reward, bad, perfect=dataset.gold_is_perfect)
     evaluator = build_evaluator(config, tasks, processor, reward, build_policy(config, processor, trains=False), bad)
     return evaluator, build_tracker(config, public=public, run_dir=run_dir, job_type="evaluate")
+
+
+def build_job(config: Config, *, run_dir: Path, number: int | None) -> Job:
+    """What the commands of build_data.py work on."""
+    if number is not None and number < 1:
+        raise ConfigError(f"--number must be at least 1, got {number}")
+    processor, dataset = build_processor(config), build_dataset(config)
+    tasks = build_plain_tasks(config, dataset, processor.frames)
+    return Job(dataset=dataset, tasks=tasks, processor=processor, folder=run_dir, number=number)
+
+
+def build_writer(config: Config) -> Write:
+    """The model of judge=openai that grades answers, here to write questions: one that sees."""
+    node = config.judge.get("answers")
+    if not node or not node["_target_"].endswith(".OpenAIChat"):
+        raise ConfigError("write_qa needs a model on a server: judge=openai judge.answers.base_url=.. and .model=..")
+    return make(config, "judge.answers", node).chat
+
+
+def build_sampler(config: Config, job: Job) -> Evaluator:
+    """That answers the rows of a job and scores the answers as held-out ones."""
+    seed_everything(config.seed)
+    resolve_device(config.model.device)
+    reward = build_eval_reward(config, build_judge(config))
+    bad = BadSamples(job.folder / BAD_SAMPLES, job.dataset.max_bad_frac)
+    policy = build_policy(config, job.processor, trains=False)
+    evaluator = build_evaluator(config, {}, job.processor, reward, policy, bad)
+    evaluator.rollout.sync(policy)
+    return evaluator
 
 
 def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:

@@ -8,7 +8,7 @@ is trained on.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -77,10 +77,10 @@ class Evaluator:
         self.rollout.sync(self.policy)
         scores, shown, items = {}, [], []
         for name, task in self.tasks[split].items():
-            samples = [task.sample(index) for index in range(min(num_items, len(task)))]
+            samples = {index: task.sample(index) for index in range(min(num_items, len(task)))}
             rewards: list[list[float]] = []
             formats: list[bool] = []
-            for groups in self._scored(task, samples, num_samples, greedy):
+            for groups in self.scored(task, samples, num_samples, greedy):
                 if not rewards:
                     shown.append(groups[0])
                 rewards += [[reward.total for reward in group.rewards] for group in groups if group.trainable]
@@ -100,14 +100,19 @@ class Evaluator:
         """How many times ``advance`` counts in all."""
         return sum(min(num_items, len(task)) for task in self.tasks[split].values()) * num_samples
 
-    def _scored(self, task: Task, samples: Sequence[Sample], num_samples: int, greedy: bool) -> Iterator[list[Group]]:
+    def scored(
+        self, task: Task, samples: Mapping[int, Sample], num_samples: int, greedy: bool = False
+    ) -> Iterator[list[Group]]:
+        """Some groups at a time, those that can be read. What is sampled belongs to the number of the sample."""
         size = max(self.max_rows // num_samples, 1) * dist.world_size()
         seed = int(np.random.default_rng([self.seed, *task.name.encode()]).integers(2**32))
         loader = Loader({task.name: task}, self.processor, self.bad)
-        for first in range(0, len(samples), size):
-            own = loader.own(samples[first : first + size])
+        numbers = list(samples)
+        for first in range(0, len(numbers), size):
+            chunk = numbers[first : first + size]
+            own = loader.own([samples[number] for number in chunk])
             with dist.together():
-                loaded = loader.load({first + nth: sample for nth, sample in own.items()}, replace=False)
+                loaded = loader.load({chunk[nth]: sample for nth, sample in own.items()}, replace=False)
                 groups = self._groups(loaded, num_samples, greedy, seed)
             loader.bad.share()
             if everyones := dist.joined(groups, lighten=Group.light):

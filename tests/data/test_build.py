@@ -7,18 +7,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import SHAPES_FRAMES
 from tests.data.exporting import export_annotations, export_released
-from vidbridge.data.build.check import check
-from vidbridge.data.build.materialise import materialise
-from vidbridge.data.build.options import Options
-from vidbridge.data.build.preview import COLOURS, preview, sources_of
+from vidbridge.data.commands.check import check
+from vidbridge.data.commands.difficulty import filter_rows
+from vidbridge.data.commands.job import Job
+from vidbridge.data.commands.materialise import materialise
+from vidbridge.data.commands.preview import COLOURS, preview, sources_of
 from vidbridge.data.raw import Raw
 from vidbridge.data.rows import DataError
 from vidbridge.data.vidbridge_r1 import VidbridgeR1
 from vidbridge.media.frames import FrameBudget
+from vidbridge.policy.processor import Processor
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
+from vidbridge.tasks.qa import QA
+from vidbridge.types import Group, RewardBreakdown
 
 ALL = {"held_out_frac": 1e-9}
 BUDGET = FrameBudget(fps=2.0, max_frames=64, min_pixels=2304, max_pixels=2304, multiple=16)
@@ -34,12 +39,18 @@ def raw(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def job(untrained_folder):
+    processor = Processor.from_folder(untrained_folder, SHAPES_FRAMES).sized()
+    return lambda dataset, tasks, **options: Job(dataset=dataset, tasks=tasks, processor=processor, **options)
+
+
+@pytest.fixture(scope="module")
 def tasks(raw):
     return {task.name: task.with_rows((), BUDGET, raw.reader) for task in (DarkEventInfer(), MixVidQA())}
 
 
-def test_what_is_written_shows_what_was_made_on_the_fly(raw, tasks, tmp_path):
-    materialise(raw, tasks, Options(folder=tmp_path, number=3, fps=64))
+def test_what_is_written_shows_what_was_made_on_the_fly(raw, tasks, job, tmp_path):
+    materialise(job(raw, tasks, folder=tmp_path, number=3), fps=64)
     written = VidbridgeR1(root=str(tmp_path), files={"train": str(tmp_path / "train.jsonl")}, workers=0, **ALL)
     for name, task in tasks.items():
         fly = replace(task, rows=raw.rows(task, "train"))
@@ -57,13 +68,13 @@ def test_what_is_written_shows_what_was_made_on_the_fly(raw, tasks, tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     made_at = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")}
     assert len(manifest) == len(made_at) + len(list(tmp_path.glob("*.jsonl")))
-    materialise(raw, tasks, Options(folder=tmp_path, number=3, fps=64))
+    materialise(job(raw, tasks, folder=tmp_path, number=3), fps=64)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")} == made_at
     assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
 
 
-def test_contact_sheets_frame_each_source_in_its_colour(raw, tasks, tmp_path):
-    preview(raw, tasks, Options(folder=tmp_path, number=1))
+def test_contact_sheets_frame_each_source_in_its_colour(raw, tasks, job, tmp_path):
+    preview(job(raw, tasks, folder=tmp_path, number=1))
     page = (tmp_path / "preview.html").read_text()
     assert page.count("<img") == len(list(tmp_path.glob("*.png"))) >= 2
     sheet = np.asarray(Image.open(tmp_path / "train_mix_vid_qa_0.png"))
@@ -78,7 +89,7 @@ def test_contact_sheets_frame_each_source_in_its_colour(raw, tasks, tmp_path):
     assert sources_of(dark.sample(0), dark.prompt(dark.sample(0)).clips[0]).count(2) == 2
 
 
-def test_check_lists_rows_videos_and_overlaps_in_one_pass(tmp_path):
+def test_check_lists_rows_videos_and_overlaps_in_one_pass(job, tmp_path):
     path = export_released(tmp_path, [Caption()], 6)
     lines = path.read_text().splitlines()
     (tmp_path / "test.jsonl").write_text(lines[0] + "\n")
@@ -92,13 +103,15 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(tmp_path):
         held_out_frac=1e-9,
     )
     task = Caption().with_rows((), BUDGET, data.reader)
-    check(data, {"caption": task}, Options(folder=tmp_path))
+    check(job(data, {"caption": task}, folder=tmp_path), strict=False)
     summary = json.loads((tmp_path / "check.json").read_text())
     told = (tmp_path / "problems.txt").read_text().splitlines()
     assert summary == {
         "rows": {"train/caption": 7, "test/caption": 1},
         "videos": 6,
         "unreadable": 1,
+        "hours": summary["hours"],
+        "prompt_tokens": {"caption": summary["prompt_tokens"]["caption"]},
         "repeated_rows": 2,  # line 7 repeats line 2, the test row repeats line 1
         "problems": 4,
     }
@@ -106,4 +119,63 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(tmp_path):
     assert "not_a_video" in told[2] and told[3] == f"{videos[0]}: is in test and train"
     assert (tmp_path / "check.png").stat().st_size > 5000
     with pytest.raises(DataError, match="4 problems"):
-        check(data, {"caption": task}, Options(folder=tmp_path, strict=True))
+        check(job(data, {"caption": task}, folder=tmp_path), strict=True)
+
+
+def graded(task, scores):
+    """Answers to the samples of a task that earn what ``scores`` says, by row."""
+    asked = []
+
+    def answer(asked_task, samples):
+        asked.extend(samples)
+        for index, sample in samples.items():
+            rewards = tuple(
+                RewardBreakdown(
+                    total=2 * each,
+                    terms={"event_recall": each, "event_precision": each} if task.name == "caption" else {},
+                    gates={"format": 1.0},
+                )
+                for each in scores[index]
+            )
+            yield [
+                Group(
+                    sample=sample, prompt=None, encoded=None, completions=(), rewards=rewards, trainable=bool(rewards)
+                )
+            ]
+
+    return answer, asked
+
+
+@pytest.mark.parametrize(
+    ("task", "scores", "kept"),
+    [
+        (QA(), [[1, 1, 1], [1, 0, 1], [0, 0, 0], []], [1, 2]),  # too easy goes, too hard stays, unscored goes
+        (Caption(), [[0.5, 0.6, 0.7], [0.5, 0.6, 0.71], [1, 1, 1], [0, 1, 0]], [1, 3]),  # range below 0.2 goes
+    ],
+)
+def test_the_filter_keeps_what_can_be_learnt_from_and_goes_on_where_it_was(task, scores, kept, job, tmp_path):
+    path = export_released(tmp_path, [task], 4, prefix="/elsewhere/")
+    settings = {"root": str(tmp_path / "videos"), "video_prefix": "/elsewhere/", "workers": 0, **ALL}
+    data = VidbridgeR1(files={"train": str(path)}, **settings)
+    (tmp_path / "out").mkdir()
+    work = job(data, {task.name: task.with_rows((), BUDGET, data.reader)}, folder=tmp_path / "out")
+    answer, asked = graded(task, scores)
+    for again in range(2):
+        filter_rows(work, answer, lambda name: 2.0, spread="range", threshold=0.2)
+        # the second time only what could not be scored
+        assert asked == ([0, 1, 2, 3] if not again else [0, 1, 2, 3, *(row for row in range(4) if not scores[row])])
+        left = VidbridgeR1(files={"train": str(tmp_path / "out" / "train.jsonl")}, **settings)
+        rows = left.rows(task, "train")
+        whole = data.rows(task, "train")
+        assert [row.uid for row in rows] == [whole[row].uid for row in kept]
+        assert [(row.video, row.problem, row.options, row.answer) for row in rows] == [
+            (row.video, row.problem, row.options, row.answer) for row in (whole[each] for each in kept)
+        ]
+    summary = json.loads((tmp_path / "out" / "filter.json").read_text())
+    unscored = sum(not each for each in scores)
+    assert summary == {f"train/{task.name}": {"rows": 4, "kept": 2, "unscored": unscored}}
+
+
+def test_what_is_drawn_anew_each_time_is_not_filtered(raw, tasks, job, tmp_path):
+    with pytest.raises(DataError, match="build_data.py build makes files"):
+        filter_rows(job(raw, tasks, folder=tmp_path), None, None, spread="range", threshold=0.2)

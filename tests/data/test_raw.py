@@ -43,7 +43,7 @@ def with_rows(data, task, split="train", budget=BUDGET):
 @pytest.mark.parametrize("file", ["coin.json", "captions.json"])
 def test_one_event_is_dark_for_exactly_its_time_and_is_the_answer(folder, file):
     task = with_rows(raw(folder, file), DarkEventInfer())
-    known = {each.video: each for each in read_annotations(folder / file, "{id}.mp4")}
+    known = {each.video: each for each in read_annotations(folder / file, "{id}.mp4")[0]}
     assert len(task) >= 8
     for sample in map(task.sample, range(len(task))):
         (shown,) = sample.videos
@@ -59,7 +59,7 @@ def test_one_event_is_dark_for_exactly_its_time_and_is_the_answer(folder, file):
 
 def test_two_videos_are_mixed_in_pieces_and_every_part_is_shown_once(folder):
     task = with_rows(raw(folder), MixVidQA())
-    known = {each.video: each for each in read_annotations(folder / "questions.jsonl", "")}
+    known = {each.video: each for each in read_annotations(folder / "questions.jsonl", "")[0]}
     for sample in map(task.sample, range(len(task))):
         (shown,) = sample.videos
         asked, other = sample.meta["sources"]
@@ -80,7 +80,7 @@ def test_question_answering_and_captions_from_the_same_file(folder):
     qa, caption = with_rows(raw(folder), QA()), with_rows(raw(folder), Caption())
     sample = qa.sample(0)
     assert sample.answer in "ABCDE"[: len(sample.options)] and caption.sample(0).answer.startswith("First the")
-    known = {each.video: each for each in read_annotations(folder / "questions.jsonl", "")}
+    known = {each.video: each for each in read_annotations(folder / "questions.jsonl", "")[0]}
     (asked,) = sample.meta["sources"]
     assert sample.options["ABCDE".index(sample.answer)] == known[asked].answer
 
@@ -158,22 +158,23 @@ FAULTS = {
 def test_faults_of_annotations_are_named(fault, tmp_path):
     content, message = FAULTS[fault]
     (tmp_path / "f.jsonl").write_text(content)
-    with pytest.raises(DataError) as error:
-        read_annotations(tmp_path / "f.jsonl", "{id}.mp4")
-    assert message in str(error.value)
+    found, (problem,) = read_annotations(tmp_path / "f.jsonl", "{id}.mp4")
+    assert not found and message in problem
 
 
 def test_all_faults_are_listed_in_one_pass(tmp_path):
     lines = [content for content, _ in FAULTS.values()][:8]
     (tmp_path / "f.jsonl").write_text("\n".join(lines))
+    assert len(read_annotations(tmp_path / "f.jsonl", "{id}.mp4")[1]) == 8
+    strict = Raw(root=str(tmp_path), annotations=[str(tmp_path / "f.jsonl")])
     with pytest.raises(DataError) as error:
-        read_annotations(tmp_path / "f.jsonl", "{id}.mp4")
+        strict.rows(Caption().with_rows((), BUDGET), "train")
     assert len(str(error.value).splitlines()) == 8
+    assert len(strict.lenient().row_problems()) == 8
 
 
 def test_the_name_of_a_file_may_use_what_an_entry_says(tmp_path):
     (tmp_path / "coin.json").write_text(json.dumps(COIN).replace('"duration"', '"recipe_type": 7, "duration"'))
-    (known,) = read_annotations(tmp_path / "coin.json", "{recipe_type}/{id}.mp4")
+    (known,), _ = read_annotations(tmp_path / "coin.json", "{recipe_type}/{id}.mp4")
     assert known.video == "7/a.mp4" and known.events == ((1.0, 2.0, "cut"),) and known.duration_s == 5.0
-    with pytest.raises(DataError, match="asks for 'kind'"):
-        read_annotations(tmp_path / "coin.json", "{kind}/{id}.mp4")
+    assert "asks for 'kind'" in read_annotations(tmp_path / "coin.json", "{kind}/{id}.mp4")[1][0]

@@ -203,3 +203,10 @@ def test_text_alone_answers_at_chance():
         rate, chance = guess_rate(make_row, 1200)
         # 600 held-out rows: a standard deviation of at most 0.018
         assert rate < chance + 0.065, (make_row.__name__, rate, chance)
+
+
+def test_a_root_may_be_given_from_the_folder_one_is_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = Shapes(root="cache/shapes", seed=1, num_rows={"train": 1})
+    task = Caption().with_rows(data.rows(Caption(), "train"), BUDGET, data.reader)
+    assert len(task.prompt(task.sample(0)).clips[0].frames) >= 6

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
-from vidbridge.data.rows import listed
 from vidbridge.tasks.base import DataError
 from vidbridge.text.options import LETTERS
 
@@ -38,8 +37,8 @@ class Annotation:
     options: tuple[str, ...] = ()
 
 
-def read_annotations(path: Path, video_name: str) -> list[Annotation]:
-    """All of a file; DataError lists everything that is wrong with it, by line or id."""
+def read_annotations(path: Path, video_name: str) -> tuple[list[Annotation], list[str]]:
+    """All of a file, and what is wrong with it, by line or id. DataError when there is no such file."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     text = path.read_bytes()
@@ -51,11 +50,9 @@ def read_annotations(path: Path, video_name: str) -> list[Annotation]:
         except (ValueError, TypeError, KeyError, IndexError) as error:
             detail = f"field {error} is missing" if isinstance(error, KeyError) else error
             problems.append(f"{path}:{where}: {detail}")
-    if problems:
-        raise DataError(listed(problems))
-    if not found:
-        raise DataError(f"{path}: annotates no video")
-    return found
+    if not found and not problems:
+        problems.append(f"{path}: annotates no video")
+    return found, problems
 
 
 def _entries(path: Path, text: bytes, video_name: str) -> Iterator[tuple[str, Callable[[], Annotation]]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from vidbridge.data.base import SPLITS, Dataset
 from vidbridge.media.reader import VideoReader
@@ -18,6 +19,7 @@ class FileDataset(Dataset):
     deadline_s: float = 60.0  # for one video
     cache: str = ".cache/frames"  # of decoded frames
     cache_gb: float = 0.0  # 0: none
+    skip_bad_rows: bool = False  # else one bad line stops the run before it starts
     held_out_frac: float = 0.02  # of the videos, for each split that has no file of its own
 
     def __post_init__(self) -> None:
@@ -30,6 +32,9 @@ class FileDataset(Dataset):
             raise ValueError(f"data.cache_gb must be 0 (no cache) or positive, got {self.cache_gb}")
         if not 0 < self.held_out_frac < 0.5:
             raise ValueError(f"data.held_out_frac must lie between 0 and 0.5, got {self.held_out_frac}")
+
+    def lenient(self) -> Self:
+        return replace(self, skip_bad_rows=True, max_bad_frac=0.999)
 
     @cached_property
     def reader(self) -> VideoReader:

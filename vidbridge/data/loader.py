@@ -18,6 +18,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.tasks.base import DataError, Task
 from vidbridge.types import EncodedPrompt, Prompt, Sample
 
+BAD_SAMPLES = "bad_samples.jsonl"  # in the folder of a run
 FIRST = 100  # samples after which a fraction means something
 
 

@@ -43,7 +43,7 @@ class Raw(FileDataset):
 
     def rows(self, task: Task, split: str) -> Sequence[Row]:
         check_split(split)
-        mine = [each for each in self._annotations if split_by_video(each.video, self.held_out_frac) == split]
+        mine = [each for each in self.annotated if split_by_video(each.video, self.held_out_frac) == split]
         rows = RawRows(task, split, mine, seed=self.seed, max_duration_ratio=self.max_duration_ratio)
         if not len(rows):
             raise NoRows(
@@ -52,18 +52,39 @@ class Raw(FileDataset):
         return rows
 
     @cached_property
-    def _annotations(self) -> list[Annotation]:
-        """Those of videos whose length is known."""
-        found = [each for file in self.annotations for each in read_annotations(Path(file), self.video_name)]
+    def annotated(self) -> list[Annotation]:
+        """All videos, or parts of them, whose length is known."""
+        found, problems = self._read
+        if problems and not self.skip_bad_rows:
+            raise DataError(listed(problems))
         if len(uids := {each.uid for each in found}) < len(found):
             raise DataError(f"data.annotations: {len(found) - len(uids)} of {len(found)} uids occur more than once")
-        unknown = list(dict.fromkeys(each.video for each in found if each.duration_s is None))
-        durations = self._read_durations(unknown) if unknown else {}
+        durations, unreadable = self._durations
+        if unreadable:
+            told = f"{len(unreadable)} of {len(durations)} videos cannot be opened\n{listed(unreadable)}"
+            if len(unreadable) > self.max_bad_frac * len(durations):
+                raise DataError(f"{told}\nthat is more than data.max_bad_frac={self.max_bad_frac:g} allows")
+            print(f"left out: {told}", file=sys.stderr)
         timed = [replace(each, duration_s=each.duration_s or durations.get(each.video)) for each in found]
         return [each for each in timed if each.duration_s]
 
-    def _read_durations(self, videos: Sequence[str]) -> dict[str, float]:
-        """From the headers, once a run; what cannot be opened is left out and told."""
+    def row_problems(self) -> Sequence[str]:
+        return [*self._read[1], *self._durations[1]]
+
+    @cached_property
+    def _read(self) -> tuple[list[Annotation], list[str]]:
+        """All files, and what is wrong with them."""
+        found: list[Annotation] = []
+        problems: list[str] = []
+        for file in self.annotations:
+            of_file, faults = read_annotations(Path(file), self.video_name)
+            found, problems = found + of_file, problems + faults
+        return found, problems
+
+    @cached_property
+    def _durations(self) -> tuple[dict[str, float | None], list[str]]:
+        """Of the videos for which no annotation says it, from their headers; and what cannot be opened."""
+        videos = list(dict.fromkeys(each.video for each in self._read[0] if each.duration_s is None))
         problems: list[str] = []
 
         def duration_s(video: str) -> float | None:
@@ -74,13 +95,7 @@ class Raw(FileDataset):
                 return None
 
         with ThreadPoolExecutor(self.reader.width) as pool:
-            durations = dict(zip(videos, pool.map(duration_s, videos)))
-        if problems:
-            told = f"{len(problems)} of {len(videos)} videos cannot be opened\n{listed(problems)}"
-            if len(problems) > self.max_bad_frac * len(videos):
-                raise DataError(f"{told}\nthat is more than data.max_bad_frac={self.max_bad_frac:g} allows")
-            print(f"left out: {told}", file=sys.stderr)
-        return {video: seconds for video, seconds in durations.items() if seconds is not None}
+            return dict(zip(videos, pool.map(duration_s, videos))), sorted(problems)
 
 
 def to_source(known: Annotation, frames: FrameBudget) -> Source:

@@ -14,12 +14,12 @@ _MAX_SHOWN = 20
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """One JSON object a line; video paths relative to the file's folder. Appears whole or not at all."""
+    """One JSON object a line; video paths below the file's folder are relative to it. Appears whole or not at all."""
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
         for row in rows:
             line: dict[str, Any] = {name: getattr(row, name) for name in _TEXTS}
-            line["video"] = str(Path(row.video).relative_to(path.parent))
+            line["video"] = row.video.removeprefix(f"{path.parent}/")
             line |= {"uid": row.uid, "options": list(row.options), "rationale": row.rationale, **row.meta}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     partial.replace(path)

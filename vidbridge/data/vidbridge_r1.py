@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Mapping, Self, Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 
@@ -25,7 +25,6 @@ class VidbridgeR1(FileDataset):
 
     files: Mapping[str, str | None]  # by split; train is needed
     video_prefix: str = ""  # what the paths in the files start with where ``root`` stands here
-    skip_bad_rows: bool = False  # else one bad line stops the run before it starts
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,9 +44,6 @@ class VidbridgeR1(FileDataset):
         if not len(places):
             raise NoRows(f"{index.path}: no {split} row has problem_type '{task.problem_type}'")
         return JsonlRows(index, places, task.problem_type, self.video_path)
-
-    def lenient(self) -> Self:
-        return replace(self, skip_bad_rows=True)
 
     def row_problems(self) -> Sequence[str]:
         """Of all its files, whether or not they are skipped."""

@@ -15,7 +15,7 @@ from typing import Protocol, Sequence
 import numpy as np
 
 from vidbridge import dist
-from vidbridge.judges.base import Judge, JudgeLost, JudgeRequest, JudgeUnavailable, Reply, parse_reply
+from vidbridge.judges.base import Judge, JudgeLost, JudgeRequest, JudgeUnavailable, Reply
 from vidbridge.judges.cache import ReplyCache
 from vidbridge.judges.prompts import VERSION, ChatPrompt, chat_prompt
 
@@ -109,7 +109,7 @@ class ModelJudge(Judge):
         for model in dict.fromkeys(self.models.values()):
             prompts = {key: chat_prompt(each) for key, each in requests.items() if self.models[each.kind] is model}
             for (key, prompt), said in zip(prompts.items(), model.chat(list(prompts.values())), strict=True):
-                replies[key] = checked(prompt.request, said.reply)
+                replies[key] = prompt.checked(said.reply)
                 if isinstance(replies[key], JudgeUnavailable):
                     self.trouble = f"{model.where}: {replies[key]}"
                 with self._lock:
@@ -129,12 +129,3 @@ class ModelJudge(Judge):
                 f"{num_failed} of the last {window} requests to the judge have no reply, more than "
                 f"judge.max_unscored_frac={self.max_unscored_frac:g} allows. Last: {self.trouble}"
             )
-
-
-def checked(request: JudgeRequest, reply: Reply) -> Reply:
-    """The reply, or why it is none."""
-    try:
-        parse_reply(request, reply)
-    except JudgeUnavailable as error:
-        return error
-    return reply

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from vidbridge import dist
 from vidbridge.config import ConfigError
 from vidbridge.judges.base import JudgeUnavailable, Reply
-from vidbridge.judges.model import Said, checked
-from vidbridge.judges.prompts import ChatPrompt
+from vidbridge.judges.model import Said
+from vidbridge.judges.prompts import Chat
 
 try:
     import openai
@@ -79,7 +79,7 @@ class OpenAIChat:
     def where(self) -> str:
         return f"{self.model} at {self.base_url}"
 
-    def chat(self, prompts: Sequence[ChatPrompt]) -> list[Said]:
+    def chat(self, prompts: Sequence[Chat]) -> list[Said]:
         """From any thread, several at once: all share one connection pool and the limits."""
         if not prompts:
             return []
@@ -97,10 +97,10 @@ class OpenAIChat:
                 weakref.finalize(self, _close, loop, self._client)
             return self._loop
 
-    async def _all(self, prompts: Sequence[ChatPrompt]) -> list[Said]:
+    async def _all(self, prompts: Sequence[Chat]) -> list[Said]:
         return await asyncio.gather(*(self._answer(prompt) for prompt in prompts))
 
-    async def _answer(self, prompt: ChatPrompt) -> Said:
+    async def _answer(self, prompt: Chat) -> Said:
         """Attempt after attempt until there is a reply of the right form or the deadline."""
         spent, attempt = 0.0, 0
         while True:
@@ -117,18 +117,18 @@ class OpenAIChat:
             await asyncio.sleep(wait_s)
             spent, attempt = spent + wait_s, attempt + 1
 
-    async def _turn(self, prompt: ChatPrompt) -> None:
+    async def _turn(self, prompt: Chat) -> None:
         """Wait as long as the rate limits ask for."""
         tokens = self._most_tokens(prompt)
         now = time.monotonic()
         await asyncio.sleep(max(self._requests.reserve(1, now), self._tokens.reserve(tokens, now)))
 
-    def _most_tokens(self, prompt: ChatPrompt) -> float:
+    def _most_tokens(self, prompt: Chat) -> float:
         return prompt.num_chars / _CHARS_A_TOKEN + self.max_reply_tokens
 
-    async def _attempt(self, prompt: ChatPrompt, *, timeout_s: float) -> tuple[Reply, float | None]:
+    async def _attempt(self, prompt: Chat, *, timeout_s: float) -> tuple[Reply, float | None]:
         """A reply; without one, the least seconds to wait before the next attempt, None: there is no point in it."""
-        form = {"name": prompt.request.kind, "strict": True, "schema": prompt.schema}
+        form = {"name": prompt.name, "strict": True, "schema": prompt.schema}
         call: Callable[..., Awaitable[Any]] = self._client.chat.completions.create
         try:
             completion = await asyncio.wait_for(
@@ -151,7 +151,7 @@ class OpenAIChat:
         used = getattr(getattr(completion, "usage", None), "total_tokens", None)
         if isinstance(used, int):
             self._tokens.correct(used - self._most_tokens(prompt))
-        return checked(prompt.request, text_of(completion)), 0.0
+        return prompt.checked(text_of(completion)), 0.0
 
     def _shown(self, error: openai.APIError) -> str:
         """What went wrong; a server that repeats the key does not get it into a log."""

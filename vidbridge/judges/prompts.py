@@ -10,9 +10,9 @@ import hashlib
 import json
 import secrets
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, Protocol, Sequence
 
-from vidbridge.judges.base import LABELS, MAX_EVENTS, JudgeRequest, Kind
+from vidbridge.judges.base import LABELS, MAX_EVENTS, JudgeRequest, JudgeUnavailable, Kind, Reply, parse_reply
 from vidbridge.text.untrusted import clean
 
 _QUOTED = (
@@ -59,12 +59,36 @@ _FORMS: Mapping[Kind, str] = {
 VERSION = hashlib.sha256(json.dumps([_QUOTED, dict(_TASKS), dict(_FORMS)]).encode()).hexdigest()[:12]
 
 
+class Chat(Protocol):
+    """What a chat model is sent, and of what form its reply must be."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def messages(self) -> Sequence[Mapping[str, Any]]: ...
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of the reply."""
+
+    @property
+    def num_chars(self) -> int: ...
+
+    def checked(self, reply: Reply) -> Reply:
+        """The reply, or why it is none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatPrompt:
     """What a chat model is sent for one request."""
 
     request: JudgeRequest
     messages: tuple[Mapping[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        return self.request.kind
 
     @property
     def num_chars(self) -> int:
@@ -80,6 +104,13 @@ class ChatPrompt:
         """JSON schema of the reply."""
         key, value = _reply_schema(self.request)
         return {"type": "object", "properties": {key: value}, "required": [key], "additionalProperties": False}
+
+    def checked(self, reply: Reply) -> Reply:
+        try:
+            parse_reply(self.request, reply)
+        except JudgeUnavailable as error:
+            return error
+        return reply
 
 
 def chat_prompt(request: JudgeRequest, mark: str | None = None) -> ChatPrompt:

@@ -6,13 +6,11 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Mapping
 
 from rich.progress import track
 
-from vidbridge.data.base import Dataset
-from vidbridge.data.build.options import Options, filled_tasks
-from vidbridge.data.loader import BadSamples
+from vidbridge.data.commands.job import Job
+from vidbridge.data.loader import BAD_SAMPLES, BadSamples
 from vidbridge.data.rows import write_rows
 from vidbridge.media.frames import FrameBudget
 from vidbridge.media.write import write_mp4
@@ -21,26 +19,26 @@ from vidbridge.tasks.base import Row, Task
 MANIFEST = "manifest.json"
 
 
-def materialise(dataset: Dataset, tasks: Mapping[str, Task], options: Options) -> None:
+def materialise(job: Job, *, fps: int) -> None:
     """``<split>.jsonl`` with all tasks, ``videos/``, manifest.json. A second run makes only what is not there yet."""
-    folder = options.folder
-    bad = BadSamples(folder / "bad_samples.jsonl", dataset.max_bad_frac)
+    folder = job.folder
+    bad = BadSamples(folder / BAD_SAMPLES, job.dataset.max_bad_frac)
     rows: dict[str, list[Row]] = {}
-    for split, task in filled_tasks(dataset, tasks):
-        number = min(len(task), options.number or len(task))
+    for split, task in job.filled():
+        indices = job.indices(task)
 
         def made(index: int, task: Task = task, split: str = split) -> Row | None:
             sample = task.sample(index)
             if not bad.passes(sample):
                 return None
             try:
-                return write_row(task, index, folder / "videos" / split / task.name / f"{index:06d}.mp4", options.fps)
+                return write_row(task, index, folder / "videos" / split / task.name / f"{index:06d}.mp4", fps)
             except ValueError as error:
                 bad.add(sample, error)
                 return None
 
-        with ThreadPoolExecutor(dataset.reader.width) as pool:
-            all_made = track(pool.map(made, range(number)), total=number, description=f"{split} {task.name}")
+        with ThreadPoolExecutor(job.dataset.reader.width) as pool:
+            all_made = track(pool.map(made, indices), total=len(indices), description=f"{split} {task.name}")
             rows.setdefault(split, []).extend(row for row in all_made if row is not None)
     for split, found in rows.items():
         write_rows(found, folder / f"{split}.jsonl")

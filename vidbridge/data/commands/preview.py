@@ -5,15 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import io
-from typing import Mapping, Sequence
+from typing import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vidbridge.data.base import Dataset
-from vidbridge.data.build.options import Options, filled_tasks
+from vidbridge.data.commands.job import Job
 from vidbridge.media.decode import montage_times
-from vidbridge.tasks.base import Task
 from vidbridge.types import Clip, Montage, Sample
 
 FRAMES_A_LINE, HEIGHT, BORDER, CAPTION = 12, 96, 4, 14  # pixels
@@ -21,14 +19,15 @@ COLOURS = ((31, 119, 180), (255, 127, 14), (120, 120, 120))  # of the first sour
 PAGE = "preview.html"
 DEFAULT_NUMBER = 4
 
-_STYLE = "body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 80em } img { max-width: 100% }"
+STYLE = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em }
+img { max-width: 100% }"""
 
 
-def preview(dataset: Dataset, tasks: Mapping[str, Task], options: Options) -> None:
+def preview(job: Job) -> None:
     """preview.html and a PNG for each sample; those that cannot be read are told."""
     sections = []
-    for split, task in filled_tasks(dataset, tasks):
-        for index in range(min(len(task), options.number or DEFAULT_NUMBER)):
+    for split, task in job.filled():
+        for index in job.indices(task)[: job.number or DEFAULT_NUMBER]:
             sample = task.sample(index)
             try:
                 (clip,) = task.prompt(sample).clips
@@ -36,13 +35,13 @@ def preview(dataset: Dataset, tasks: Mapping[str, Task], options: Options) -> No
                 sections.append(f"<h3>{html.escape(sample.uid)}</h3><p>{html.escape(str(error))}</p>")
                 continue
             sheet = contact_sheet(clip, sources_of(sample, clip))
-            sheet.save(options.folder / f"{split}_{task.name}_{index}.png")
+            sheet.save(job.folder / f"{split}_{task.name}_{index}.png")
             asked, answer = html.escape(task.ask(sample)).replace("\n", "<br>"), html.escape(sample.answer)
             title = f"<h3>{html.escape(sample.uid)} ({split})</h3>"
             sections.append(f"{title}<p>{asked}<br><b>{answer}</b></p><img src='{_as_url(sheet)}'>")
-    page = f"<!doctype html>\n<meta charset='utf-8'>\n<title>preview</title>\n<style>{_STYLE}</style>\n"
-    (options.folder / PAGE).write_text(page + "\n".join(sections), encoding="utf-8")
-    print(f"written: {options.folder / PAGE}")
+    page = f"<!doctype html>\n<meta charset='utf-8'>\n<title>preview</title>\n<style>{STYLE}</style>\n"
+    (job.folder / PAGE).write_text(page + "\n".join(sections), encoding="utf-8")
+    print(f"written: {job.folder / PAGE}")
 
 
 def sources_of(sample: Sample, clip: Clip) -> list[int]:

@@ -5,59 +5,76 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
 from vidbridge.data.base import Dataset
-from vidbridge.data.build.options import Options, filled_tasks
+from vidbridge.data.commands.job import Job
+from vidbridge.data.cost import estimated_tokens
 from vidbridge.media.video_file import VideoError
-from vidbridge.tasks.base import DataError, Task
+from vidbridge.tasks.base import DataError
 from vidbridge.types import Montage, Sample
 
 PROBLEMS, SUMMARY, HISTOGRAMS = "problems.txt", "check.json", "check.png"
 _MAX_TOLD = 20
+_MAX_MEASURED = 2000  # prompts of each task and split, for the histogram of tokens
+
+Samples = Mapping[tuple[str, str], Sequence[Sample]]  # by split and task
 
 
-def check(dataset: Dataset, tasks: Mapping[str, Task], options: Options) -> None:
+def check(job: Job, *, strict: bool) -> None:
     """Writes problems.txt, check.json and check.png; DataError with ``strict`` when there is a problem."""
+    job = replace(job, dataset=job.dataset.lenient())
+    problems = list(job.dataset.row_problems())
     samples: dict[tuple[str, str], list[Sample]] = {}
-    dataset = dataset.lenient()
-    problems: list[str] = list(dataset.row_problems())
-    for split, task in filled_tasks(dataset, tasks):
-        number = min(len(task), options.number or len(task))
-        samples[split, task.name] = [task.sample(index) for index in range(number)]
-    if not samples:
-        raise DataError("no task has a row in any split")
+    tokens: dict[str, list[float]] = defaultdict(list)
+    try:
+        filled = job.filled()
+    except DataError as error:  # nothing is left
+        filled, problems = [], [*problems, str(error)]
+    for split, task in filled:
+        samples[split, task.name] = found = [task.sample(index) for index in job.indices(task)]
+        tokens[task.name] += [estimated_tokens(sample, task, job.processor) for sample in spread(found)]
     videos = sorted({path for group in samples.values() for sample in group for path in paths_of(sample)})
     durations: dict[str, float] = {}
-    with ThreadPoolExecutor(dataset.reader.width) as pool:
-        for path, result in track(pool.map(_probe(dataset), videos), total=len(videos), description="videos"):
+    with ThreadPoolExecutor(job.dataset.reader.width) as pool:
+        for path, result in track(pool.map(_probe(job.dataset), videos), total=len(videos), description="videos"):
             if isinstance(result, VideoError):
                 problems.append(str(result))
             else:
                 durations[path] = result
-    shared = list(overlaps(samples))
-    problems += shared
+    problems += overlaps(samples)
     summary = {
         "rows": {f"{split}/{task}": len(group) for (split, task), group in samples.items()},
         "videos": len(videos),
         "unreadable": len(videos) - len(durations),
+        "hours": round(sum(durations.values()) / 3600, 3),
+        "prompt_tokens": {task: round(float(np.mean(lengths)), 1) for task, lengths in tokens.items()},
         "repeated_rows": repeated(samples),
         "problems": len(problems),
     }
-    (options.folder / PROBLEMS).write_text("".join(f"{line}\n" for line in problems), encoding="utf-8")
-    (options.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    draw(samples, durations).savefig(options.folder / HISTOGRAMS, dpi=110)
-    console = Console()
+    (job.folder / PROBLEMS).write_text("".join(f"{line}\n" for line in problems), encoding="utf-8")
+    (job.folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if samples:
+        draw(samples, durations, tokens).savefig(job.folder / HISTOGRAMS, dpi=110)
+    console = Console(emoji=False)  # a line :100: is no picture
     console.print_json(data=summary)
     for line in problems[:_MAX_TOLD]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"all of it: {options.folder}")
-    if problems and options.strict:
-        raise DataError(f"{len(problems)} problems, all in {options.folder / PROBLEMS}")
+    console.print(f"all of it: {job.folder}", soft_wrap=True, highlight=False)
+    if problems and strict:
+        raise DataError(f"{len(problems)} problems, all in {job.folder / PROBLEMS}")
+
+
+def spread(samples: Sequence[Sample]) -> list[Sample]:
+    """At most so many of them as are measured, evenly spread."""
+    places = np.unique(np.linspace(0, len(samples) - 1, _MAX_MEASURED).astype(int)).tolist()
+    return [samples[place] for place in places]
 
 
 def paths_of(sample: Sample) -> set[str]:
@@ -65,7 +82,7 @@ def paths_of(sample: Sample) -> set[str]:
     return {part.path for part in parts}
 
 
-def overlaps(samples: Mapping[tuple[str, str], list[Sample]]) -> Iterator[str]:
+def overlaps(samples: Samples) -> Iterator[str]:
     """Videos that more than one split shows."""
     splits: dict[str, set[str]] = defaultdict(set)
     for (split, _), group in samples.items():
@@ -77,24 +94,24 @@ def overlaps(samples: Mapping[tuple[str, str], list[Sample]]) -> Iterator[str]:
             yield f"{path}: is in {' and '.join(sorted(found))}"
 
 
-def repeated(samples: Mapping[tuple[str, str], list[Sample]]) -> int:
+def repeated(samples: Samples) -> int:
     """Rows that ask the same about the same video as another one."""
     asked = Counter((s.task, s.question, tuple(sorted(paths_of(s)))) for group in samples.values() for s in group)
     return sum(count - 1 for count in asked.values())
 
 
-def draw(samples: Mapping[tuple[str, str], list[Sample]], durations: Mapping[str, float]) -> Figure:
+def draw(samples: Samples, durations: Mapping[str, float], tokens: Mapping[str, Sequence[float]]) -> Figure:
     figure = Figure(figsize=(12, 3.5), layout="constrained")
-    rows, seconds, words = figure.subplots(1, 3)
+    rows, seconds, lengths = figure.subplots(1, 3)
     rows.barh([f"{split} {task}" for split, task in samples], [len(group) for group in samples.values()])
+    rows.invert_yaxis()
     rows.set_title("rows")
     seconds.hist(list(durations.values()), bins=40)
-    seconds.set_title("seconds of the videos")
-    for task in dict.fromkeys(task for _, task in samples):
-        lengths = [len(s.answer.split()) for (_, name), group in samples.items() if name == task for s in group]
-        words.hist(lengths, bins=40, histtype="step", label=task)
-    words.set_title("words of the answers")
-    words.legend(fontsize="small")
+    seconds.set_title("seconds of a video")
+    edges = np.histogram_bin_edges([number for column in tokens.values() for number in column], bins=40)
+    lengths.hist(list(tokens.values()), bins=edges, stacked=True, label=list(tokens))
+    lengths.set_title("tokens of a prompt, estimated")
+    lengths.legend(fontsize="small")
     return figure
 
 

@@ -1,0 +1,70 @@
+"""The doors on data that people bring, from the command line: build_data.py, and training on what it looked at."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.data.exporting import export_annotations, export_released
+from vidbridge.tasks.caption import Caption
+from vidbridge.tasks.dark_event_infer import DarkEventInfer
+from vidbridge.tasks.mix_vid_qa import MixVidQA
+from vidbridge.tasks.qa import QA
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raw")
+    files = export_annotations(folder, 40)
+    return ["data=raw", f"data.root={folder}/videos", f"data.annotations=[{files[0]},{files[2]}]"]
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("released")
+    path = export_released(folder, [QA(), Caption(), DarkEventInfer(), MixVidQA()], 16, prefix="/theirs/")
+    return ["data=vidbridge_r1", f"data.root={folder}/videos", f"data.files.train={path}", "data.video_prefix=/theirs/"]
+
+
+def run(door, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / door), *arguments, "data.workers=1"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_check_is_told_what_is_wrong_and_says_so(raw, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    lines = [{"video": "shape0.mp4", "events": [[2, 1, "x"]]}, {"video": "nowhere.mp4", "caption": "It grows."}]
+    bad.write_text("\n".join(map(json.dumps, lines)))
+    done = run(
+        "build_data.py", "check", "--strict", *raw, f"data.annotations=[{bad}]", f"hydra.run.dir={tmp_path}/out"
+    )
+    assert done.returncode == 1 and done.stderr == f"error: 3 problems, all in {tmp_path}/out/problems.txt\n"
+    told = (tmp_path / "out" / "problems.txt").read_text()
+    assert "bad.jsonl:1: an event needs start < end" in told and "nowhere.mp4: no such video file [missing]" in told
+    done = run("build_data.py", "filter", *raw, f"hydra.run.dir={tmp_path}/out2")
+    assert done.returncode == 1 and "build_data.py build makes files of them" in done.stderr
+
+
+@pytest.mark.parametrize("bad", [["--number", "0"], ["nproc=2"], ["data.rooot=x"]], ids=" ".join)
+def test_mistakes_are_named_with_status_2(raw, bad, tmp_path):
+    done = run("build_data.py", "preview", *bad, *raw, f"hydra.run.dir={tmp_path}/out")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["raw", "released"])
+def test_training_on_it(kind, request, tmp_path):
+    data = [*request.getfixturevalue(kind), "data.held_out_frac=0.2"]
+    done = run("train.py", "debug=smoke", *data, f"hydra.run.dir={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert sum("policy/loss" in line and line["data/bad"] == 0 for line in lines) == 2

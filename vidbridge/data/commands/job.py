@@ -1,0 +1,39 @@
+"""What the commands of build_data.py work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Iterator, Mapping
+
+from vidbridge.data.base import SPLITS, Dataset, NoRows
+from vidbridge.policy.processor import Processor
+from vidbridge.tasks.base import DataError, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    dataset: Dataset
+    tasks: Mapping[str, Task]  # without rows
+    processor: Processor
+    folder: Path  # for whatever a command writes
+    number: int | None = None  # rows of each task and split; None: all, or as many as the command finds fit
+
+    def filled(self) -> list[tuple[str, Task]]:
+        """Split and task with its rows, where there are any; what is wrong with a file is raised as the error it is."""
+        found = list(self._filled())
+        if not found:
+            raise DataError("no task has a row in any split")
+        return found
+
+    def indices(self, task: Task) -> range:
+        return range(min(len(task), self.number or len(task)))
+
+    def _filled(self) -> Iterator[tuple[str, Task]]:
+        for split in SPLITS:
+            for task in self.tasks.values():
+                try:
+                    rows = self.dataset.rows(task, split)
+                except NoRows:
+                    continue
+                yield split, replace(task, rows=rows)
