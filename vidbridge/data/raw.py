@@ -47,7 +47,8 @@ class Raw(FileDataset):
         rows = RawRows(task, split, mine, seed=self.seed, max_duration_ratio=self.max_duration_ratio)
         if not len(rows):
             raise NoRows(
-                f"{', '.join(self.annotations)}: none of {len(mine)} {split} videos has what {task.name} needs"
+                f"{', '.join(self.annotations)}: none of {len(mine)} {split} videos (of {len(self.annotated)}, with "
+                f"data.held_out_frac={self.held_out_frac:g}) has what {task.name} needs"
             )
         return rows
 
