@@ -21,8 +21,9 @@ from vidbridge.judges.labels import LabelledJudge, labelled
 def rows_of(task, reference, *answers):
     """As completions.jsonl has them."""
     return [
-        {"step": 1, "uid": f"{task}/0", "task": task, "question": "What?", "reference": reference, "video": "0.mp4",
-         "completion": completion.text, "finished": True, "total": 1.0, "gates": {}, "terms": {}}
+        {"step": 1, "stage": "training", "uid": f"{task}/0", "task": task, "advantage": None, "question": "What?",
+         "reference": reference, "video": "0.mp4", "completion": completion.text, "finished": True,
+         "total": 1.0, "gates": {}, "terms": {}}
         for completion in said(*answers)
     ]  # fmt: skip
 
@@ -143,3 +144,10 @@ def test_what_is_missing_is_named(tmp_path, overrides):
 def test_no_such_file():
     with pytest.raises(ConfigError, match="agreement.completions must be"):
         read_rows("/no/such/file.jsonl")
+
+
+def test_a_row_of_something_else(tmp_path):
+    path = tmp_path / "completions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [ROWS[0], {"step": 1}]))
+    with pytest.raises(ConfigError, match="completions.jsonl:2: no row .* which has a 'stage'"):
+        read_rows(str(path))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.exporting import export_annotations, export_released
+from tests.media.videos import counting, cut
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
@@ -42,13 +43,20 @@ def run(door, *arguments):
 
 def test_check_is_told_what_is_wrong_and_says_so(raw, tmp_path):
     bad = tmp_path / "bad.jsonl"
-    lines = [{"video": "shape0.mp4", "events": [[2, 1, "x"]]}, {"video": "nowhere.mp4", "caption": "It grows."}]
+    lines = [
+        {"video": "shape0.mp4", "events": [[2, 1, "x"]]},
+        {"video": "nowhere.mp4", "caption": "It grows."},
+        {"video": "half.mp4", "caption": "It spins."},  # whose headers are there, at its beginning
+    ]
     bad.write_text("\n".join(map(json.dumps, lines)))
+    (videos,) = [option.split("=")[1] for option in raw if option.startswith("data.root=")]
+    cut(counting(Path(videos) / "half.mp4", container={"movflags": "faststart"}), 0.6)
     done = run(
         "build_data.py", "check", "--strict", *raw, f"data.annotations=[{bad}]", f"hydra.run.dir={tmp_path}/out"
     )
-    assert done.returncode == 1 and done.stderr == f"error: 3 problems, all in {tmp_path}/out/problems.txt\n"
+    assert done.returncode == 1 and done.stderr.endswith(f"error: 3 problems, all in {tmp_path}/out/problems.txt\n")
     told = (tmp_path / "out" / "problems.txt").read_text()
+    assert "half.mp4: " in told
     assert "bad.jsonl:1: an event needs start < end" in told and "nowhere.mp4: no such video file [missing]" in told
     done = run("build_data.py", "filter", *raw, f"hydra.run.dir={tmp_path}/out2")
     assert done.returncode == 1 and "build_data.py build makes files of them" in done.stderr

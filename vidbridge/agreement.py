@@ -30,6 +30,7 @@ from vidbridge.judges.labels import labelled
 from vidbridge.rewards.base import GatedSum
 from vidbridge.text.tags import answer_of
 from vidbridge.text.untrusted import says_nothing
+from vidbridge.track.completions import COLUMNS
 from vidbridge.track.metrics_file import read_lines
 from vidbridge.track.page import write_page
 
@@ -121,10 +122,14 @@ def cohens_kappa(matrix: np.ndarray) -> float | None:
 
 
 def read_rows(path: str | None) -> list[dict[str, Any]]:
-    """The lines of a completions.jsonl."""
+    """The lines of a completions.jsonl; ConfigError names one that is none."""
     if path is None or not Path(path).is_file():
         raise ConfigError(f"agreement.completions must be the completions.jsonl of a run, got {path}")
-    return read_lines(Path(path))
+    rows = read_lines(Path(path))
+    for number, row in enumerate(rows, start=1):
+        if missing := [name for name in COLUMNS if name not in row]:
+            raise ConfigError(f"{path}:{number}: no row of a run's completions.jsonl, which has a '{missing[0]}'")
+    return rows
 
 
 def report(asked: Sequence[Asked], folder: Path) -> None:

@@ -13,12 +13,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from vidbridge.data.base import Dataset
 from vidbridge.data.commands.job import Job
 from vidbridge.data.cost import estimated_tokens
 from vidbridge.media.video_file import VideoError
 from vidbridge.tasks.base import DataError
-from vidbridge.types import Montage, Sample
+from vidbridge.types import Montage, Sample, VideoRef
 
 PROBLEMS, SUMMARY, HISTOGRAMS = "problems.txt", "check.json", "check.png"
 _MAX_TOLD = 20
@@ -43,7 +42,7 @@ def check(job: Job, *, strict: bool) -> None:
     videos = sorted({path for group in samples.values() for sample in group for path in paths_of(sample)})
     durations: dict[str, float] = {}
     with ThreadPoolExecutor(job.dataset.reader.width) as pool:
-        for path, result in track(pool.map(_probe(job.dataset), videos), total=len(videos), description="videos"):
+        for path, result in track(pool.map(_probe(job), videos), total=len(videos), description="videos"):
             if isinstance(result, VideoError):
                 problems.append(str(result))
             else:
@@ -115,10 +114,14 @@ def draw(samples: Samples, durations: Mapping[str, float], tokens: Mapping[str, 
     return figure
 
 
-def _probe(dataset: Dataset) -> Callable[[str], tuple[str, float | VideoError]]:
+def _probe(job: Job) -> Callable[[str], tuple[str, float | VideoError]]:
+    """How long a video is, or what is wrong with it. Headers may be right and the frames gone: those are read, too."""
+    reader = job.dataset.reader
+
     def probe(path: str) -> tuple[str, float | VideoError]:
         try:
-            return path, dataset.reader.duration_s(path)
+            reader(VideoRef(path=path), job.processor.frames)
+            return path, reader.duration_s(path)
         except VideoError as error:
             return path, error
 

@@ -14,6 +14,7 @@ import numpy as np
 from rich.progress import Progress
 
 from vidbridge import dist
+from vidbridge.data import journal
 from vidbridge.data.commands.job import Job
 from vidbridge.data.rows import write_rows
 from vidbridge.tasks.base import DataError, Row, Task
@@ -70,8 +71,7 @@ def answered(batches: Iterator[list[Group]], path: Path, most: float, name: str,
                 if group.trainable
             }
             if dist.is_first():
-                with path.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps({"uid": uid, "scores": each}) + "\n" for uid, each in batch.items())
+                journal.append(path, [{"uid": uid, "scores": each} for uid, each in batch.items()])
             fresh |= batch
             progress.advance(bar, len(groups))
     return fresh
@@ -103,7 +103,4 @@ def stays(scores: Sequence[float], task: Task, spread: str, threshold: float) ->
 
 
 def known(path: Path) -> Scores:
-    if not path.exists():
-        return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {line["uid"]: line["scores"] for line in lines}
+    return {line["uid"]: line["scores"] for line in journal.read(path)}

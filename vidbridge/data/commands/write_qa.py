@@ -11,12 +11,12 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from PIL import Image
 from rich.progress import track
 
+from vidbridge.data import journal
 from vidbridge.data.annotations import Annotation
 from vidbridge.data.commands.job import Job
 from vidbridge.data.commands.preview import STYLE, contact_sheet
@@ -108,13 +108,13 @@ def write_qa(job: Job, write: Write) -> None:
     clips = job.dataset.annotated[: job.number]
     path = job.folder / WRITTEN
     (job.folder / SHEETS).mkdir(exist_ok=True)
-    done = {line["uid"] for line in read_lines(path)}
+    done = {line["uid"] for line in journal.read(path)}
     missing = [known for known in clips if known.uid not in done]
     failures: list[str] = []
     chunks = [missing[first : first + AT_ONCE] for first in range(0, len(missing), AT_ONCE)]
     for chunk in track(chunks, description=f"{len(missing)} clips, {AT_ONCE} at a time"):
         failures += write_some(job, chunk, write)
-    lines = read_lines(path)
+    lines = journal.read(path)
     (job.folder / PAGE).write_text(page(lines), encoding="utf-8")
     for failure in failures[:20]:
         print(failure)
@@ -139,21 +139,16 @@ def write_some(job: Job, chunk: Sequence[Annotation], write: Write) -> Iterator[
     yield from (f"{known.uid}: {error}" for known, error in found if isinstance(error, ValueError))
     clips = [(known, clip) for known, clip in found if isinstance(clip, Clip)]
     replies = write([WritePrompt(clip=clip) for _, clip in clips])
-    with (job.folder / WRITTEN).open("a", encoding="utf-8") as file:
-        for (known, clip), said in zip(clips, replies, strict=True):
-            try:
-                question, answer = read_reply(said.reply)
-            except JudgeUnavailable as error:
-                yield f"{known.uid}: {error}"
-                continue
-            contact_sheet(clip, [0] * len(clip.frames)).save(job.folder / sheet_of(known.uid))
-            line = {"uid": known.uid, "video": known.video, "question": question, "answer": answer}
-            times = {"start_s": known.start_s, "end_s": known.end_s, "duration_s": known.duration_s}
-            file.write(json.dumps(line | {name: value for name, value in times.items() if value}) + "\n")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    for (known, clip), said in zip(clips, replies, strict=True):
+        try:
+            question, answer = read_reply(said.reply)
+        except JudgeUnavailable as error:
+            yield f"{known.uid}: {error}"
+            continue
+        contact_sheet(clip, [0] * len(clip.frames)).save(job.folder / sheet_of(known.uid))
+        line = {"uid": known.uid, "video": known.video, "question": question, "answer": answer}
+        times = {"start_s": known.start_s, "end_s": known.end_s, "duration_s": known.duration_s}
+        journal.append(job.folder / WRITTEN, [line | {name: value for name, value in times.items() if value}])
 
 
 def sheet_of(uid: str) -> str:
