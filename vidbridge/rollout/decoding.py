@@ -122,7 +122,7 @@ def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 def _linear(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
     """``layer(rows)``. A CPU multiplies a tall matrix by few columns faster than few rows by a wide one."""
-    if rows.is_cuda:
+    if rows.is_cuda or layer.out_features < layer.in_features:
         return layer(rows)
     out = (layer.weight @ rows.T).T
     return out if layer.bias is None else out + layer.bias
