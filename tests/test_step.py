@@ -17,6 +17,7 @@ from vidbridge.algo.advantages import AdvantageScale, group_advantages, overlong
 from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
 from vidbridge.config import GrpoConfig
 from vidbridge.data.mixture import Mixture
+from vidbridge.diagnostics import Diagnostics
 from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import JudgeUnavailable
 from vidbridge.policy.engine_local import LocalEngine
@@ -66,7 +67,16 @@ def folder(untrained_folder):
 
 
 def make_step(
-    tasks, folder, *, reward=SumOfIds, prompts_per_step=3, max_packed_tokens=400, engine=LocalEngine, bad=None, **algo
+    tasks,
+    folder,
+    *,
+    reward=SumOfIds,
+    prompts_per_step=3,
+    max_packed_tokens=400,
+    engine=LocalEngine,
+    bad=None,
+    every=0,
+    **algo,
 ):
     module = load_model(str(folder), device="cpu")
     processor = Processor.from_folder(folder, SHAPES_FRAMES, max_prompt_tokens=1024)
@@ -88,6 +98,7 @@ def make_step(
         algo=config,
         max_completion_tokens=MAX_TOKENS,
         bad=bad,
+        diagnostics=Diagnostics(module=module, processor=processor, every=every) if every else None,
     )
 
 

@@ -48,6 +48,8 @@ STEPS = {
     "all idle": {"reward": Same},
     "some unscored": {"reward": Patchy, "loss_norm": LossNorm.token},
     "bad videos": {"bad_rows": range(0, 12, 3)},
+    "looked at": {"every": 1},
+    "all idle, looked at": {"reward": Same, "every": 1},
 }
 
 

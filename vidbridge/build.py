@@ -18,6 +18,7 @@ from vidbridge.data.base import Dataset
 from vidbridge.data.loader import BadSamples, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.rows import DataError
+from vidbridge.diagnostics import Diagnostics
 from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import Judge
 from vidbridge.media.frames import FrameBudget
@@ -83,6 +84,7 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
         resume=config.resume is Resume.auto,
         eval=config.eval,
         steps=num_steps(config, tasks["train"]),
+        first_look=config.diagnostics_every > 0,
         profile_steps=config.profile_steps,
         run_dir=run_dir,
         labels=labels(config),
@@ -281,6 +283,9 @@ def build_step(
         max_completion_tokens=config.rollout.max_completion_tokens,
         last=config.steps - 1,
         bad=bad,
+        diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every)
+        if config.diagnostics_every
+        else None,
     )
 
 

@@ -229,6 +229,7 @@ class TrackConfig:
 class EvalConfig:
     every: int = 0  # steps between two looks at the val split while training; 0: never
     every_items: int = 16  # items of each task in such a look
+    before: bool = True  # and not only after training; what is the same for many runs need not be seen in each
     split: Split = Split.test
     num_items: int = 64  # items of each task before and after training
     num_samples: int = 4  # completions of each item at temperature 1
@@ -257,6 +258,7 @@ class Config:
     nproc: int = 1  # ranks on this machine, one a GPU; under torchrun or deepspeed these say how many there are
     hang_s: float = 1800.0  # without a sign of life for so long, a rank prints where it is and the run ends
     profile_steps: int = 0  # steps recorded by torch.profiler into trace_<step>.json
+    diagnostics_every: int = 0  # steps between two looks at each task's gradient (vidbridge/diagnostics.py); 0: never
     plan: bool = False  # only say what the run would hold and cost, and whether it fits here (vidbridge/plan.py)
     allowed_targets: List[str] = field(default_factory=list)  # prefixes beside "vidbridge." for `_target_`
     paths: PathsConfig = field(default_factory=PathsConfig)
@@ -281,11 +283,13 @@ class Config:
         _require_positive("", self, "prompts_per_step", "nproc", "hang_s")
         _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         _require(self.profile_steps >= 0, f"profile_steps must not be negative, got {self.profile_steps}")
+        _require(self.diagnostics_every >= 0, f"diagnostics_every must be 0 or positive, got {self.diagnostics_every}")
         check_reward("reward", self.reward)
         known = list(self.tasks)
         for task in self.task_mix.shares:
             require_known("task", task, known, "task_mix.shares")
         if isinstance(self.algo, SftConfig):
+            _require(self.diagnostics_every == 0, "diagnostics_every looks at GRPO: with algo=sft set it to 0")
             _require(
                 self.steps is None or self.steps <= self.algo.num_steps,
                 f"steps={self.steps}, but the stages of algo.stages end after {self.algo.num_steps}",

@@ -22,6 +22,7 @@ from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import score_groups
 from vidbridge.tasks.base import Task
 from vidbridge.text.tags import read_tags
+from vidbridge.track.items import item_row
 from vidbridge.track.tracker import Tracker
 from vidbridge.types import Group, Sample
 
@@ -47,6 +48,7 @@ class Scores:
     mean: float
     tasks: Mapping[str, TaskScore]
     shown: tuple[Group, ...] = ()  # the first group of each task, for the reader
+    items: tuple[Mapping[str, Any], ...] = ()  # track.items.item_row of every item that could be scored
 
     def to_dict(self) -> dict[str, Any]:
         return {"mean": self.mean, "tasks": {name: asdict(score) for name, score in self.tasks.items()}}
@@ -73,7 +75,7 @@ class Evaluator:
         ``advance(n)`` is called when n more completions are done. RuntimeError when no item of a task is scored.
         """
         self.rollout.sync(self.policy)
-        scores, shown = {}, []
+        scores, shown, items = {}, [], []
         for name, task in self.tasks[split].items():
             samples = [task.sample(index) for index in range(min(num_items, len(task)))]
             rewards: list[list[float]] = []
@@ -82,6 +84,7 @@ class Evaluator:
                 if not rewards:
                     shown.append(groups[0])
                 rewards += [[reward.total for reward in group.rewards] for group in groups if group.trainable]
+                items += [item_row(group) for group in groups if group.trainable]
                 formats += [read_tags(done.text) is not None for group in groups for done in group.completions]
                 advance(len(groups) * num_samples)
             if not rewards:
@@ -89,7 +92,9 @@ class Evaluator:
             scores[name] = task_score(
                 np.array(rewards), self.reward.maximum(name), format_frac=float(np.mean(formats))
             )
-        return Scores(mean=normalised_mean(scores.values()), tasks=scores, shown=tuple(shown))
+        return Scores(
+            mean=normalised_mean(scores.values()), tasks=scores, shown=tuple(shown), items=tuple(items)
+        )
 
     def num_completions(self, split: str, num_items: int, num_samples: int = 1) -> int:
         """How many times ``advance`` counts in all."""
@@ -133,7 +138,8 @@ def held_out(evaluator: Evaluator, config: EvalConfig, tracker: Tracker, when: s
     }
     for name, scores in both.items():
         tracker.scores(step, f"held_out/{name}", scores.to_dict())
-        tracker.completions(step, scores.shown)
+        tracker.completions(step, scores.shown, f"held_out/{name}")
+        tracker.items(when, name, scores.items)
     return both
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Collection, Iterator, Mapping, Sequence
 
 import torch
@@ -20,6 +21,7 @@ from vidbridge.config import GrpoConfig
 from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.prefetch import Prefetch
+from vidbridge.diagnostics import Diagnostics, Probe
 from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
@@ -49,10 +51,11 @@ class GrpoStep:
         max_completion_tokens: int,
         last: int | None = None,  # step that there will be; None: not known
         bad: BadSamples | None = None,
+        diagnostics: Diagnostics | None = None,
     ) -> None:
         self.mixture, self.processor, self.rollout = mixture, processor, rollout
         self.reward, self.policy, self.algo = reward, policy, algo
-        self.max_completion_tokens = max_completion_tokens
+        self.max_completion_tokens, self.diagnostics = max_completion_tokens, diagnostics
         self.loader = Loader(mixture.tasks, processor, bad)
         self.prompts = Prefetch(self._prompts, last=last)
 
@@ -74,8 +77,13 @@ class GrpoStep:
             metrics["rollout/overlong_penalty"] = penalty.mean().item()
             rewards = rewards_of(groups, self.algo.group_size) + penalty
             advantages = group_advantages(rewards, scored(groups), self.algo.advantage_scale)
-            metrics |= self._learn(groups, advantages, own=prompts.keys())
-        return StepResult(metrics={**metrics, **dist.largest(clock.metrics())}, groups=tuple(groups))
+            probe = self.diagnostics.at(step) if self.diagnostics else None
+            metrics |= self._learn(groups, advantages, own=prompts.keys(), probe=probe)
+        if probe is not None:
+            with clock("diagnostics"):
+                metrics |= probe.metrics(groups, advantages, metrics.get("policy/grad_norm"))
+        metrics |= dist.largest(clock.metrics())
+        return StepResult(metrics=metrics, groups=tuple(groups), advantages=advantages.tolist())
 
     def _prompts(self, step: int) -> Prompts:
         """Those of the batch that this rank works on."""
@@ -129,18 +137,24 @@ class GrpoStep:
         idle_frac = sum(map(is_idle, groups)) / len(groups)
         return groups, {"rollout/extra_groups": float(num_extra), "rollout/idle_frac": idle_frac}
 
-    def _learn(self, groups: list[Group], advantages: torch.Tensor, own: Collection[int]) -> dict[str, float]:
+    def _learn(
+        self, groups: list[Group], advantages: torch.Tensor, own: Collection[int], probe: Probe | None
+    ) -> dict[str, float]:
         """``ppo_epochs`` updates on these completions, the ``own`` groups here; advantages [P, G]."""
         # of all groups, so that leaving some out, or to other ranks, changes no denominator
         weights = token_weights(loss_mask(groups), self.algo.loss_norm, self.max_completion_tokens)
         teaches = advantages.ne(0).any(dim=1) | (trainable(groups) & (self.algo.kl_beta > 0))
         here = sorted(own)
-        batches = self.policy.micro_batches(
+        batches_of = partial(
+            self.policy.micro_batches,
             [groups[place] for place in here],
             advantages[here].flatten(),
             weights.view(len(groups), self.algo.group_size, -1)[here].flatten(0, 1),
-            teaches=teaches[here].tolist(),
         )
+        if probe is None:
+            batches = batches_of(teaches[here].tolist())
+        else:
+            batches = probe.batches(groups, teaches, lambda mask: batches_of(mask[here].tolist()))
         metrics = Means()
         for epoch in range(self.algo.ppo_epochs):
             for place, batch in enumerate(batches):
@@ -165,7 +179,8 @@ class GrpoStep:
                     kl_beta=self.algo.kl_beta,
                     ratio_level=self.algo.ratio_level,
                 )
-                self.policy.backward(out.loss)
+                with probe.reading(place) if probe and epoch == 0 else nullcontext():
+                    self.policy.backward(out.loss)
                 metrics.add({"policy/loss": out.loss.item() * len(batches) * dist.world_size()})
                 if num_tokens == 0:  # masked
                     continue

@@ -57,6 +57,7 @@ class Trainer:
     resume: bool
     eval: EvalConfig
     steps: int
+    first_look: bool  # at val before the first step too: from where a dip is measured
     profile_steps: int
     run_dir: Path
     labels: Mapping[str, Any]  # what tells this run from others, copied into the summary
@@ -85,9 +86,11 @@ class Trainer:
 
     def _run(self, progress: Progress) -> dict[str, Any]:
         tracker = self.tracker
-        if progress.before is None:
+        if self.eval.before and progress.before is None:
             before = held_out(self.evaluator, self.eval, tracker, "before", step=0)
             progress.before = {name: scores.to_dict() for name, scores in before.items()}
+        if self.first_look and self.eval.every and progress.step == 0:
+            self._look(0)
         tracker.start_steps(self.steps, done=progress.step)
         with self.signals.deferred():
             while progress.step < self.steps:
@@ -97,7 +100,7 @@ class Trainer:
         self.policy.save(self.run_dir / "model", tags=[self.labels["algo"]])
         summary = {
             **self.labels,
-            "before": progress.before,
+            **({"before": progress.before} if progress.before else {}),
             "after": {name: scores.to_dict() for name, scores in after.items()},
             "train_s": round(progress.train_s, 1),
             "total_s": round(time.monotonic() - STARTED, 1),  # with making the data and loading the model

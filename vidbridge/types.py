@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 import numpy as np
 
@@ -203,3 +203,4 @@ class StepResult:
 
     metrics: Mapping[str, float]
     groups: tuple[Group, ...] = ()
+    advantages: Sequence[Sequence[float]] = ()  # of the groups' completions, where there was something to learn from

@@ -31,11 +31,11 @@ def test_curves_are_drawn_from_whatever_there_is(tmp_path):
 
 
 def test_a_completion_row_says_what_was_asked_written_and_earned():
-    (first, second) = completion_rows(3, [group(totals=(1.0, 0.0))])
+    (first, second) = completion_rows(3, [group(totals=(1.0, 0.0))], advantages=[[0.5, -0.5]])
     assert tuple(first) == COLUMNS
     assert (first["step"], first["task"], first["completion"]) == (3, "qa", "answer 0")
     assert (first["total"], first["gates"], first["terms"]) == (1.0, {"format": 1.0}, {"choice": 1.0})
-    assert second["total"] == 0.0
+    assert (second["total"], second["advantage"], second["stage"]) == (0.0, -0.5, "training")
 
 
 def test_an_unscored_group_has_rows_without_reward():
@@ -46,13 +46,24 @@ def test_an_unscored_group_has_rows_without_reward():
 def test_the_page_embeds_small_clips_links_large_ones_and_escapes_what_the_policy_wrote(tmp_path):
     (tmp_path / "small.mp4").write_bytes(b"tiny clip")
     (tmp_path / "large.mp4").write_bytes(b"x" * (MAX_EMBEDDED_BYTES + 1))
-    rows = completion_rows(1, [group(totals=(1.0, 0.25), video=str(tmp_path / "small.mp4"))])
+    small = group(totals=(1.0, 0.25), video=str(tmp_path / "small.mp4"))
+    rows = completion_rows(1, [small], advantages=[[0.71, -0.71]])
     rows += completion_rows(2, [group(totals=(), video=str(tmp_path / "large.mp4"))])
     rows[0]["completion"] = "<script>alert(1)</script>"
     write_page(rows, tmp_path / "completions.html")
     page = (tmp_path / "completions.html").read_text()
-    assert page.count("<section>") == 2 and page.count("<video") == 2
+    assert page.count("<section") == 2 and page.count("<video") == 2
     # base64 of b"tiny clip"
     assert "data:video/mp4;base64,dGlueSBjbGlw" in page and "src='large.mp4'" in page
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "0.25" in page and "unscored" in page and "format 1.00, choice 1.00" in page
+    assert "<article class='up'><div class='earned'><b>reward 1.00</b><span>advantage +0.71</span>" in page
+    assert page.index("step 2, training") < page.index("step 1, training")  # the newest first
+
+
+def test_the_same_item_sampled_and_greedy_is_two_sections(tmp_path):
+    rows = [row for stage in ("a", "b") for row in completion_rows(0, [group(totals=(1.0,))], stage=stage)]
+    rows[0]["completion"] = "<think>it is & red</think><answer>B</answer>"
+    write_page(rows, tmp_path / "completions.html")
+    page = (tmp_path / "completions.html").read_text()
+    assert page.count("<section") == 2 and "<div class='thinking'>it is &amp; red</div><div>B</div>" in page

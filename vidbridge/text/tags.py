@@ -34,6 +34,16 @@ def read_tags(text: str) -> Tagged | None:
     return Tagged(thinking.strip(), answer.strip())
 
 
+def answer_start(text: str) -> int | None:
+    """Where the first answer block begins; None where there is none.
+
+    >>> answer_start("<think>x</think><answer>A</answer>"), answer_start("A")
+    (16, None)
+    """
+    opening = (tag for tag in _TAG.finditer(text) if tag[0].lower() == "<answer>")
+    return next((tag.start() for tag in opening), None)
+
+
 def answer_of(text: str) -> str:
     """What stands in the answer block, stripped; "" unless there is exactly one block with no tag inside.
 

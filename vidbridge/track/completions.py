@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable
+from typing import Any, Iterable, Sequence
 
 from vidbridge.text.prompts import option_lines
 from vidbridge.types import Group, Montage, VideoRef
 
-COLUMNS = ("step", "uid", "task", "question", "reference", "video", "completion", "finished", "total", "gates", "terms")
+COLUMNS = ("step", "stage", "uid", "task", "question", "reference", "video", "completion", "finished", "total")
+COLUMNS += ("advantage", "gates", "terms")
 
 
-def completion_rows(step: int, groups: Iterable[Group]) -> list[dict[str, Any]]:
-    """Rows with the keys of COLUMNS. What could not be scored has total None, and no parts in a whole group."""
+def completion_rows(
+    step: int, groups: Iterable[Group], *, stage: str = "training", advantages: Sequence[Sequence[float]] = ()
+) -> list[dict[str, Any]]:
+    """Rows with the keys of COLUMNS. What could not be scored has total None, and no parts in a whole group.
+
+    ``stage`` says where in the run they were written: training, held_out/greedy, ..; ``advantages`` are there only
+    where they were learnt from, otherwise None.
+    """
     rows = []
-    for group in groups:
+    for number, group in enumerate(groups):
         for place, completion in enumerate(group.completions):
             reward = group.rewards[place] if group.rewards else None
             rows.append(
                 {
                     "step": step,
+                    "stage": stage,
                     "uid": group.sample.uid,
                     "task": group.sample.task,
                     "question": "\n".join([group.sample.question, option_lines(group.sample.options)]).strip(),
@@ -27,6 +35,7 @@ def completion_rows(step: int, groups: Iterable[Group]) -> list[dict[str, Any]]:
                     "completion": completion.text,
                     "finished": completion.finished,
                     "total": reward.total if reward and reward.scored else None,
+                    "advantage": advantages[number][place] if advantages else None,
                     "gates": dict(reward.gates) if reward else {},
                     "terms": {name: value for name, value in reward.terms.items() if value == value} if reward else {},
                 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vidbridge.track.metrics_file import series
@@ -23,21 +24,30 @@ PANELS = (
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     """One panel for each of PANELS that has something to show; no display is needed."""
-    keys = sorted({key for line in lines for key in line})
+    keys = keys_of(lines)
     shown = [(title, matching(keys, start, end)) for title, start, end in PANELS]
     shown = [(title, labels) for title, labels in shown if labels]
     figure = Figure(figsize=(12, 3.2 * ((len(shown) + 2) // 3)), layout="constrained")
     for place, (title, labels) in enumerate(shown, start=1):
-        axes = figure.add_subplot((len(shown) + 2) // 3, 3, place, title=title, xlabel="step")
-        for key, label in labels.items():
-            steps, values = series(lines, key)
-            marker = "o" if len(steps) < 12 else None
-            (line,) = axes.plot(steps, trailing_means(values), label=label, marker=marker, markersize=3)
-            axes.plot(steps, values, color=line.get_color(), alpha=0.2, zorder=1)
-        if len(labels) > 1:
-            axes.legend(fontsize="small")
-        axes.grid(alpha=0.3)
+        draw_panel(figure.add_subplot((len(shown) + 2) // 3, 3, place, title=title), lines, labels)
     figure.savefig(path, dpi=110)
+
+
+def draw_panel(axes: Axes, lines: list[dict[str, Any]], labels: Mapping[str, str]) -> None:
+    """The series of each key of ``labels``, over the steps."""
+    for key, label in labels.items():
+        steps, values = series(lines, key)
+        marker = "o" if len(steps) < 12 else None
+        (line,) = axes.plot(steps, trailing_means(values), label=label, marker=marker, markersize=3)
+        axes.plot(steps, values, color=line.get_color(), alpha=0.2, zorder=1)
+    if len(labels) > 1:
+        axes.legend(fontsize="small")
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+
+
+def keys_of(lines: list[dict[str, Any]]) -> list[str]:
+    return sorted({key for line in lines for key in line})
 
 
 def trailing_means(values: list[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""completions.html: what the policy wrote, as a page to look at, made from completions.jsonl alone."""
+"""completions.html: what the policy wrote, as a page to look at, made from completions.jsonl alone; it needs no network."""
 
 from __future__ import annotations
 
@@ -9,52 +9,95 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from vidbridge.text.tags import read_tags
+
 MAX_EMBEDDED_BYTES = 200_000  # larger clips are linked, so that the page stays light
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; color: #222; }
-section { display: grid; grid-template-columns: 200px 1fr; gap: 1.2em; border-top: 1px solid #ccc; padding: 1.2em 0; }
-video { width: 200px; image-rendering: pixelated; background: #eee; }
-table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; vertical-align: top; padding: .25em .7em .25em 0; border-bottom: 1px solid #eee; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.parts { color: #777; font-size: 13px; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em auto; max-width: 100em; padding: 0 1.5em; color: #222; }
+nav { position: sticky; top: 0; background: #fff; padding: .6em 0; border-bottom: 1px solid #ccc; z-index: 1; }
+nav label { margin-right: 1.2em; white-space: nowrap; }
+section { display: grid; grid-template-columns: 240px 1fr; gap: 0 1.6em; border-bottom: 1px solid #ccc; padding: 1.2em 0; }
+video { width: 240px; image-rendering: pixelated; background: #eee; }
+h3 { margin: 0 0 .3em; font-size: 1em; }
+.where { color: #777; font-weight: normal; }
+.siblings { display: grid; grid-template-columns: repeat(auto-fill, minmax(19em, 1fr)); gap: .8em; margin-top: .8em; }
+article { border-left: 4px solid #ccc; background: #f7f7f7; padding: .5em .8em; overflow-wrap: anywhere; }
+article.up { border-color: #2a9d5c; }
+article.down { border-color: #d1495b; }
+.earned { display: flex; justify-content: space-between; font-variant-numeric: tabular-nums; }
+.thinking { color: #666; margin: .4em 0; }
+.parts { color: #777; font-size: 12.5px; margin-top: .4em; }
 """
 
 
 def write_page(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One section a group: the playable clip, the question, and each completion with its reward and parts.
+    """One section a group: the clip, the question, and its completions side by side with what they earned and why.
 
-    ``rows`` are those of track/completions.py, siblings next to each other.
+    ``rows`` are those of track/completions.py, siblings next to each other. The newest come first.
     """
-    sections = [
-        _section(step, list(group), path.parent) for (step, _), group in groupby(rows, lambda r: (r["step"], r["uid"]))
-    ]
+    groups = [list(group) for _, group in groupby(rows, lambda row: (row["step"], row["stage"], row["uid"]))]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    sections = [_section(group, tasks.index(group[0]["task"]), path.parent) for group in reversed(groups)]
     path.write_text(
-        f"<!doctype html>\n<meta charset='utf-8'>\n<title>completions</title>\n<style>{_STYLE}</style>\n"
-        f"<h1>Completions</h1>\n{''.join(sections)}",
+        f"<!doctype html>\n<meta charset='utf-8'>\n<title>completions</title>\n<style>{_STYLE}{_hiding(tasks)}</style>\n"
+        f"<h1>Completions</h1>\n{_choice_of(tasks)}\n{''.join(sections)}",
         encoding="utf-8",
     )
 
 
-def _section(step: int, rows: Sequence[Mapping[str, Any]], folder: Path) -> str:
+def _choice_of(tasks: Sequence[str]) -> str:
+    """Which task to look at. The page has no script: what is hidden is a matter of its style."""
+    names = ["all tasks", *map(html.escape, tasks)]
+    buttons = [f"<label><input type='radio' name='task' id='t{n - 1}'> {name}</label>" for n, name in enumerate(names)]
+    hint = "<span class='where'>Point at a clip for its controls. Green: above the group's mean, red: below.</span>"
+    return f"<nav>{''.join(buttons)}{hint}</nav>".replace("id='t-1'", "id='all' checked")
+
+
+def _hiding(tasks: Sequence[str]) -> str:
+    return "\n".join(f"body:has(#t{n}:checked) section:not(.t{n}) {{ display: none; }}" for n in range(len(tasks)))
+
+
+def _section(rows: Sequence[Mapping[str, Any]], task: int, folder: Path) -> str:
     first = rows[0]
-    lines = "".join(_line(row) for row in rows)
     question = html.escape(first["question"]).replace("\n", "<br>")  # the options stand on lines of their own
+    video = _source(Path(first["video"]), folder)
+    pointed = "onmouseenter='this.controls=true' onmouseleave='this.controls=false'"
     return (
-        f"<section><video controls loop muted src='{_source(Path(first['video']), folder)}'></video><div>"
-        f"<h3>step {step}, {html.escape(first['uid'])}</h3>"
-        f"<p>{question}<br>reference: <b>{html.escape(first['reference'])}</b></p>"
-        f"<table><tr><th>reward</th><th>completion</th></tr>{lines}</table></div></section>\n"
+        f"<section class='t{task}'><video loop muted preload='metadata' {pointed} src='{video}'></video><div>"
+        f"<h3>{html.escape(first['uid'])} <span class='where'>step {step_of(first)}</span></h3>"
+        f"{question}<br>reference: <b>{html.escape(first['reference'])}</b>"
+        f"<div class='siblings'>{''.join(map(_card, rows))}</div></div></section>\n"
     )
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    total = "unscored" if row["total"] is None else f"{row['total']:.2f}"
+def step_of(row: Mapping[str, Any]) -> str:
+    """
+    >>> step_of({"step": 40, "stage": "held_out/greedy"})
+    '40, held_out/greedy'
+    """
+    return html.escape(f"{row['step']}, {row['stage']}")
+
+
+def _card(row: Mapping[str, Any]) -> str:
+    total = "unscored" if row["total"] is None else f"reward {row['total']:.2f}"
+    advantage = row["advantage"]
+    side = "" if not advantage else "up" if advantage > 0 else "down"
+    gain = "" if advantage is None else f"advantage {advantage:+.2f}"
     parts = ", ".join(f"{name} {value:.2f}" for name, value in {**row["gates"], **row["terms"]}.items())
+    return (
+        f"<article class='{side}'><div class='earned'><b>{total}</b><span>{gain}</span></div>"
+        f"{_written(row)}<div class='parts'>{html.escape(parts)}</div></article>"
+    )
+
+
+def _written(row: Mapping[str, Any]) -> str:
+    """The reasoning, and the answer set off from it; as it stands where it has not that form."""
     cut = "" if row["finished"] else " <b>(cut)</b>"
-    text = html.escape(row["completion"]) + cut
-    return f"<tr><td class='number'>{total}</td><td>{text}<div class='parts'>{html.escape(parts)}</div></td></tr>"
+    tagged = read_tags(row["completion"])
+    if tagged is None:
+        return f"<div>{html.escape(row['completion'])}{cut}</div>"
+    return f"<div class='thinking'>{html.escape(tagged.thinking)}</div><div>{html.escape(tagged.answer)}{cut}</div>"
 
 
 def _source(video: Path, folder: Path) -> str:

@@ -15,6 +15,9 @@ from rich.console import Console as RichConsole
 from vidbridge.track.completions import completion_rows
 from vidbridge.track.console import Console
 from vidbridge.track.curves import draw_curves
+from vidbridge.track.diagnosis import draw_diagnosis
+from vidbridge.track.dips import early_dips
+from vidbridge.track.items import ITEMS
 from vidbridge.track.metrics_file import METRICS, append_line, read_lines
 from vidbridge.track.page import write_page
 from vidbridge.track.wandb_sink import WandbSink
@@ -22,7 +25,8 @@ from vidbridge.types import Group, StepResult
 from vidbridge.watchdog import Watchdog
 
 COMPLETIONS, SUMMARY = "completions.jsonl", "summary.json"
-CURVES, PAGE = "curves.png", "completions.html"
+CURVES, DIAGNOSIS, PAGE = "curves.png", "diagnosis.png", "completions.html"
+RECORD = (METRICS, COMPLETIONS, ITEMS)  # what grows while a run goes on
 
 
 class Tracker:
@@ -88,19 +92,27 @@ class Tracker:
         self.log(step, metrics)
         self.console.step(step, headline(metrics, result.groups))
         if self.completions_every and (step == 1 or step % self.completions_every == 0):
-            self.completions(step, result.groups[: self.completions_groups])
+            advantages = result.advantages[: self.completions_groups]
+            self.completions(step, result.groups[: self.completions_groups], "training", advantages)
 
     def scores(self, step: int, name: str, scores: Mapping[str, Any]) -> None:
         """Record evaluate.Scores as ``name``/mean and ``name``/<task>, every task as a part of its maximum."""
         parts = {task: score["mean"] / score["max"] for task, score in scores["tasks"].items()}
         self.log(step, {f"{name}/{key}": value for key, value in {"mean": scores["mean"], **parts}.items()})
 
-    def completions(self, step: int, groups: Sequence[Group]) -> None:
-        rows = completion_rows(step, groups)
+    def completions(
+        self, step: int, groups: Sequence[Group], stage: str, advantages: Sequence[Sequence[float]] = ()
+    ) -> None:
+        rows = completion_rows(step, groups, stage=stage, advantages=advantages)
         for row in rows:
             append_line(self.run_dir / COMPLETIONS, row)
         if rows and self.wandb is not None:
             self.wandb.completions(step, rows)
+
+    def items(self, when: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What each held-out item earned: of the evaluation ``when``, ``kind`` sampled or greedy."""
+        for row in rows:
+            append_line(self.run_dir / ITEMS, {"when": when, "kind": kind, **row})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         append_line(self.run_dir / METRICS, {"step": step, **metrics})
@@ -109,24 +121,30 @@ class Tracker:
 
     def position(self) -> dict[str, int]:
         """How long the record is now, by file."""
-        paths = (self.run_dir / METRICS, self.run_dir / COMPLETIONS)
+        paths = [self.run_dir / name for name in RECORD]
         return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
 
     def rewind(self, position: Mapping[str, int]) -> None:
         """Forget what was recorded after ``position``: steps that a run which died will take again."""
-        for name in (METRICS, COMPLETIONS):
+        for name in RECORD:
             path = self.run_dir / name
             if path.exists():
                 os.truncate(path, position.get(name, 0))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and the picture, show the table, and say where everything is."""
+        lines = read_lines(self.run_dir / METRICS)
+        summary = {**summary, "early_dips": early_dips(lines)}
         (self.run_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        draw_curves(read_lines(self.run_dir / METRICS), self.run_dir / CURVES)
+        draw_curves(lines, self.run_dir / CURVES)
+        draw_diagnosis(lines, self.run_dir / DIAGNOSIS)
         if (self.run_dir / COMPLETIONS).is_file():
             write_page(read_lines(self.run_dir / COMPLETIONS), self.run_dir / PAGE)
         self.console.stop()
         self.console.scores({when: summary[when] for when in ("before", "after", "scores") if when in summary})
+        for task, dip in summary["early_dips"].items():
+            back = f"back at step {dip['back_at']}" if dip["back_at"] else "and never came back"
+            self.console.say(f"{task} fell by {dip['depth']:.2f} of its maximum on val by step {dip['step']}, {back}")
         names = sorted(path.name for path in self.run_dir.iterdir() if not path.name.startswith("."))
         self.console.say(f"written to {self.run_dir}: {', '.join(names)}")
         if self.wandb is not None:
@@ -141,7 +159,12 @@ class SilentTracker(Tracker):
         console = Console(RichConsole(quiet=True))
         super().__init__(run_dir, console, completions_every=0, completions_groups=0, hang_s=hang_s)
 
-    def completions(self, step: int, groups: Sequence[Group]) -> None:
+    def completions(
+        self, step: int, groups: Sequence[Group], stage: str, advantages: Sequence[Sequence[float]] = ()
+    ) -> None:
+        pass
+
+    def items(self, when: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
         pass
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

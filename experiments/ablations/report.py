@@ -1,0 +1,177 @@
+"""The table of a study out of its results alone: Markdown to read, CSV to compute with, a picture to look at."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from experiments.ablations import figure, results
+from experiments.ablations.manifest import Manifest
+from experiments.ablations.scores import METRICS, Cell, Estimate, Seeds, difference, metric_of, score, tasks_of
+
+KINDS = {"greedy": "Greedy", "sampled": "Sampled at temperature 1"}
+# the column of the paper that stands for ours
+PAPER = {"qa": "Video-MME", "dark_event_infer": "DEI-test", "mix_vid_qa": "Mix-test", "caption": "DREAM-1K F1"}
+
+
+def write_report(name: str, manifest: Manifest, folder: Path) -> str:
+    """The Markdown, after writing report.csv and report.png into ``folder``."""
+    rows = load(manifest, folder)
+    if not rows:
+        return f"# {name}\n\nNo results yet: python -m experiments.ablations run {name}\n"
+    tasks = tasks_of(rows)
+    cells = list(cells_of(manifest, rows, tasks))
+    titles = {row: manifest.rows[row].title for row in rows}
+    columns = {task: metric_of(task, next(iter(rows[next(iter(rows))].values()))).title for task in tasks}
+    (folder / "report.csv").write_text(as_csv(cells, titles), encoding="utf-8")
+    figure.draw(cells, titles, columns, baseline=manifest.baseline, path=folder / "report.png")
+    parts = [f"# {name}\n\n{manifest.question}\n\n{coverage(manifest, rows)}"]
+    for kind, heading in KINDS.items():
+        these = [cell for cell in cells if cell.kind == kind]
+        parts.append(f"## {heading}\n\n{scores_table(these, titles, columns)}")
+        if manifest.baseline in rows:
+            against = f"## {heading}, difference to {titles[manifest.baseline]}\n\n"
+            parts.append(against + differences_table(these, titles, columns))
+    parts.append(f"## Cost of a run\n\n{cost_table(rows, titles)}")
+    if any(manifest.rows[row].paper for row in rows):
+        parts.append(f"## The paper's figures\n\n{paper_table(manifest, rows)}\n\n{agreement(manifest, cells)}")
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def load(manifest: Manifest, folder: Path) -> dict[str, Seeds]:
+    """The results of each row that has some, by seed."""
+    paths = {row: {seed: results.result_path(folder, row, seed) for seed in manifest.seeds} for row in manifest.rows}
+    found = {
+        row: {seed: results.read(path) for seed, path in seeds.items() if path.exists()} for row, seeds in paths.items()
+    }
+    return {row: seeds for row, seeds in found.items() if seeds}
+
+
+def cells_of(manifest: Manifest, rows: Mapping[str, Seeds], tasks: Sequence[str]) -> Iterator[Cell]:
+    baseline = rows.get(manifest.baseline)
+    for row, seeds in rows.items():
+        for kind in KINDS:
+            for task in tasks:
+                compared = baseline is not None and row != manifest.baseline
+                yield Cell(
+                    row=row,
+                    kind=kind,
+                    task=task,
+                    score=score(seeds, kind, task),
+                    difference=difference(seeds, baseline, kind, task) if compared and baseline else None,
+                )
+
+
+def coverage(manifest: Manifest, rows: Mapping[str, Seeds]) -> str:
+    """What the numbers rest on, and what is missing."""
+    wanted = {(row, seed) for row in manifest.rows for seed in manifest.seeds}
+    missing = sorted(wanted - {(row, seed) for row, seeds in rows.items() for seed in seeds})
+    text = f"{len(wanted) - len(missing)} of {len(wanted)} runs"
+    text += f"; missing: {', '.join(f'{row} seed {seed}' for row, seed in missing)}" if missing else ""
+    equal = f" Equal in all rows that train: {', '.join(manifest.equal)}" if manifest.equal else ""
+    exceptions = [f"{spec.title}: not {', '.join(spec.unequal)}" for spec in manifest.rows.values() if spec.unequal]
+    equal += f" (but {'; '.join(exceptions)})." if exceptions else "." if equal else ""
+    return (
+        f"{text}.{equal} In brackets the 95 % interval over seeds and items (bootstrap, items of one source video "
+        "together); differences are paired by seed and item, and bold where the interval leaves out 0."
+    )
+
+
+def scores_table(cells: Sequence[Cell], titles: Mapping[str, str], columns: Mapping[str, str]) -> str:
+    found = {(cell.row, cell.task): cell.score for cell in cells}
+    seeds = {cell.row: cell.score.num_seeds for cell in cells}
+    lines = [[titles[row], str(seeds[row]), *(spelt(found[row, task]) for task in columns)] for row in seeds]
+    return table(["row", "seeds", *columns.values()], lines)
+
+
+def differences_table(cells: Sequence[Cell], titles: Mapping[str, str], columns: Mapping[str, str]) -> str:
+    found = {(cell.row, cell.task): cell.difference for cell in cells if cell.difference}
+    rows = dict.fromkeys(row for row, _ in found)
+    lines = []
+    for row in rows:
+        estimates = [found[row, task] for task in columns]
+        marked = [f"**{spelt(each, '+')}**" if each.is_clear else spelt(each, "+") for each in estimates]
+        lines.append([titles[row], *marked])
+    return table(["row", *columns.values()], lines)
+
+
+def cost_table(rows: Mapping[str, Seeds], titles: Mapping[str, str]) -> str:
+    lines = []
+    for row, seeds in rows.items():
+        costs = [result.cost for result in seeds.values()]
+        updates, train_s, tokens = (np.mean([cost[key] for cost in costs]) for key in ("updates", "train_s", "tokens"))
+        lines.append([titles[row], f"{updates:.0f}", f"{train_s:.0f}", f"{tokens / 1000:.0f}"])
+    return table(["row", "updates", "seconds of training", "thousand tokens sampled"], lines)
+
+
+def paper_table(manifest: Manifest, rows: Mapping[str, Seeds]) -> str:
+    papers = {row: manifest.rows[row].paper for row in rows if manifest.rows[row].paper}
+    columns = list(dict.fromkeys(column for paper in papers.values() for column in paper))
+    longest = max(papers.values(), key=len)
+    columns.sort(key=lambda column: list(longest).index(column) if column in longest else len(longest))
+    lines = [
+        [manifest.rows[row].title, *(f"{paper[column]:g}" if column in paper else "-" for column in columns)]
+        for row, paper in papers.items()
+    ]
+    return table(["row", *columns], lines)
+
+
+def agreement(manifest: Manifest, cells: Iterable[Cell]) -> str:
+    """How often our differences to the baseline have the paper's sign: the shape of the table in one line."""
+    base = manifest.rows[manifest.baseline].paper
+    counts = {"same": 0, "clearly": 0, "opposed": 0, "all": 0}
+    for cell in cells:
+        column = PAPER.get(cell.task)
+        paper = manifest.rows[cell.row].paper
+        if cell.kind != "greedy" or cell.difference is None or column not in paper or column not in base:
+            continue
+        same = (paper[column] - base[column]) * cell.difference.mean > 0
+        counts["all"] += 1
+        counts["same"] += same
+        counts["clearly"] += same and cell.difference.is_clear
+        counts["opposed"] += not same and cell.difference.is_clear
+    pairs = ", ".join(f"{METRICS[task].title} to {column}" for task, column in PAPER.items())
+    return (
+        f"Compared {pairs} (greedy): of {counts['all']} differences to {manifest.rows[manifest.baseline].title}, "
+        f"{counts['same']} have the paper's sign, {counts['clearly']} of them clearly (the interval leaves out 0); "
+        f"{counts['opposed']} clearly have the other."
+    )
+
+
+def spelt(estimate: Estimate, sign: str = "-") -> str:
+    """
+    >>> spelt(Estimate(mean=12.34, low=10.0, high=15.06, num_seeds=5, num_items=9), "+")
+    '+12.3 [10.0, 15.1]'
+    """
+    return f"{_shown(estimate.mean, sign)} [{_shown(estimate.low)}, {_shown(estimate.high)}]"
+
+
+def _shown(value: float, sign: str = "-") -> str:
+    return format(round(value, 1) + 0.0, f"{sign}.1f")  # + 0.0: no "-0.0"
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
+
+
+def as_csv(cells: Iterable[Cell], titles: Mapping[str, str]) -> str:
+    """A line a row, kind and task."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    numbers = ("mean", "low", "high")
+    differences = [f"difference_{each}" for each in numbers]
+    writer.writerow(["row", "title", "kind", "task", *numbers, *differences, "seeds", "items"])
+    for cell in cells:
+        scored, compared = cell.score, cell.difference
+        writer.writerow(
+            [cell.row, titles[cell.row], cell.kind, cell.task]
+            + [f"{value:.4f}" for value in (scored.mean, scored.low, scored.high)]
+            + ([f"{value:.4f}" for value in (compared.mean, compared.low, compared.high)] if compared else [""] * 3)
+            + [str(scored.num_seeds), str(scored.num_items)]
+        )
+    return text.getvalue()

@@ -1,0 +1,55 @@
+"""diagnosis.png: what vidbridge/diagnostics.py found out in a run, on one page, drawn from metrics.jsonl alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vidbridge.track.curves import draw_panel, keys_of, matching
+from vidbridge.track.metrics_file import series
+
+COSINE = "gradient/cosine/"
+PANELS = (
+    ("gradient norm", "gradient/norm/", ""),
+    ("score / maximum on val", "val/sampled/", ""),
+    ("entropy of the reasoning, nats a token", "entropy/", "/reasoning"),
+    ("entropy of the answer, nats a token", "entropy/", "/answer"),
+    ("share of the absolute advantages", "advantage/", "/share"),
+    ("groups that teach nothing", "advantage/", "/idle_frac"),
+)
+
+
+def draw_diagnosis(lines: list[dict[str, Any]], path: Path) -> None:
+    """The picture; none of a run that was not looked at."""
+    keys = keys_of(lines)
+    if not matching(keys, "entropy/", ""):
+        return
+    figure = Figure(figsize=(15, 6.8), layout="constrained")
+    draw_cosines(figure.add_subplot(2, 4, 1), lines, keys)
+    for place, (title, start, end) in enumerate(PANELS, start=2):
+        labels = matching([key for key in keys if not key.endswith("/mean")], start, end)  # a colour a task
+        draw_panel(figure.add_subplot(2, 4, place, title=title), lines, labels)
+    figure.savefig(path, dpi=110)
+
+
+def draw_cosines(axes: Axes, lines: list[dict[str, Any]], keys: list[str]) -> None:
+    """Mean cosines over the run with their standard errors; on the diagonal those of the halves of one task."""
+    pairs = {tuple(label.split("/")): key for key, label in matching(keys, COSINE, "").items()}
+    tasks = sorted({task for pair in pairs for task in pair})
+    means = [[math.nan] * len(tasks) for _ in tasks]
+    for (one, other), key in pairs.items():
+        row, column = sorted((tasks.index(one), tasks.index(other)), reverse=True)
+        values = series(lines, key)[1]
+        means[row][column] = statistics.fmean(values)
+        error = f"\n±{statistics.stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else ""
+        axes.text(column, row, f"{round(means[row][column], 2) + 0.0:.2f}{error}", ha="center", va="center", fontsize="small")
+    axes.imshow(means, cmap="RdBu", vmin=-0.5, vmax=0.5)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
+    axes.set_yticks(range(len(tasks)), tasks)
+    title = "cosine between gradients, mean of the looks\n(a task with itself: two halves of its prompts)"
+    axes.set_title(title, fontsize="medium")
