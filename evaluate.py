@@ -1,4 +1,7 @@
-"""Evaluate a model as training does: ``python evaluate.py model.path=outputs/2026-01-31/12-00-00/model``.
+"""Evaluate a model: ``python evaluate.py checkpoint=outputs/2026-01-31/12-00-00 benchmark=held_out``.
+
+``checkpoint`` is the folder of a run, finished or broken off, or a Qwen2.5-VL folder or hub id; the benchmarks are those of
+conf/benchmark. Broken off itself, it goes on with ``resume=auto hydra.run.dir=<its folder>``.
 
 Two judges on the completions of a run: ``python evaluate.py judge_agreement judge=exact +judge@agreement.judge=openai
 agreement.completions=outputs/2026-01-31/12-00-00/completions.jsonl``.
@@ -14,13 +17,25 @@ from vidbridge.evaluate import held_out
 
 
 def evaluate(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
-    """Held-out scores of ``model.path``, in summary.json of ``run_dir`` under "scores"."""
+    """Scores and what papers report, in summary.json of ``run_dir`` under "scores" and "benchmark"."""
+    benchmark = config.benchmark
     with build.as_config_errors():
         evaluator, tracker = build.build_evaluation(config, public=public, run_dir=run_dir)
+        known = build.items_so_far(config, public, run_dir, tracker)
+        settings = build.with_benchmark(config).eval
     with tracker:
-        scores = held_out(evaluator, config.eval, tracker, "the model", step=0)
-        parts = {name: part.to_dict() for name, part in scores.items()}
-        tracker.finish({**build.labels(config, trains=False), "scores": parts})
+        sampled, greedy = benchmark.num_samples > 0, benchmark.greedy
+        scores = held_out(
+            evaluator, settings, tracker, "the model", step=0, sampled=sampled, greedy=greedy, known=known
+        )
+        numbers = {kind: part.numbers() for kind, part in scores.items()}
+        tracker.finish(
+            {
+                **build.labels(config, trains=False),
+                "scores": {kind: part.to_dict() for kind, part in scores.items()},
+                "benchmark": {"name": benchmark.name, "left_out": evaluator.bad.num_bad, **numbers},
+            }
+        )
 
 
 def judge_agreement(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
@@ -32,6 +47,8 @@ def judge_agreement(config: Config, public: Mapping[str, Any], run_dir: Path) ->
 
 
 if __name__ == "__main__":
+    # short for a key that train.py has another use for
+    sys.argv[1:] = [f"model.{text}" if text.startswith("checkpoint=") else text for text in sys.argv[1:]]
     if sys.argv[1:2] == ["judge_agreement"]:
         del sys.argv[1]
         launch.main(judge_agreement)

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, cast
 
+from omegaconf import OmegaConf
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from vidbridge import dist
-from vidbridge.checkpoint import Checkpointer
-from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, WandbMode, reward_weights
+from vidbridge.checkpoint import FREE, Checkpointer, check_same
+from vidbridge.config import (
+    Config,
+    ConfigError,
+    GrpoConfig,
+    Prompting,
+    Resume,
+    SftConfig,
+    Split,
+    TaskMixConfig,
+    WandbMode,
+    reward_weights,
+)
 from vidbridge.data.base import Dataset
 from vidbridge.data.loader import BadSamples, Loader
 from vidbridge.data.mixture import Mixture
@@ -37,12 +50,16 @@ from vidbridge.targets import make
 from vidbridge.tasks.base import Task
 from vidbridge.tiny import create_folder, texts_of
 from vidbridge.track.console import Console
+from vidbridge.track.items import ITEMS
+from vidbridge.track.metrics_file import whole_lines
 from vidbridge.track.tracker import SilentTracker, Tracker
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
 
 BAD_SAMPLES = "bad_samples.jsonl"  # in the folder of the run
+# What may differ when an evaluation goes on.
+FREE_IN_EVALUATION = [key for key in FREE if key != "benchmark"]
 
 
 def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> Trainer:
@@ -50,6 +67,8 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     seed_everything(config.seed)
     # first what is quick to refuse, then the data, which may take minutes to make
     resolve_device(config.model.device)
+    if config.model.checkpoint is not None:
+        raise ConfigError("model.checkpoint belongs to evaluate.py; to train on from a model, say model.path=..")
     judge = build_judge(config)
     reward, eval_reward = build_reward(config, "reward", judge), build_eval_reward(config, judge)
     processor = None if config.model.random_weights else build_processor(config)
@@ -93,7 +112,8 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
 
 
 def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> tuple[Evaluator, Tracker]:
-    """What evaluate.py needs: the held-out scores of ``model.path`` and where to record them."""
+    """What evaluate.py needs: the benchmark, the model to be asked, and where to record what it earns."""
+    config = with_benchmark(config)
     seed_everything(config.seed)
     resolve_device(config.model.device)
     reward, processor = build_eval_reward(config, build_judge(config)), build_processor(config)
@@ -102,8 +122,70 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     check_same_rows(tasks)
     bad = BadSamples(run_dir / BAD_SAMPLES, dataset.max_bad_frac)
     check_tasks(tasks[config.eval.split.value], processor, reward, bad, perfect=dataset.gold_is_perfect)
-    evaluator = build_evaluator(config, tasks, processor, reward, build_policy(config, processor, trains=False), bad)
+    evaluator = build_evaluator(config, tasks, processor, reward, build_evaluated(config, processor), bad)
     return evaluator, build_tracker(config, public=public, run_dir=run_dir, job_type="evaluate")
+
+
+def with_benchmark(config: Config) -> Config:
+    """The configuration in which the held-out rows are those of ``benchmark``."""
+    benchmark = config.benchmark
+    if benchmark.data is None and (benchmark.tasks or benchmark.reward):
+        raise ConfigError("benchmark.data: a benchmark with tasks or a reward of its own needs data of its own")
+    changes: dict[str, Any] = {}
+    if benchmark.data is not None:
+        changes = {
+            "data": benchmark.data,
+            "tasks": benchmark.tasks,
+            "reward": benchmark.reward,
+            # nothing is trained on: what a valid configuration must say about it
+            "task_mix": TaskMixConfig(name=benchmark.name, shares={name: 1.0 for name in benchmark.tasks}),
+            "algo": GrpoConfig(),
+        }
+    evaluated = replace(
+        config.eval,
+        split=config.eval.split if benchmark.data is None else Split.test,
+        reward=benchmark.reward or config.eval.reward,
+        num_items=benchmark.num_items or sys.maxsize,
+        num_samples=benchmark.num_samples or config.eval.num_samples,
+    )
+    tokens = benchmark.max_prompt_tokens or config.model.max_prompt_tokens
+    completion = benchmark.max_completion_tokens or config.rollout.max_completion_tokens
+    return replace(
+        config,
+        eval=evaluated,
+        frames=replace(config.frames, **benchmark.frames),
+        model=replace(config.model, max_prompt_tokens=tokens),
+        rollout=replace(config.rollout, max_completion_tokens=completion),
+        **changes,
+    )
+
+
+def build_evaluated(config: Config, processor: Processor) -> QwenVLPolicy:
+    """The model at ``model.path``, or with the weights of a checkpoint, which its own engine must read."""
+    if config.model.checkpoint is None:
+        return build_policy(config, processor, trains=False)
+    policy = build_policy(replace(config, steps=1), processor, trains=True)
+    assert policy.engine is not None
+    with dist.together():
+        policy.engine.load(Path(config.model.checkpoint))
+    return policy
+
+
+def items_so_far(config: Config, public: Mapping[str, Any], run_dir: Path, tracker: Tracker) -> list[dict[str, Any]]:
+    """With resume=auto the lines of items.jsonl of this evaluation, as far as it came; the rest of the record goes.
+
+    CheckpointError when the folder is of another evaluation.
+    """
+    if config.resume is not Resume.auto:
+        return []
+    rows: list[dict[str, Any]] = []
+    with dist.together():
+        if dist.is_first():
+            old = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+            check_same(cast(dict[str, Any], old), public, run_dir, free=FREE_IN_EVALUATION)
+            rows, size = whole_lines(run_dir / ITEMS)
+            tracker.rewind({ITEMS: size})
+    return dist.everyones(rows)[0]
 
 
 def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:
@@ -142,7 +224,8 @@ def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:
 
 
 def build_dataset(config: Config) -> Dataset:
-    return make(config, "data", config.data)
+    where = "data" if config.data is not config.benchmark.data else "benchmark.data"
+    return make(config, where, config.data)
 
 
 def build_tasks(
@@ -307,6 +390,7 @@ def build_evaluator(
         max_rows=config.rollout.max_rows,
         seed=config.seed,
         bad=bad,
+        direct=config.benchmark.prompting is Prompting.direct,
     )
 
 

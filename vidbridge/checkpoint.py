@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from safetensors import SafetensorError
 
@@ -30,7 +30,7 @@ from vidbridge import dist
 MANIFEST, STATE = "manifest.json", "state.json"
 _PREFIX, _UNFINISHED = "step_", ".unfinished_"
 # What may differ from the run that wrote a checkpoint: nothing that changes a number, but how far to go.
-FREE = ("steps", "resume", "checkpoint", "track", "profile_steps", "paths", "model.device", "nproc", "hang_s")
+FREE = ("steps", "resume", "checkpoint", "track", "profile_steps", "paths", "model.device", "nproc", "hang_s", "benchmark")
 
 
 class CheckpointError(RuntimeError):
@@ -186,9 +186,9 @@ class Checkpointer:
             shutil.rmtree(self.root / f"{_PREFIX}{old:06d}", ignore_errors=True)
 
 
-def check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
-    """CheckpointError naming every key in which two configurations differ, but for those that are FREE."""
-    before, now = decisive(old), decisive(new)
+def check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path, free: Sequence[str] = FREE) -> None:
+    """CheckpointError naming every key in which two configurations differ, but for those that are ``free``."""
+    before, now = decisive(old, free), decisive(new, free)
     differing = [
         f"  {key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
         for key in sorted(before.keys() | now.keys())
@@ -206,10 +206,10 @@ def fingerprint(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decisive(record), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def decisive(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of ``record``, flat, without those that are FREE."""
+def decisive(record: Mapping[str, Any], free: Sequence[str] = FREE) -> dict[str, Any]:
+    """The keys of ``record``, flat, without those that are ``free``."""
     keys = flat(record).items()
-    return {key: value for key, value in keys if not any(key == free or key.startswith(free + ".") for free in FREE)}
+    return {key: value for key, value in keys if not any(key == name or key.startswith(name + ".") for name in free)}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

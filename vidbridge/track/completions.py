@@ -31,7 +31,7 @@ def completion_rows(
                     "task": group.sample.task,
                     "question": "\n".join([group.sample.question, option_lines(group.sample.options)]).strip(),
                     "reference": group.sample.answer,
-                    "video": _path(group.sample.videos[0]),
+                    "video": path_of(group.sample.videos[0]),
                     "completion": completion.text,
                     "finished": completion.finished,
                     "total": reward.total if reward and reward.scored else None,
@@ -43,5 +43,5 @@ def completion_rows(
     return rows
 
 
-def _path(video: VideoRef | Montage) -> str:
+def path_of(video: VideoRef | Montage) -> str:
     return video.parts[0].path if isinstance(video, Montage) else video.path
