@@ -12,28 +12,35 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from vidbridge import agreement, build, launch
+from vidbridge.benchmark import items_so_far, with_benchmark
 from vidbridge.config import Config
 from vidbridge.evaluate import held_out
 
 
 def evaluate(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
     """Scores and what papers report, in summary.json of ``run_dir`` under "scores" and "benchmark"."""
-    benchmark = config.benchmark
     with build.as_config_errors():
+        config = with_benchmark(config)
         evaluator, tracker = build.build_evaluation(config, public=public, run_dir=run_dir)
-        known = build.items_so_far(config, public, run_dir, tracker)
-        settings = build.with_benchmark(config).eval
+        known = items_so_far(config, public, run_dir, tracker)
+    asked = config.benchmark
     with tracker:
-        sampled, greedy = benchmark.num_samples > 0, benchmark.greedy
         scores = held_out(
-            evaluator, settings, tracker, "the model", step=0, sampled=sampled, greedy=greedy, known=known
+            evaluator,
+            config.eval,
+            tracker,
+            "the model",
+            step=0,
+            sampled=asked.num_samples > 0,
+            greedy=asked.greedy,
+            known=known,
         )
         numbers = {kind: part.numbers() for kind, part in scores.items()}
         tracker.finish(
             {
                 **build.labels(config, trains=False),
                 "scores": {kind: part.to_dict() for kind, part in scores.items()},
-                "benchmark": {"name": benchmark.name, "left_out": evaluator.bad.num_bad, **numbers},
+                "benchmark": {"name": asked.name, "left_out": sorted(evaluator.bad.uids), **numbers},
             }
         )
 

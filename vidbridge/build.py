@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, cast
+from typing import Any, Callable, Iterator, Mapping
 
-from omegaconf import OmegaConf
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from vidbridge import dist
-from vidbridge.checkpoint import FREE, Checkpointer, check_same
+from vidbridge.checkpoint import Checkpointer
 from vidbridge.config import (
     Config,
     ConfigError,
@@ -22,8 +20,6 @@ from vidbridge.config import (
     Prompting,
     Resume,
     SftConfig,
-    Split,
-    TaskMixConfig,
     WandbMode,
     reward_weights,
 )
@@ -50,16 +46,12 @@ from vidbridge.targets import make
 from vidbridge.tasks.base import Task
 from vidbridge.tiny import create_folder, texts_of
 from vidbridge.track.console import Console
-from vidbridge.track.items import ITEMS
-from vidbridge.track.metrics_file import whole_lines
 from vidbridge.track.tracker import SilentTracker, Tracker
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
 
 BAD_SAMPLES = "bad_samples.jsonl"  # in the folder of the run
-# What may differ when an evaluation goes on.
-FREE_IN_EVALUATION = [key for key in FREE if key != "benchmark"]
 
 
 def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> Trainer:
@@ -113,7 +105,6 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
 
 def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> tuple[Evaluator, Tracker]:
     """What evaluate.py needs: the benchmark, the model to be asked, and where to record what it earns."""
-    config = with_benchmark(config)
     seed_everything(config.seed)
     resolve_device(config.model.device)
     reward, processor = build_eval_reward(config, build_judge(config)), build_processor(config)
@@ -126,40 +117,6 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     return evaluator, build_tracker(config, public=public, run_dir=run_dir, job_type="evaluate")
 
 
-def with_benchmark(config: Config) -> Config:
-    """The configuration in which the held-out rows are those of ``benchmark``."""
-    benchmark = config.benchmark
-    if benchmark.data is None and (benchmark.tasks or benchmark.reward):
-        raise ConfigError("benchmark.data: a benchmark with tasks or a reward of its own needs data of its own")
-    changes: dict[str, Any] = {}
-    if benchmark.data is not None:
-        changes = {
-            "data": benchmark.data,
-            "tasks": benchmark.tasks,
-            "reward": benchmark.reward,
-            # nothing is trained on: what a valid configuration must say about it
-            "task_mix": TaskMixConfig(name=benchmark.name, shares={name: 1.0 for name in benchmark.tasks}),
-            "algo": GrpoConfig(),
-        }
-    evaluated = replace(
-        config.eval,
-        split=config.eval.split if benchmark.data is None else Split.test,
-        reward=benchmark.reward or config.eval.reward,
-        num_items=benchmark.num_items or sys.maxsize,
-        num_samples=benchmark.num_samples or config.eval.num_samples,
-    )
-    tokens = benchmark.max_prompt_tokens or config.model.max_prompt_tokens
-    completion = benchmark.max_completion_tokens or config.rollout.max_completion_tokens
-    return replace(
-        config,
-        eval=evaluated,
-        frames=replace(config.frames, **benchmark.frames),
-        model=replace(config.model, max_prompt_tokens=tokens),
-        rollout=replace(config.rollout, max_completion_tokens=completion),
-        **changes,
-    )
-
-
 def build_evaluated(config: Config, processor: Processor) -> QwenVLPolicy:
     """The model at ``model.path``, or with the weights of a checkpoint, which its own engine must read."""
     if config.model.checkpoint is None:
@@ -169,23 +126,6 @@ def build_evaluated(config: Config, processor: Processor) -> QwenVLPolicy:
     with dist.together():
         policy.engine.load(Path(config.model.checkpoint))
     return policy
-
-
-def items_so_far(config: Config, public: Mapping[str, Any], run_dir: Path, tracker: Tracker) -> list[dict[str, Any]]:
-    """With resume=auto the lines of items.jsonl of this evaluation, as far as it came; the rest of the record goes.
-
-    CheckpointError when the folder is of another evaluation.
-    """
-    if config.resume is not Resume.auto:
-        return []
-    rows: list[dict[str, Any]] = []
-    with dist.together():
-        if dist.is_first():
-            old = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-            check_same(cast(dict[str, Any], old), public, run_dir, free=FREE_IN_EVALUATION)
-            rows, size = whole_lines(run_dir / ITEMS)
-            tracker.rewind({ITEMS: size})
-    return dist.everyones(rows)[0]
 
 
 def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:

@@ -19,7 +19,7 @@ from vidbridge.data.rows import listed
 from vidbridge.tasks.base import DataError, Row, Task
 from vidbridge.text.options import LETTERS
 from vidbridge.text.released import letter_of
-from vidbridge.types import Montage, VideoRef
+from vidbridge.types import VideoRef
 
 ANSWERS = ("letter", "index", "text")
 MAX_CSV_FIELD = 2**20
@@ -138,12 +138,12 @@ class BenchmarkFile(FileDataset):
             raise ValueError(f"field {self.answer!r} must be the text of one option, found {answer!r} and {[*options]}")
         return LETTERS[places[0]]
 
-    def _part(self, fields: Mapping[str, Any], video: str) -> Montage | None:
+    def _part(self, fields: Mapping[str, Any], video: str) -> VideoRef | None:
         """Of the video; None where no bounds are given."""
         start, end = [fields.get(name) if name else None for name in (self.start_s, self.end_s)]
         if start is None or end is None:
             return None
-        return Montage(parts=(VideoRef(path=video, start_s=float(start), end_s=float(end)),))
+        return VideoRef(path=video, start_s=float(start), end_s=float(end))
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
