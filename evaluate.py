@@ -1,7 +1,7 @@
 """Evaluate a model: ``python evaluate.py checkpoint=outputs/2026-01-31/12-00-00 benchmark=held_out``.
 
-``checkpoint`` is the folder of a run, finished or broken off, or a Qwen2.5-VL folder or hub id; the benchmarks are those of
-conf/benchmark. Broken off itself, it goes on with ``resume=auto hydra.run.dir=<its folder>``.
+``checkpoint`` is the folder of a run, finished or broken off, or a Qwen2.5-VL folder or hub id; the benchmarks are
+those of conf/benchmark. Broken off itself, it goes on with ``resume=auto hydra.run.dir=<its folder>``.
 
 Two judges on the completions of a run: ``python evaluate.py judge_agreement judge=exact +judge@agreement.judge=openai
 agreement.completions=outputs/2026-01-31/12-00-00/completions.jsonl``.

@@ -54,11 +54,12 @@ def test_the_newest_checkpoint_of_a_run_that_was_broken_off_is_the_same_model(fi
 
 
 def test_the_command_line_has_the_last_word(finished):
-    overrides = [f"model.checkpoint={finished}", "eval.num_items=1", "seed=4", "frames.max_frames=2", "task=[qa]"]
+    overrides = [f"model.checkpoint={finished}", "eval.num_items=1", "seed=4", "frames.max_frames=2"]
+    overrides += ["task=[qa]", "task_mix=qa"]
     cfg = composed(*overrides)
     runs.resolve(cfg, overrides)
     config = launch.to_dataclasses(cfg)
-    assert (config.eval.num_items, config.seed, config.frames.max_frames) == (1, 4, 2)
+    assert (config.eval.num_items, config.seed, config.frames.max_frames, list(config.tasks)) == (1, 4, 2, ["qa"])
     assert (config.eval.num_samples, config.rollout.max_completion_tokens) == (1, 6)  # of the run
     assert config.model.path == str(finished / "model") and config.model.checkpoint is None
 

@@ -46,7 +46,7 @@ def with_benchmark(config: Config) -> Config:
     return replace(
         config,
         eval=evaluated,
-        frames=replace(config.frames, **benchmark.frames),
+        frames=benchmark.frames or config.frames,
         model=replace(config.model, max_prompt_tokens=tokens),
         rollout=replace(config.rollout, max_completion_tokens=completion),
         **changes,

@@ -30,7 +30,7 @@ from vidbridge import dist
 MANIFEST, STATE = "manifest.json", "state.json"
 _PREFIX, _UNFINISHED = "step_", ".unfinished_"
 # What may differ from the run that wrote a checkpoint: nothing that changes a number, but how far to go.
-FREE = ("steps", "resume", "checkpoint", "track", "profile_steps", "paths", "model.device", "nproc", "hang_s", "benchmark")
+FREE = "steps resume checkpoint track profile_steps paths model.device nproc hang_s benchmark".split()
 
 
 class CheckpointError(RuntimeError):

@@ -255,7 +255,7 @@ class BenchmarkConfig:
     data: Any = None
     tasks: Dict[str, Any] = field(default_factory=dict)
     reward: Dict[str, Any] = field(default_factory=dict)  # empty: eval.reward
-    frames: Dict[str, Any] = field(default_factory=dict)  # what differs from ``frames``
+    frames: Optional[FramesConfig] = None
     prompting: Prompting = Prompting.thinking
     max_prompt_tokens: Optional[int] = None
     max_completion_tokens: Optional[int] = None

@@ -102,7 +102,9 @@ class Evaluator:
         """
         self.rollout.sync(self.policy)
         rows = {row["uid"]: row for row in known}
-        scores, shown, items = {}, [], {}
+        scores: dict[str, TaskScore] = {}
+        items: dict[str, list[ItemRow]] = {}
+        shown: list[Group] = []
         for name, task in self.tasks[split].items():
             samples = {index: task.sample(index) for index in range(min(num_items, len(task)))}
             lacking = {index: sample for index, sample in samples.items() if sample.uid not in rows}

@@ -1,7 +1,8 @@
 """What ``evaluate.py checkpoint=..`` names: the folder of a run, or a Qwen2.5-VL folder or hub id.
 
-A run is evaluated as it was told to evaluate itself: its config.yaml says what model and frames it is about, which rows,
-which judge and which seed, unless the command line says otherwise. So that folder is trusted as a configuration is.
+A run is evaluated as it was told to evaluate itself: its config.yaml says what model and frames it is about, which
+rows, which judge and which seed, unless the command line says otherwise. So that folder is trusted as a configuration
+is.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from vidbridge.checkpoint import newest
 from vidbridge.config import ConfigError
 from vidbridge.track.tracker import SUMMARY
 
-OF_THE_RUN = ("seed", "model", "frames", "data", "tasks", "task_mix", "reward", "judge", "rollout", "engine", "optim")
-OF_THE_RUN += ("eval",)
+OF_THE_RUN = "seed model frames data tasks task_mix reward judge rollout engine optim eval".split()
 WHOLE_RUNS = ("model", "experiment", "debug")  # choices that are about many of these at once
 
 
@@ -39,7 +39,7 @@ def resolve(cfg: DictConfig, overrides: Iterable[str]) -> None:
     keys = [override.lstrip("+~").split("=")[0] for override in overrides]
     if both := sorted({key for key in keys if key in WHOLE_RUNS}):
         raise ConfigError(f"checkpoint={named} is a run, which says what it is about: leave {both[0]}=.. out")
-    _take(cfg, _record(run), [key.split("@")[0].replace("task", "tasks") if key == "task" else key for key in keys])
+    _take(cfg, _record(run), ["tasks" if key == "task" else key for key in keys])
     cfg.model.checkpoint, cfg.model.random_weights = None, False
     if (run / "model").is_dir() and ((run / SUMMARY).is_file() or not (run / "checkpoints").is_dir()):
         cfg.model.path = str(run / "model")

@@ -12,7 +12,8 @@ from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.qa import QA
 from vidbridge.types import VideoRef
 
-QUESTION = {"id": "1", "video": "a.mp4", "question": "What next?", "options": ["grows", "spins", "hides"], "answer": "B"}
+QUESTION = {"id": "1", "video": "a.mp4", "question": "What next?", "answer": "B"}
+QUESTION["options"] = ["grows", "spins", "hides"]
 DEFAULTS = {"id": "{id}", "prompt": "{question}", "options": "options", "answer": "answer", "video": "{video}"}
 
 
@@ -75,7 +76,8 @@ def test_options_in_fields_of_their_own_and_bounds_and_categories(tmp_path):
 def test_a_csv_with_a_map_of_videos_as_next_qa_has_it(tmp_path):
     (tmp_path / "test.csv").write_text('video,question,answer,qid,type,a0,a1\n77,"why, then",1,3,CW,fun,rain\n')
     (tmp_path / "map.json").write_text('{"77": "0101/77"}')
-    settings = {**DEFAULTS, "id": "{video} {qid}", "options": ["a0", "a1"], "answer_is": "index", "video": "{video}.mp4"}
+    settings = {**DEFAULTS, "id": "{video} {qid}", "video": "{video}.mp4"}
+    settings |= {"options": ["a0", "a1"], "answer_is": "index"}
     data = BenchmarkFile(
         file=str(tmp_path / "test.csv"), root=str(tmp_path), video_names=str(tmp_path / "map.json"), **settings
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
@@ -123,8 +124,8 @@ class BenchmarkFile(FileDataset):
         if not isinstance(found, list):
             raise ValueError(f"field {self.options!r} must hold options, found {found!r}")
         texts = [str(each).strip() for each in found if each is not None and str(each).strip() not in self.no_option]
-        lettered = [text[:1] == letter and text[1:2] in (".", ")", ":") for text, letter in zip(texts, LETTERS)]
-        return tuple(text[2:].strip() for text in texts) if texts and all(lettered) else tuple(texts)
+        lettered = [re.fullmatch(rf"\(?{letter}[.):]\s*(.*)", text, re.DOTALL) for text, letter in zip(texts, LETTERS)]
+        return tuple(match[1] for match in lettered if match) if all(lettered) else tuple(texts)
 
     def _letter(self, answer: Any, options: Sequence[str]) -> str:
         if self.answer_is == "letter":

@@ -7,8 +7,8 @@ from typing import Any, Iterable, Sequence
 from vidbridge.text.prompts import option_lines
 from vidbridge.types import Group, Montage, VideoRef
 
-COLUMNS = ("step", "stage", "uid", "task", "question", "reference", "video", "completion", "finished", "total")
-COLUMNS += ("advantage", "gates", "terms")
+COLUMNS: tuple[str, ...] = ("step", "stage", "uid", "task", "question", "reference", "video", "completion", "finished")
+COLUMNS += ("total", "advantage", "gates", "terms")
 
 
 def completion_rows(
