@@ -103,8 +103,6 @@ def test_killed_and_restarted_it_repeats_nothing_and_comes_to_the_same(files, ra
     with (tmp_path / "run" / "items.jsonl").open("a") as file:
         file.write('{"uid": "what is 5')  # as a kill in the middle of a line leaves it
     before, _ = whole_lines(tmp_path / "run" / "items.jsonl")
-    other = run([*arguments, "seed=5"])
-    assert other.returncode == 1 and "seed: 0 -> 5" in other.stderr
     done = run(arguments)
     assert done.returncode == 0, done.stderr
     rows = read_lines(tmp_path / "run" / "items.jsonl")

@@ -9,8 +9,12 @@ import evaluate
 import train
 from tests.composing import composed, small_run
 from vidbridge import launch, runs
-from vidbridge.checkpoint import newest
+from vidbridge.benchmark import items_so_far
+from vidbridge.checkpoint import CheckpointError, newest
 from vidbridge.config import ConfigError
+from vidbridge.track.console import Console
+from vidbridge.track.metrics_file import read_lines
+from vidbridge.track.tracker import Tracker
 
 RANDOM = "seed=3"  # another than the default
 
@@ -51,6 +55,24 @@ def test_the_newest_checkpoint_of_a_run_that_was_broken_off_is_the_same_model(fi
         (broken / name).symlink_to(finished / name)
     summary = evaluated(tmp_path / "out", f"model.checkpoint={broken}")
     assert summary["scores"] == json.loads((finished / "summary.json").read_text())["after"]
+
+
+def test_an_evaluation_goes_on_only_as_the_one_it_was(finished, tmp_path):
+    evaluated(tmp_path / "out", f"model.checkpoint={finished}")
+    (tmp_path / "out" / "metrics.jsonl").write_text("of a run that died\n")
+    cfg = composed("track=none", "resume=auto", f"model.checkpoint={finished}")
+    runs.resolve(cfg, ["track=none", "resume=auto", f"model.checkpoint={finished}"])
+    config, public = launch.to_dataclasses(cfg), launch.public(cfg)
+    lines = read_lines(tmp_path / "out" / "items.jsonl")
+    assert items_so_far(config, public, tmp_path / "out", tracker_in(tmp_path / "out")) == lines
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == ""
+    for other in ({"seed": 5}, {"benchmark": {**public["benchmark"], "num_items": 1}}):
+        with pytest.raises(CheckpointError, match="is of another configuration"):
+            items_so_far(config, {**public, **other}, tmp_path / "out", tracker_in(tmp_path / "out"))
+
+
+def tracker_in(folder):
+    return Tracker(folder, Console(), completions_every=0, completions_groups=0, hang_s=60)
 
 
 def test_the_command_line_has_the_last_word(finished):
