@@ -26,7 +26,7 @@ LONGEST, LONGEST_DIRECT = 2048, 32  # tokens of a reply; the tasks' own 16 leave
 
 
 def command(model: str, tasks: Sequence[str], *, direct: bool, gpus: int, output: str) -> list[str]:
-    """What to run. Where the model is to reason it needs our system message, which only the simple model class takes."""
+    """What to run. To reason, the model needs our system message, which only the simple model class takes."""
     arguments = {
         "pretrained": model,
         "max_num_frames": MAX_FRAMES,

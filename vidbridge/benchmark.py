@@ -1,17 +1,18 @@
-"""An evaluation as a run of its own: what it asks, and where it stood when it was broken off."""
+"""An evaluation as a run of its own: what it asks, where it stood when it was broken off, and what comes of it."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Mapping, cast
+from typing import Any, Mapping, Sequence, cast
 
 from omegaconf import OmegaConf
 
 from vidbridge import dist
 from vidbridge.checkpoint import FREE, check_same
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, Split, TaskMixConfig
+from vidbridge.evaluate import Evaluator, held_out
 from vidbridge.track.items import ITEMS
 from vidbridge.track.metrics_file import whole_lines
 from vidbridge.track.tracker import Tracker
@@ -68,3 +69,27 @@ def items_so_far(config: Config, public: Mapping[str, Any], run_dir: Path, track
             rows, size = whole_lines(run_dir / ITEMS)
             tracker.rewind({ITEMS: size})
     return dist.everyones(rows)[0]
+
+
+def ask(
+    evaluator: Evaluator, config: Config, tracker: Tracker, known: Sequence[Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """The summary: "scores" as in training, and under "benchmark" what papers report and what was left out."""
+    asked = config.benchmark
+    scores = held_out(
+        evaluator,
+        config.eval,
+        tracker,
+        "the model",
+        step=0,
+        sampled=asked.num_samples > 0,
+        greedy=asked.greedy,
+        known=known,
+    )
+    numbers = {kind: part.numbers() for kind, part in scores.items()}
+    if left_out := sorted(evaluator.bad.uids):
+        tracker.console.say(f"{len(left_out)} items could not be used, and count neither as right nor as wrong")
+    return {
+        "scores": {kind: part.to_dict() for kind, part in scores.items()},
+        "benchmark": {"name": asked.name, "left_out": left_out, **numbers},
+    }

@@ -152,9 +152,9 @@ class GrpoStep:
             weights.view(len(groups), self.algo.group_size, -1)[here].flatten(0, 1),
         )
         if probe is None:
-            batches = batches_of(teaches[here].tolist())
+            batches = batches_of(teaches=teaches[here].tolist())
         else:
-            batches = probe.batches(groups, teaches, lambda mask: batches_of(mask[here].tolist()))
+            batches = probe.batches(groups, teaches, lambda mask: batches_of(teaches=mask[here].tolist()))
         metrics = Means()
         for epoch in range(self.algo.ppo_epochs):
             for place, batch in enumerate(batches):
