@@ -87,6 +87,11 @@ def ask(
         known=known,
     )
     numbers = {kind: part.numbers() for kind, part in scores.items()}
+    for kind, tasks in numbers.items():
+        for title, number in (pair for task in tasks.values() for pair in task.items()):
+            if "value" in number:
+                low, high = number["low"], number["high"]
+                tracker.console.say(f"{kind}: {title} {number['value']:.1f} ({low:.1f} to {high:.1f})")
     if left_out := sorted(evaluator.bad.uids):
         tracker.console.say(f"{len(left_out)} items could not be used, and count neither as right nor as wrong")
     return {
