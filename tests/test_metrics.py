@@ -79,6 +79,11 @@ def test_a_task_that_no_paper_knows_is_a_part_of_its_maximum():
     assert table("temporal_order", 4.0, items(total=[1, 3]), "ab")["temporal_order %"]["value"] == 50
 
 
+def test_a_task_that_is_paid_by_other_terms_is_a_part_of_its_maximum_too():
+    numbers = table("caption", 2.0, items(total=[1, 2], brevity=[1, 2]), "ab")
+    assert {name: number["value"] for name, number in numbers.items()} == {"caption %": 75}
+
+
 def test_categories_are_told_apart_and_counted():
     categories = [{"duration": "short", "group": 8}, {"duration": "long"}, {"duration": "long", "group": 8}]
     found = by_category("qa", 1.0, items(1, 1, 0), "aab", categories)

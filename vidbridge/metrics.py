@@ -57,8 +57,17 @@ MORE = {
 
 def metric_of(task: str, maximum: float) -> Metric:
     """The task's own, or for a task that the paper does not know its reward as a part of the most there is."""
-    other = Metric(title=f"{task} %", terms=("total",), of=lambda means: 100 * means[0] / maximum)
-    return METRICS.get(task, other)
+    return METRICS.get(task) or reward_of(task, maximum)
+
+
+def reward_of(task: str, maximum: float) -> Metric:
+    return Metric(title=f"{task} %", terms=("total",), of=lambda means: 100 * means[0] / maximum)
+
+
+def headline(task: str, maximum: float, items: Sequence[Mapping[str, np.ndarray]]) -> Metric:
+    """The metric of the task, or its reward where that is made of other terms."""
+    metric = metric_of(task, maximum)
+    return metric if all(term in items[0] for term in metric.terms) else reward_of(task, maximum)
 
 
 def table(task: str, maximum: float, items: Sequence[Mapping[str, np.ndarray]], sources: Sequence[str]) -> Table:
@@ -66,13 +75,13 @@ def table(task: str, maximum: float, items: Sequence[Mapping[str, np.ndarray]], 
 
     Several samples make each number a mean@n, and where an item is right or wrong there is pass@k too, for k = 2, 4, ..
     """
-    headline = metric_of(task, maximum)
+    first = headline(task, maximum, items)
     found = {}
-    for metric in (headline, *MORE.get(task, ())):
+    for metric in (first, *(MORE.get(task, ()) if first.terms != ("total",) else ())):
         values = np.array([[np.nanmean(item[term]) for item in items] for term in metric.terms])
         found[metric.title] = estimate(values, sources, metric)
-    if len(headline.terms) == 1:
-        right = [headline.of(item[headline.terms[0]][None]) > 100 - 1e-6 for item in items]  # nan is not right
+    if len(first.terms) == 1:
+        right = [first.of(item[first.terms[0]][None]) > 100 - 1e-6 for item in items]  # nan is not right
         for k in powers_of_two(max(map(len, right))):
             passes = np.array([[pass_at_k(len(each), int(each.sum()), k) for each in right]])
             found[f"{task} pass@{k} %"] = estimate(passes, sources, Metric(title="", terms=("pass",), of=percent))
@@ -95,7 +104,7 @@ def by_category(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """The first number of the task for the items of each category, with how many they are: kind -> value -> number."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    metric = metric_of(task, maximum)
+    metric = headline(task, maximum, items)
     for kind in dict.fromkeys(kind for each in categories for kind in each):
         for name in sorted({str(each[kind]) for each in categories if kind in each}):
             own = [place for place, each in enumerate(categories) if kind in each and str(each[kind]) == name]
