@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 # Named after what was installed: when one of these files changes, so does the stamp, and setup runs again.
 STAMP := $(VENV)/.installed-$(shell cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 ARGS ?=
+LMMS := .venv-lmms/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types train sweep clean
+.PHONY: help setup demo test test-all lint types train sweep eval-lmms clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +44,12 @@ train: setup ## one run: make train ARGS='task_mix=qa seed=1'
 
 sweep: setup ## many runs: make sweep ARGS='task_mix=qa,proxy seed=0,1'
 	$(BIN)/python train.py -m $(ARGS)
+
+eval-lmms: setup ## lmms-eval in .venv-lmms: make eval-lmms MODEL=outputs/../model TASKS=videomme
+	@test -n '$(MODEL)' || { echo 'which model? make eval-lmms MODEL=outputs/../model TASKS=videomme,mvbench'; exit 2; }
+	@test -x $(LMMS)/python || $(PYTHON) -m venv .venv-lmms
+	@$(LMMS)/python -m pip install --quiet 'lmms-eval[video-legacy]==0.7.3'
+	$(BIN)/python -m experiments.lmms_eval '$(MODEL)' $(if $(TASKS),--tasks '$(TASKS)') $(ARGS)
 
 clean: ## remove runs, caches and generated data (keeps .venv)
 	rm -rf outputs .cache wandb build *.egg-info .pytest_cache .mypy_cache .hypothesis .import_linter_cache

@@ -1,26 +1,26 @@
-"""Evaluate a model as training does: ``python evaluate.py model.path=outputs/2026-01-31/12-00-00/model``.
+"""Evaluate a model: ``python evaluate.py checkpoint=outputs/2026-01-31/12-00-00 benchmark=held_out``.
 
-Two judges on the completions of a run: ``python evaluate.py judge_agreement judge=exact +judge@agreement.judge=openai
-agreement.completions=outputs/2026-01-31/12-00-00/completions.jsonl``.
+``checkpoint`` is the folder of a run, finished or broken off, or a Qwen2.5-VL folder or hub id; ``benchmark`` one of
+conf/benchmark. Two judges on the completions of a run: ``python evaluate.py judge_agreement judge=exact
++judge@agreement.judge=openai agreement.completions=outputs/2026-01-31/12-00-00/completions.jsonl``.
 """
 
 import sys
 from pathlib import Path
 from typing import Any, Mapping
 
-from vidbridge import agreement, build, launch
+from vidbridge import agreement, benchmark, build, launch
 from vidbridge.config import Config
-from vidbridge.evaluate import held_out
 
 
 def evaluate(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
-    """Held-out scores of ``model.path``, in summary.json of ``run_dir`` under "scores"."""
+    """Scores and what papers report, in summary.json of ``run_dir`` under "scores" and "benchmark"."""
     with build.as_config_errors():
+        config = benchmark.with_benchmark(config)
         evaluator, tracker = build.build_evaluation(config, public=public, run_dir=run_dir)
+        known = benchmark.items_so_far(config, public, run_dir, tracker)
     with tracker:
-        scores = held_out(evaluator, config.eval, tracker, "the model", step=0)
-        parts = {name: part.to_dict() for name, part in scores.items()}
-        tracker.finish({**build.labels(config, trains=False), "scores": parts})
+        tracker.finish({**build.labels(config, trains=False), **benchmark.ask(evaluator, config, tracker, known)})
 
 
 def judge_agreement(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
@@ -32,7 +32,8 @@ def judge_agreement(config: Config, public: Mapping[str, Any], run_dir: Path) ->
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["judge_agreement"]:
-        del sys.argv[1]
-        launch.main(judge_agreement)
-    launch.main(evaluate)
+    # short for a key that train.py has another use for
+    sys.argv[1:] = [f"model.{text}" if text.startswith("checkpoint=") else text for text in sys.argv[1:]]
+    agrees = sys.argv[1:2] == ["judge_agreement"]
+    del sys.argv[1 : 1 + agrees]
+    launch.main(judge_agreement if agrees else evaluate)

@@ -2,14 +2,13 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.policy.builders import make_policy, ragged_prompts
 from tests.rewards.builders import sample
-from vidbridge.evaluate import Evaluator, TaskScore, bootstrap_interval, normalised_mean, task_score
+from vidbridge.evaluate import Evaluator, TaskScore, normalised_mean, task_score
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 
@@ -39,20 +38,23 @@ class TokenSum:
         return [float(sum(done.token_ids)) for done in completions]
 
 
-def test_what_an_item_is_sampled_with_does_not_depend_on_how_many_fit_in_memory(random_qwen_folder):
-    policy = make_policy(random_qwen_folder)
-    reward = GatedSum(gates={}, terms={"sum": TokenSum()}, weights={"qa": {"sum": 1.0}})
+def make_evaluator(folder, max_rows=64, seed=0, direct=False):
+    policy = make_policy(folder)
+    return Evaluator(
+        tasks={"test": {"qa": Prompts()}},
+        policy=policy,
+        processor=policy.processor,
+        rollout=SharedPrefixRollout(policy, max_completion_tokens=8, max_rows=max_rows),
+        reward=GatedSum(gates={}, terms={"sum": TokenSum()}, weights={"qa": {"sum": 1.0}}),
+        max_rows=max_rows,
+        seed=seed,
+        direct=direct,
+    )
 
+
+def test_what_an_item_is_sampled_with_does_not_depend_on_how_many_fit_in_memory(random_qwen_folder):
     def rewards(max_rows, seed=0):
-        evaluator = Evaluator(
-            tasks={"test": {"qa": Prompts()}},
-            policy=policy,
-            processor=policy.processor,
-            rollout=SharedPrefixRollout(policy, max_completion_tokens=8, max_rows=max_rows),
-            reward=reward,
-            max_rows=max_rows,
-            seed=seed,
-        )
+        evaluator = make_evaluator(random_qwen_folder, max_rows, seed)
         return evaluator.scores("test", num_items=3, num_samples=2, advance=lambda done: None).tasks["qa"]
 
     assert rewards(2) == rewards(4) == rewards(64) != rewards(64, seed=1)
@@ -72,23 +74,67 @@ def test_below_zero_counts_as_zero():
     assert normalised_mean([score(-0.4, 1.9), score(1.0, 1.0)]) == 0.5
 
 
+def item(*totals, source="a.mp4", well_formed=True):
+    return {
+        "source": source,
+        "totals": list(totals),
+        "gates": {"format": [1.0] * len(totals)},
+        "terms": {},
+        "well_formed": [well_formed] * len(totals),
+    }
+
+
 def test_the_mean_is_over_items_of_the_mean_over_samples():
     # items earn (0 + 1) / 2 and (2 + 2) / 2: mean 1.25
-    result = task_score(np.array([[0.0, 1.0], [2.0, 2.0]]), 2.0, format_frac=0.5)
+    result = task_score([item(0.0, 1.0), item(2.0, 2.0, source="b.mp4", well_formed=False)], 2.0)
     assert (result.mean, result.max, result.n, result.format_frac) == (1.25, 2.0, 2, 0.5)
-    # a resample of two items has mean 0.5, 1.25 or 2.0, with chances 1/4, 1/2, 1/4
+    # a resample of two videos has mean 0.5, 1.25 or 2.0, with chances 1/4, 1/2, 1/4
     assert (result.low, result.high) == (0.5, 2.0)
 
 
-def test_the_interval_is_that_of_the_normal_approximation_for_many_items():
-    # 400 items, half 0 and half 1: standard error 0.5 / 20 = 0.025, interval 0.5 +- 1.96 * 0.025 = 0.049
-    low, high = bootstrap_interval(np.repeat([0.0, 1.0], 200))
-    assert (low, high) == (pytest.approx(0.451, abs=0.006), pytest.approx(0.549, abs=0.006))
+def test_items_of_one_video_are_resampled_together():
+    result = task_score([item(0.0), item(2.0)], 2.0)
+    assert (result.low, result.high) == (1.0, 1.0)  # one video: nothing to resample
+
+
+def test_what_could_not_be_scored_counts_for_nothing():
+    # null in the file: the first item has one number, the second none
+    result = task_score([item(1.0, None), item(None, None)], 2.0)
+    assert (result.mean, result.n) == (1.0, 1)
 
 
 @given(st.lists(st.floats(-1, 2), min_size=1, max_size=20))
 def test_the_interval_is_repeatable_and_inside_the_range(values):
-    items = np.array(values)
-    low, high = bootstrap_interval(items)
-    assert (low, high) == bootstrap_interval(items)
-    assert items.min() - 1e-9 <= low <= high <= items.max() + 1e-9
+    rows = [item(value, source=str(place)) for place, value in enumerate(values)]
+    result = task_score(rows, 2.0)
+    assert result == task_score(rows, 2.0)
+    assert min(values) - 1e-9 <= result.low <= result.high <= max(values) + 1e-9
+
+
+def test_items_that_are_known_are_not_asked_again_and_change_nothing(random_qwen_folder):
+    evaluator = make_evaluator(random_qwen_folder)
+    rows = []
+    whole = evaluator.scores("test", num_items=3, num_samples=2, advance=lambda done: None, note=rows.extend)
+    known, fresh = [row for row in rows if row["uid"] != "qa/test/1"], []
+    again = evaluator.scores(
+        "test", num_items=3, num_samples=2, advance=lambda done: None, known=known, note=fresh.extend
+    )
+    assert [row["uid"] for row in fresh] == ["qa/test/1"]
+    assert again.tasks == whole.tasks and again.items == whole.items == {"qa": rows}
+
+
+def test_a_direct_question_has_no_system_message_and_the_reply_is_the_answer(random_qwen_folder):
+    evaluator = make_evaluator(random_qwen_folder, direct=True)
+    asked = []
+    real = evaluator.rollout.generate
+    evaluator.rollout.generate = lambda prompts, *rest, **more: asked.extend(prompts) or real(prompts, *rest, **more)
+    items = evaluator.scores("test", num_items=3, greedy=True, advance=lambda done: None).items["qa"]
+    # noise may hold an answer block of its own; else all of it is in one
+    assert all("<answer>" in text for row in items for text in row["completions"])
+    bare = [evaluator.processor.encode(with_system(prompt, False)).input_ids for prompt in ragged_prompts()]
+    assert sorted(map(len, bare)) == sorted(len(each.input_ids) for each in asked)
+
+
+def with_system(prompt, wanted):
+    messages = [each for each in prompt.messages if wanted or each["role"] != "system"]
+    return dataclasses.replace(prompt, messages=tuple(messages))

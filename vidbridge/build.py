@@ -13,7 +13,16 @@ from transformers.utils.logging import disable_progress_bar
 
 from vidbridge import dist
 from vidbridge.checkpoint import Checkpointer
-from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, WandbMode, reward_weights
+from vidbridge.config import (
+    Config,
+    ConfigError,
+    GrpoConfig,
+    Prompting,
+    Resume,
+    SftConfig,
+    WandbMode,
+    reward_weights,
+)
 from vidbridge.data.base import Dataset
 from vidbridge.data.commands.job import Job
 from vidbridge.data.commands.write_qa import Write
@@ -50,6 +59,8 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     seed_everything(config.seed)
     # first what is quick to refuse, then the data, which may take minutes to make
     resolve_device(config.model.device)
+    if config.model.checkpoint is not None:
+        raise ConfigError("model.checkpoint belongs to evaluate.py; to train on from a model, say model.path=..")
     judge = build_judge(config)
     reward, eval_reward = build_reward(config, "reward", judge), build_eval_reward(config, judge)
     processor = None if config.model.random_weights else build_processor(config)
@@ -93,7 +104,7 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
 
 
 def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> tuple[Evaluator, Tracker]:
-    """What evaluate.py needs: the held-out scores of ``model.path`` and where to record them."""
+    """What evaluate.py needs: the benchmark, the model to be asked, and where to record what it earns."""
     seed_everything(config.seed)
     resolve_device(config.model.device)
     reward, processor = build_eval_reward(config, build_judge(config)), build_processor(config)
@@ -102,7 +113,7 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     check_same_rows(tasks)
     bad = BadSamples(run_dir / BAD_SAMPLES, dataset.max_bad_frac)
     check_tasks(tasks[config.eval.split.value], processor, reward, bad, perfect=dataset.gold_is_perfect)
-    evaluator = build_evaluator(config, tasks, processor, reward, build_policy(config, processor, trains=False), bad)
+    evaluator = build_evaluator(config, tasks, processor, reward, build_evaluated(config, processor), bad)
     return evaluator, build_tracker(config, public=public, run_dir=run_dir, job_type="evaluate")
 
 
@@ -133,6 +144,17 @@ def build_sampler(config: Config, job: Job) -> Evaluator:
     evaluator = build_evaluator(config, {}, job.processor, reward, policy, bad)
     evaluator.rollout.sync(policy)
     return evaluator
+
+
+def build_evaluated(config: Config, processor: Processor) -> QwenVLPolicy:
+    """The model at ``model.path``, or with the weights of a checkpoint, which its own engine must read."""
+    if config.model.checkpoint is None:
+        return build_policy(config, processor, trains=False)
+    policy = build_policy(replace(config, steps=1), processor, trains=True)
+    assert policy.engine is not None
+    with dist.together():
+        policy.engine.load(Path(config.model.checkpoint))
+    return policy
 
 
 def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:
@@ -171,7 +193,8 @@ def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:
 
 
 def build_dataset(config: Config) -> Dataset:
-    return make(config, "data", config.data)
+    where = "data" if config.data is not config.benchmark.data else "benchmark.data"
+    return make(config, where, config.data)
 
 
 def build_tasks(
@@ -336,6 +359,7 @@ def build_evaluator(
         max_rows=config.rollout.max_rows,
         seed=config.seed,
         bad=bad,
+        direct=config.benchmark.prompting is Prompting.direct,
     )
 
 

@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from safetensors import SafetensorError
 
@@ -36,7 +36,7 @@ _OF_JUDGES = (
 )  # fmt: skip
 # What may differ from the run that wrote a checkpoint: nothing that changes a number, but how far to go.
 FREE = (
-    "steps", "resume", "checkpoint", "track", "profile_steps", "paths", "model.device", "nproc", "hang_s",
+    "steps", "resume", "checkpoint", "track", "profile_steps", "paths", "model.device", "nproc", "hang_s", "benchmark",
     "judge.cache", "judge.window", "judge.max_unscored_frac", "judge.slack",
     *(f"judge.{role}.{key}" for role in ("answers", "events") for key in _OF_JUDGES),
 )  # fmt: skip
@@ -195,9 +195,9 @@ class Checkpointer:
             shutil.rmtree(self.root / f"{_PREFIX}{old:06d}", ignore_errors=True)
 
 
-def check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
-    """CheckpointError naming every key in which two configurations differ, but for those that are FREE."""
-    before, now = decisive(old), decisive(new)
+def check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path, free: Sequence[str] = FREE) -> None:
+    """CheckpointError naming every key in which two configurations differ, but for those that are ``free``."""
+    before, now = decisive(old, free), decisive(new, free)
     differing = [
         f"  {key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
         for key in sorted(before.keys() | now.keys())
@@ -215,10 +215,10 @@ def fingerprint(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decisive(record), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def decisive(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of ``record``, flat, without those that are FREE."""
+def decisive(record: Mapping[str, Any], free: Sequence[str] = FREE) -> dict[str, Any]:
+    """The keys of ``record``, flat, without those that are ``free``."""
     keys = flat(record).items()
-    return {key: value for key, value in keys if not any(key == free or key.startswith(free + ".") for free in FREE)}
+    return {key: value for key, value in keys if not any(key == name or key.startswith(name + ".") for name in free)}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

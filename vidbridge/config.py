@@ -50,6 +50,11 @@ class Split(str, Enum):
     test = "test"
 
 
+class Prompting(str, Enum):
+    thinking = "thinking"  # <think> .. </think>, then <answer> .. </answer>, as in training
+    direct = "direct"  # the bare question; all of the reply is the answer
+
+
 class WandbMode(str, Enum):
     auto = "auto"  # online when a key is configured, offline otherwise
     offline = "offline"
@@ -65,6 +70,7 @@ class PathsConfig:
 class ModelConfig:
     name: str = MISSING
     path: str = MISSING  # a Hugging Face id or a folder in the same format
+    checkpoint: Optional[str] = None  # of evaluate.py, which says checkpoint=..: vidbridge/runs.py; null: path as it is
     dtype: Dtype = Dtype.float32
     attn_implementation: Attention = Attention.sdpa  # of the vision tower; the language model's is policy/attention.py
     frozen: List[str] = field(default_factory=list)  # prefixes of module names that are not trained
@@ -242,6 +248,32 @@ class EvalConfig:
 
 
 @dataclass
+class BenchmarkConfig:
+    """What evaluate.py asks the model. What is empty or null is as in training."""
+
+    name: str = MISSING
+    data: Any = None
+    tasks: Dict[str, Any] = field(default_factory=dict)
+    reward: Dict[str, Any] = field(default_factory=dict)  # empty: eval.reward
+    frames: Optional[FramesConfig] = None
+    prompting: Prompting = Prompting.thinking
+    max_prompt_tokens: Optional[int] = None
+    max_completion_tokens: Optional[int] = None
+    num_items: Optional[int] = None  # of each task; null: all
+    num_samples: int = 0  # completions of each item at temperature 1, for mean@n and pass@k; 0: none
+    greedy: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.num_samples >= 0, f"benchmark.num_samples must be 0 or positive, got {self.num_samples}")
+        _require(self.greedy or self.num_samples > 0, "benchmark: with greedy=false num_samples must be positive")
+        for name in ("max_prompt_tokens", "max_completion_tokens", "num_items"):
+            if getattr(self, name) is not None:
+                _require_positive("benchmark", self, name)
+        if self.reward:
+            check_reward("benchmark.reward", self.reward)
+
+
+@dataclass
 class AgreementConfig:
     """Of evaluate.py judge_agreement; the first judge is that of the run."""
 
@@ -276,6 +308,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     track: TrackConfig = MISSING
     eval: EvalConfig = MISSING
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     agreement: AgreementConfig = field(default_factory=AgreementConfig)
 
     def __post_init__(self) -> None:

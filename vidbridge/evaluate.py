@@ -1,18 +1,19 @@
-"""Held-out scores: every task, sampled and greedy, with a bootstrap interval over the items.
+"""Held-out scores: every task, sampled and greedy, with a bootstrap interval over the source videos.
 
 The first ``num_items`` rows of a split are taken. The random numbers of an item come from (seed, task, item) alone, so
-that "before" and "after" differ by the weights and by nothing else. Scored by the evaluation reward, whatever reward
-is trained on.
+that "before" and "after" differ by the weights and by nothing else, and so that an evaluation which was broken off goes
+on with the items that it lacks. Scored by the evaluation reward, whatever reward is trained on.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vidbridge import dist
+from vidbridge import dist, metrics
+from vidbridge.bootstrap import interval, resampled_means
 from vidbridge.config import EvalConfig
 from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.policy.processor import Processor
@@ -21,12 +22,12 @@ from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import score_groups
 from vidbridge.tasks.base import Task
-from vidbridge.text.tags import read_tags
-from vidbridge.track.items import item_row
+from vidbridge.text import prompts
+from vidbridge.track.items import earned, is_scored, item_row
 from vidbridge.track.tracker import Tracker
-from vidbridge.types import Group, Sample
+from vidbridge.types import Group, Prompt, Sample
 
-NUM_RESAMPLES = 2000  # of the bootstrap
+ItemRow = Mapping[str, Any]  # of track.items
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class TaskScore:
     mean: float
     max: float  # the most that can be earned
     n: int  # items that could be scored
-    low: float  # 95 % bootstrap interval of the mean over items
+    low: float  # 95 % bootstrap interval of the mean over source videos
     high: float
     format_frac: float  # completions that are one <think> and one <answer>
 
@@ -48,10 +49,25 @@ class Scores:
     mean: float
     tasks: Mapping[str, TaskScore]
     shown: tuple[Group, ...] = ()  # the first group of each task, for the reader
-    items: tuple[Mapping[str, Any], ...] = ()  # track.items.item_row of every item that could be scored
+    items: Mapping[str, Sequence[ItemRow]] = field(default_factory=dict)  # by task, in the order of its rows
 
     def to_dict(self) -> dict[str, Any]:
         return {"mean": self.mean, "tasks": {name: asdict(score) for name, score in self.tasks.items()}}
+
+    def numbers(self) -> dict[str, Any]:
+        """What papers report, by task, and how many items there were, were scored and could not be used."""
+        found = {}
+        for name, score in self.tasks.items():
+            scored = [row for row in self.items[name] if is_scored(row)]
+            items, sources = [earned(row) for row in scored], [row["source"] for row in scored]
+            found[name] = {
+                **metrics.table(name, score.max, items, sources),
+                "items": {"scored": len(scored), "without a judge's reply": len(self.items[name]) - len(scored)},
+            }
+            categories = [row.get("categories", {}) for row in scored]
+            if any(categories):
+                found[name]["by category"] = metrics.by_category(name, score.max, items, sources, categories)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,35 +82,45 @@ class Evaluator:
     max_rows: int  # completions in flight on a rank; bounds the prompts held in memory
     seed: int
     bad: BadSamples = field(default_factory=BadSamples)  # left out; the number of items says so
+    direct: bool = False  # the bare question, and all of the reply is the answer
 
     def scores(
-        self, split: str, *, num_items: int, num_samples: int = 1, greedy: bool = False, advance: Callable[[int], None]
+        self,
+        split: str,
+        *,
+        num_items: int,
+        num_samples: int = 1,
+        greedy: bool = False,
+        advance: Callable[[int], None],
+        known: Iterable[ItemRow] = (),
+        note: Callable[[Sequence[ItemRow]], None] = lambda rows: None,
     ) -> Scores:
         """Called by all ranks, which share the items and get the same scores.
 
-        ``advance(n)`` is called when n more completions are done. RuntimeError when no item of a task is scored.
+        ``advance(n)`` is called when n more completions are done, and ``note(rows)`` with what they are. Items that are
+        ``known`` are not asked again. RuntimeError when no item of a task is scored.
         """
         self.rollout.sync(self.policy)
-        scores, shown, items = {}, [], []
+        rows = {row["uid"]: row for row in known}
+        scores: dict[str, TaskScore] = {}
+        items: dict[str, list[ItemRow]] = {}
+        shown: list[Group] = []
         for name, task in self.tasks[split].items():
             samples = {index: task.sample(index) for index in range(min(num_items, len(task)))}
-            rewards: list[list[float]] = []
-            formats: list[bool] = []
-            for groups in self.scored(task, samples, num_samples, greedy):
-                if not rewards:
+            lacking = {index: sample for index, sample in samples.items() if sample.uid not in rows}
+            advance((len(samples) - len(lacking)) * num_samples)
+            for groups in self.scored(task, lacking, num_samples, greedy):
+                if 0 in lacking and not any(group.sample.task == name for group in shown):
                     shown.append(groups[0])
-                rewards += [[reward.total for reward in group.rewards] for group in groups if group.trainable]
-                items += [item_row(group) for group in groups if group.trainable]
-                formats += [read_tags(done.text) is not None for group in groups for done in group.completions]
+                fresh = [item_row(group) for group in groups]
+                note(fresh)
+                rows.update({row["uid"]: row for row in fresh})
                 advance(len(groups) * num_samples)
-            if not rewards:
+            items[name] = [rows[sample.uid] for sample in samples.values() if sample.uid in rows]
+            if not any(map(is_scored, items[name])):
                 raise RuntimeError(f"none of {len(samples)} items of {name} could be scored: is the judge reachable?")
-            scores[name] = task_score(
-                np.array(rewards), self.reward.maximum(name), format_frac=float(np.mean(formats))
-            )
-        return Scores(
-            mean=normalised_mean(scores.values()), tasks=scores, shown=tuple(shown), items=tuple(items)
-        )
+            scores[name] = task_score(items[name], self.reward.maximum(name))
+        return Scores(mean=normalised_mean(scores.values()), tasks=scores, shown=tuple(shown), items=items)
 
     def num_completions(self, split: str, num_items: int, num_samples: int = 1) -> int:
         """How many times ``advance`` counts in all."""
@@ -112,17 +138,27 @@ class Evaluator:
             chunk = numbers[first : first + size]
             own = loader.own([samples[number] for number in chunk])
             with dist.together():
-                loaded = loader.load({chunk[nth]: sample for nth, sample in own.items()}, replace=False)
+                wanted = {chunk[nth]: sample for nth, sample in own.items()}
+                loaded = loader.load(wanted, self._bare(task) if self.direct else None, replace=False)
                 groups = self._groups(loaded, num_samples, greedy, seed)
             loader.bad.share()
             if everyones := dist.joined(groups, lighten=Group.light):
                 yield everyones
+
+    def _bare(self, task: Task) -> Callable[[Sample], Prompt]:
+        def prompt(sample: Sample) -> Prompt:
+            shown = task.prompt(sample)
+            return replace(shown, messages=prompts.without_system(shown.messages))
+
+        return prompt
 
     def _groups(
         self, loaded: Mapping[int, Loaded], num_samples: int, greedy: bool, seed: int
     ) -> dict[int, Group]:
         encoded = [each.encoded for each in loaded.values()]
         completions = self.rollout.generate(encoded, num_samples, greedy=greedy, seed=seed, places=list(loaded))
+        if self.direct:
+            completions = [tuple(replace(d, text=prompts.as_answer(d.text)) for d in done) for done in completions]
         groups = [
             Group(sample=each.sample, prompt=each.prompt, encoded=each.encoded, completions=done)
             for each, done in zip(loaded.values(), completions, strict=True)
@@ -130,41 +166,60 @@ class Evaluator:
         return dict(zip(loaded, score_groups(groups, self.reward)))
 
 
-def held_out(evaluator: Evaluator, config: EvalConfig, tracker: Tracker, when: str, *, step: int) -> dict[str, Scores]:
-    """Scores of the evaluation split: ``sampled`` (mean of several at temperature 1) and ``greedy``."""
-    split, num_items, num_samples = config.split.value, config.num_items, config.num_samples
-    advance = tracker.start_evaluation(
-        when,
-        evaluator.num_completions(split, num_items, num_samples) + evaluator.num_completions(split, num_items),
-    )
-    both = {
-        "sampled": evaluator.scores(split, num_items=num_items, num_samples=num_samples, advance=advance),
-        "greedy": evaluator.scores(split, num_items=num_items, greedy=True, advance=advance),
-    }
-    for name, scores in both.items():
-        tracker.scores(step, f"held_out/{name}", scores.to_dict())
-        tracker.completions(step, scores.shown, f"held_out/{name}")
-        tracker.items(when, name, scores.items)
-    return both
+def held_out(
+    evaluator: Evaluator,
+    config: EvalConfig,
+    tracker: Tracker,
+    when: str,
+    *,
+    step: int,
+    sampled: bool = True,
+    greedy: bool = True,
+    known: Iterable[ItemRow] = (),
+) -> dict[str, Scores]:
+    """Scores of the evaluation split: ``sampled`` (mean of several at temperature 1) and ``greedy``.
 
-
-def task_score(rewards: np.ndarray, maximum: float, *, format_frac: float) -> TaskScore:
-    """Mean and interval of rewards [items, samples]: items are resampled, because samples of one item are alike.
-
-    A sample that could not be scored is nan; every item has one that could.
+    ``known``: lines of items.jsonl of an evaluation that was broken off; the new ones go there as they are done.
     """
-    items = np.nanmean(rewards, axis=1)
-    low, high = bootstrap_interval(items)
-    return TaskScore(
-        mean=float(items.mean()), max=maximum, n=len(items), low=low, high=high, format_frac=format_frac
+    split, num_items = config.split.value, config.num_items
+    kinds = {**({"sampled": config.num_samples} if sampled else {}), **({"greedy": 1} if greedy else {})}
+    known = list(known)
+    advance = tracker.start_evaluation(
+        when, sum(evaluator.num_completions(split, num_items, number) for number in kinds.values())
     )
+    found = {}
+    for kind, num_samples in kinds.items():
+        found[kind] = scores = evaluator.scores(
+            split,
+            num_items=num_items,
+            num_samples=num_samples,
+            greedy=kind == "greedy",
+            advance=advance,
+            known=[row for row in known if row["kind"] == kind],
+            note=lambda rows, kind=kind: tracker.items(when, kind, rows),  # type: ignore[misc]
+        )
+        tracker.scores(step, f"held_out/{kind}", scores.to_dict())
+        tracker.completions(step, scores.shown, f"held_out/{kind}")
+    return found
 
 
-def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """2.5 % and 97.5 % quantile of the mean of values [n] under resampling, the same on every call."""
-    picks = np.random.default_rng(0).integers(len(values), size=(NUM_RESAMPLES, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
+def task_score(rows: Sequence[ItemRow], maximum: float) -> TaskScore:
+    """Mean and interval of the total: source videos are resampled, because what was made of one of them is alike.
+
+    An item counts with the mean of its samples that could be scored, if there is one.
+    """
+    scored = [row for row in rows if is_scored(row)]
+    items = np.array([np.nanmean(earned(row)["total"]) for row in scored])
+    low, high = interval(resampled_means(items[None, None], [row["source"] for row in scored])[0])
+    well_formed = [each for row in rows for each in row["well_formed"]]
+    return TaskScore(
+        mean=float(items.mean()),
+        max=maximum,
+        n=len(items),
+        low=low,
+        high=high,
+        format_frac=float(np.mean(well_formed)),
+    )
 
 
 def normalised_mean(scores: Iterable[TaskScore]) -> float:

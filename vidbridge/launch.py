@@ -30,7 +30,7 @@ from omegaconf.resolvers import oc
 from rich.console import Console
 from rich.table import Table
 
-from vidbridge import dist, ranks
+from vidbridge import dist, ranks, runs
 from vidbridge.checkpoint import CheckpointError
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, did_you_mean, require_known
 from vidbridge.data.rows import DataError
@@ -39,7 +39,7 @@ from vidbridge.media.video_file import VideoError
 from vidbridge.policy.engine import Diverged
 from vidbridge.ranks import Ending
 from vidbridge.stopping import Stopped, StopSignals, passed_on
-from vidbridge.track.metrics_file import METRICS
+from vidbridge.track.tracker import RECORD
 
 PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
 CONF = PACKAGE.parent / "conf"
@@ -114,7 +114,7 @@ def compose(body: Body, jobs: list[Job], wants_traceback: bool) -> Run | None:
     if ranks.is_rank():  # deepspeed adds an argument that says again what the environment says
         sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     door, here = os.path.abspath(sys.argv[0]), os.getpid()
-    runs: list[Run] = []
+    found: list[Run] = []
     mistakes: list[Exception] = []
 
     def task(cfg: DictConfig) -> None:
@@ -126,8 +126,9 @@ def compose(body: Body, jobs: list[Job], wants_traceback: bool) -> Run | None:
                 raise JobFailed(f"{' '.join(job.overrides)} failed ({job.status}): see {job.run_dir}")
             return
         try:
+            runs.resolve(cfg, settings.overrides.task)
             config, run_dir = to_dataclasses(cfg), Path(settings.runtime.output_dir)
-            runs.append(Run(body=body, config=config, public=public(cfg), run_dir=run_dir, traceback=wants_traceback))
+            found.append(Run(body=body, config=config, public=public(cfg), run_dir=run_dir, traceback=wants_traceback))
             if ranks.is_rank():
                 check_outside(config, settings.overrides.hydra)
         except (ConfigError, OmegaConfBaseException) as error:
@@ -141,7 +142,7 @@ def compose(body: Body, jobs: list[Job], wants_traceback: bool) -> Run | None:
         raise ConfigError(f"cannot make the folder of the run (hydra.run.dir): {error}") from error
     if mistakes:
         raise mistakes[0]
-    return runs[0] if runs else None
+    return found[0] if found else None
 
 
 def check_outside(config: Config, hydra_overrides: Sequence[str]) -> None:
@@ -214,7 +215,7 @@ def claimed(run_dir: Path, record: Mapping[str, Any], *, again: bool) -> Iterato
     try:
         yield
     except BaseException:
-        if not (run_dir / METRICS).exists():
+        if not any((run_dir / name).exists() for name in RECORD):
             path.unlink(missing_ok=True)
         raise
 
@@ -299,7 +300,7 @@ def print_jobs(jobs: list[Job]) -> None:
         if job.status == 0 and (job.run_dir / "summary.json").exists():  # a plan leaves none
             summary = json.loads((job.run_dir / "summary.json").read_text())
             scores = summary["after"] if "after" in summary else summary["scores"]  # of train.py, of evaluate.py
-            means = [f"{scores[kind]['mean']:.3f}" for kind in ("sampled", "greedy")]
+            means = [f"{scores[kind]['mean']:.3f}" if kind in scores else "-" for kind in ("sampled", "greedy")]
         status = "ok" if job.status == 0 else f"failed ({job.status})"
         table.add_row(" ".join(job.overrides), *means, status, os.path.relpath(job.run_dir))
     Console().print(table)

@@ -11,7 +11,8 @@ import numpy as np
 
 from experiments.ablations import figure, results
 from experiments.ablations.manifest import Manifest
-from experiments.ablations.scores import METRICS, Cell, Estimate, Seeds, difference, metric_of, score, tasks_of
+from experiments.ablations.scores import Cell, Estimate, Seeds, difference, metric_of, score, tasks_of
+from vidbridge.metrics import METRICS
 
 KINDS = {"greedy": "Greedy", "sampled": "Sampled at temperature 1"}
 # the column of the paper that stands for ours

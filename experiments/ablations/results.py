@@ -17,7 +17,7 @@ from typing import Any, Iterator, Mapping, Sequence
 import numpy as np
 
 from vidbridge.config import ConfigError
-from vidbridge.track.items import ITEMS
+from vidbridge.track.items import ITEMS, earned, is_scored
 from vidbridge.track.metrics_file import METRICS, read_lines, series
 from vidbridge.track.tracker import SUMMARY
 
@@ -69,14 +69,12 @@ def collect(run_dir: Path, settings: Settings) -> Result:
     maximum = {task: score["max"] for task, score in summary[final]["greedy"]["tasks"].items()}
     sources: dict[str, int] = defaultdict(lambda: len(sources))
     last = "after" if settings.trains else "the model"
-    items = [_item(line, sources) for line in read_lines(run_dir / ITEMS) if line["when"] == last]
+    items = [_item(line, sources) for line in read_lines(run_dir / ITEMS) if line["when"] == last and is_scored(line)]
     return Result(settings=settings, cost=cost, maximum=maximum, items=items)
 
 
 def _item(line: Mapping[str, Any], sources: dict[str, int]) -> Item:
-    gate = np.prod([np.array(values) for values in line["gates"].values()], axis=0)
-    earned = {name: gate * np.array(values) for name, values in line["terms"].items()}
-    means = {name: float(np.nanmean(values)) for name, values in {"total": line["totals"], **earned}.items()}
+    means = {name: float(np.nanmean(values)) for name, values in earned(line).items()}
     return Item(
         kind=line["kind"],
         task=line["task"],

@@ -8,18 +8,11 @@ from typing import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from experiments.ablations.results import Item, Result
+from vidbridge import metrics
 from vidbridge.bootstrap import interval, resampled_means
+from vidbridge.metrics import Metric
 
 Seeds = Mapping[int, Result]  # the results of a row
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """A column: ``of`` makes a percentage of the means of ``terms``, [terms, ..] -> [..]."""
-
-    title: str
-    terms: tuple[str, ...]
-    of: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,26 +42,9 @@ class Cell:
     difference: Estimate | None  # None of the baseline itself
 
 
-def f1(means: np.ndarray) -> np.ndarray:
-    """Of mean recall and mean precision, as DREAM-1K computes it."""
-    recall, precision = means
-    total = recall + precision
-    return 200 * recall * precision / np.where(total > 0, total, 1.0)
-
-
-METRICS = {
-    "qa": Metric(title="QA accuracy %", terms=("choice",), of=lambda means: 100 * means[0]),
-    # a sum of 0, 1, 2
-    "dark_event_infer": Metric(title="DarkEventInfer %", terms=("grade",), of=lambda means: 50 * means[0]),
-    "mix_vid_qa": Metric(title="MixVidQA %", terms=("verdict",), of=lambda means: 100 * means[0]),
-    "caption": Metric(title="caption F1 %", terms=("event_recall", "event_precision"), of=f1),
-}
-
-
 def metric_of(task: str, result: Result) -> Metric:
-    """The task's own, or for a task that the paper does not know its reward as a part of the most there is."""
-    best = result.maximum[task]
-    return METRICS.get(task) or Metric(title=f"{task} %", terms=("total",), of=lambda means: 100 * means[0] / best)
+    """The task's own, or its reward as a part of the most there is."""
+    return metrics.metric_of(task, result.maximum[task])
 
 
 def score(row: Seeds, kind: str, task: str) -> Estimate:

@@ -64,6 +64,12 @@ class BadSamples:
     def num_bad(self) -> int:
         return self._shared_bad + self._news.num_bad
 
+    @property
+    def uids(self) -> frozenset[str]:
+        """Of all bad ones, those of earlier runs in the same folder too."""
+        with self._lock:
+            return frozenset(self._uids)
+
     def passes(self, sample: Sample) -> bool:
         """Whether the sample is worth trying; every sample that is asked for goes through here once."""
         with self._lock:

@@ -118,7 +118,7 @@ class Row:
     options: tuple[str, ...] = ()
     rationale: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    shown: Montage | None = None  # where that is not the whole video as it is
+    shown: Montage | VideoRef | None = None  # where that is not the whole video as it is
 
     def __post_init__(self) -> None:
         if not self.answer:

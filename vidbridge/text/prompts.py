@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from vidbridge.text.options import LETTERS
+from vidbridge.text.tags import answer_start
 
 SYSTEM = (
     "Note what you see in <think> </think>, then reply in <answer> </answer>."
@@ -34,3 +35,17 @@ def option_lines(options: tuple[str, ...]) -> str:
     'A. grows\\nB. spins'
     """
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options))
+
+
+def without_system(messages: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """The bare question, as a model is asked that is not to reason first."""
+    return tuple(message for message in messages if message["role"] != "system")
+
+
+def as_answer(text: str) -> str:
+    """A reply to the bare question, which is an answer as a whole unless it has an answer block of its own.
+
+    >>> as_answer("B"), as_answer("<think>x</think><answer>B</answer>")
+    ('<think></think><answer>B</answer>', '<think>x</think><answer>B</answer>')
+    """
+    return completion("", text) if answer_start(text) is None else text

@@ -13,7 +13,7 @@ METRICS = "metrics.jsonl"
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
     """Add one line and leave nothing in a buffer, so that a killed run has a record to its end.
 
-    A NaN is written as null: JSON has no NaN, and a gap is what a curve should show.
+    A NaN is written as null, wherever it stands: JSON has no NaN, and a gap is what a curve should show.
     """
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({key: _finite(value) for key, value in values.items()}, ensure_ascii=False) + "\n")
@@ -33,5 +33,18 @@ def series(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float
     return [step for step, _ in points], [value for _, value in points]
 
 
+def whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a file whose writer may have been killed at the last one, and the bytes that they take."""
+    if not path.exists():
+        return [], 0
+    whole = path.read_bytes()
+    whole = whole[: whole.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.decode("utf-8").splitlines()], len(whole)
+
+
 def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

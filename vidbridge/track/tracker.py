@@ -110,7 +110,7 @@ class Tracker:
             self.wandb.completions(step, rows)
 
     def items(self, when: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """What each held-out item earned: of the evaluation ``when``, ``kind`` sampled or greedy."""
+        """What each held-out item wrote and earned: of the evaluation ``when``, ``kind`` sampled or greedy."""
         for row in rows:
             append_line(self.run_dir / ITEMS, {"when": when, "kind": kind, **row})
 

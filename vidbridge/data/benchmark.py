@@ -1,0 +1,204 @@
+"""Benchmarks as they are published: a file of questions or captions whose fields a yaml names (conf/benchmark/).
+
+    {"videoID": "fFjv93ACGo8", "question": "..?", "options": ["A. ..", ..], "answer": "C", "duration": "short"}
+
+JSON lines, a JSON list, or CSV. A file that holds other rows than the yaml says is refused with all lines at fault.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterator, Mapping, Sequence
+
+from vidbridge.data.base import NoRows
+from vidbridge.data.files import FileDataset
+from vidbridge.data.rows import listed
+from vidbridge.tasks.base import DataError, Row, Task
+from vidbridge.text.options import LETTERS
+from vidbridge.text.released import letter_of
+from vidbridge.types import VideoRef
+
+ANSWERS = ("letter", "index", "text")
+MAX_CSV_FIELD = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkFile(FileDataset):
+    """Texts in braces are templates over the fields of a row, and over {file}, the name of its file, and {folder}."""
+
+    file: str  # * stands for several files
+    prompt: str  # "{question}"
+    answer: str  # the field of the reference
+    video: str  # path below root: "{videoID}.mp4"
+    id: str  # unlike in any two rows
+    options: Any = None  # the field of a list or of letters with texts, or the names of several fields; null: captions
+    answer_is: str = "letter"  # index: from 0; text: one of the options
+    no_option: Sequence[str] = ("",)  # what stands where a question has fewer options than others
+    start_s: str | None = None  # fields of the part of the video that is meant
+    end_s: str | None = None
+    subtitle: str | None = None  # field of a text that is shown before the question; null: off
+    categories: Sequence[str] = ()  # fields that results are told apart by; metadata.subject is one inside another
+    only: Mapping[str, Any] = field(default_factory=dict)  # rows with these values
+    video_prefix: str = ""  # what paths start with where ``root`` stands here
+    video_names: str | None = None  # a JSON object: from what ``video`` gives to the path without its ending
+    folders: Mapping[str, str] = field(default_factory=dict)  # {folder} by {file}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.answer_is not in ANSWERS:
+            raise ValueError(f"benchmark.data.answer_is must be one of {', '.join(ANSWERS)}, got {self.answer_is!r}")
+
+    def rows(self, task: Task, split: str) -> Sequence[Row]:
+        if split != "test":
+            raise NoRows(f"{self.file} has no {split} rows: a benchmark is all test")
+        rows: list[Row] = []
+        problems: list[str] = []
+        seen: dict[str, str] = {}
+        names = _read_names(self.video_names) if self.video_names else None
+        for where, fields in self._lines():
+            try:
+                if all(lookup(fields, name) == value for name, value in self.only.items()):
+                    row = self._row(fields, task.problem_type, names)
+                    if (other := seen.setdefault(row.uid, where)) is not where:
+                        raise ValueError(f"id {row.uid!r} is that of {other} already")
+                    rows.append(row)
+            except ValueError as error:  # a DataError of the row too
+                problems.append(f"{where}: {error}")
+        if problems:
+            raise DataError(listed(problems))
+        if not rows:
+            raise NoRows(f"{self.file}: no row" + (f" has {dict(self.only)}" if self.only else ""))
+        return rows
+
+    def _lines(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Each row with where it stands."""
+        pattern = Path(self.file)
+        paths = sorted(pattern.parent.glob(pattern.name))
+        if not paths:
+            raise DataError(f"benchmark.data.file={self.file}: there is no such file")
+        for path in paths:
+            if self.folders and path.stem not in self.folders:
+                continue
+            of_file = {"file": path.stem, "folder": self.folders.get(path.stem, "")}
+            for where, fields in read_lines(path):
+                yield where, {**fields, **of_file}
+
+    def _row(self, fields: Mapping[str, Any], problem_type: str, names: Mapping[str, str] | None) -> Row:
+        options = self._options(fields)
+        video = filled(self.video, fields).removeprefix(self.video_prefix)
+        if names is not None:
+            stem, dot, ending = video.rpartition(".")
+            if stem not in names:
+                raise ValueError(f"{self.video_names} has no path for the video {stem!r}")
+            video = f"{names[stem]}{dot}{ending}"
+        question = filled(self.prompt, fields)
+        if self.subtitle is not None and (told := str(lookup(fields, self.subtitle) or "").strip()):
+            question = f"Subtitles: {told}\n{question}"
+        answer = lookup(fields, self.answer)
+        return Row(
+            uid=filled(self.id, fields),
+            problem=question,
+            solution=f"<answer>{self._letter(answer, options) if options else str(answer).strip()}</answer>",
+            video=video,
+            problem_type=problem_type,
+            options=options,
+            meta={
+                "sources": [video],
+                "categories": {name: value for name in self.categories if (value := lookup(fields, name)) is not None},
+            },
+            shown=self._part(fields, video),
+        )
+
+    def _options(self, fields: Mapping[str, Any]) -> tuple[str, ...]:
+        """Without their letters."""
+        if self.options is None:
+            return ()
+        found = [lookup(fields, name) for name in self.options] if not isinstance(self.options, str) else None
+        found = lookup(fields, self.options) if found is None else found
+        if isinstance(found, Mapping):
+            found = [found[letter] for letter in sorted(found)]
+        if not isinstance(found, list):
+            raise ValueError(f"field {self.options!r} must hold options, found {found!r}")
+        texts = [str(each).strip() for each in found if each is not None and str(each).strip() not in self.no_option]
+        lettered = [re.fullmatch(rf"\(?{letter}[.):]\s*(.*)", text, re.DOTALL) for text, letter in zip(texts, LETTERS)]
+        return tuple(match[1] for match in lettered if match) if all(lettered) else tuple(texts)
+
+    def _letter(self, answer: Any, options: Sequence[str]) -> str:
+        if self.answer_is == "letter":
+            return letter_of(str(answer).strip())
+        if self.answer_is == "index":
+            if not str(answer).isdecimal() or int(answer) >= len(options):
+                raise ValueError(f"field {self.answer!r} must be an index below {len(options)}, found {answer!r}")
+            return LETTERS[int(answer)]
+        places = [place for place, option in enumerate(options) if option == str(answer).strip()]
+        if len(places) != 1:
+            raise ValueError(f"field {self.answer!r} must be the text of one option, found {answer!r} and {[*options]}")
+        return LETTERS[places[0]]
+
+    def _part(self, fields: Mapping[str, Any], video: str) -> VideoRef | None:
+        """Of the video; None where no bounds are given."""
+        start, end = [fields.get(name) if name else None for name in (self.start_s, self.end_s)]
+        if start is None or end is None:
+            return None
+        return VideoRef(path=video, start_s=float(start), end_s=float(end))
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every row of a file with where it stands; DataError for a file that is none of JSON lines, JSON list and CSV."""
+    try:
+        if path.suffix == ".csv":
+            csv.field_size_limit(MAX_CSV_FIELD)
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                for number, fields in enumerate(csv.DictReader(file), start=2):
+                    yield f"{path}:{number}", {str(name): value for name, value in fields.items()}
+            return
+        text = path.read_text(encoding="utf-8")
+        if text.lstrip().startswith("["):
+            found = [(f"{path}: row {number}", each) for number, each in enumerate(json.loads(text), start=1)]
+        else:
+            lines = enumerate(text.split("\n"), start=1)
+            found = [(f"{path}:{number}", json.loads(line)) for number, line in lines if line.strip()]
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        raise DataError(f"{path}: neither JSON lines, nor a JSON list, nor CSV ({error})") from error
+    for where, each in found:
+        if not isinstance(each, dict):
+            raise DataError(f"{where}: expected a JSON object, found {type(each).__name__}")
+        yield where, each
+
+
+def lookup(fields: Mapping[str, Any], name: str) -> Any:
+    """
+    >>> lookup({"metadata": {"subject": "Art"}}, "metadata.subject")
+    'Art'
+    """
+    found: Any = fields
+    for part in name.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            raise ValueError(f"field '{name}' is missing; there are {', '.join(fields)}")
+        found = found[part]
+    return found
+
+
+def filled(template: str, fields: Mapping[str, Any]) -> str:
+    """
+    >>> filled("{videoID}.mp4", {"videoID": "fFjv93ACGo8"})
+    'fFjv93ACGo8.mp4'
+    """
+    try:
+        return template.format_map(fields)
+    except KeyError as error:
+        raise ValueError(f"field {error} is missing; there are {', '.join(fields)}") from error
+
+
+def _read_names(path: str) -> Mapping[str, str]:
+    try:
+        names = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"benchmark.data.video_names={path} cannot be read: {error}") from error
+    if not isinstance(names, dict):
+        raise DataError(f"benchmark.data.video_names={path} must hold a JSON object")
+    return names
