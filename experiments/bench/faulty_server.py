@@ -21,14 +21,16 @@ from typing import Callable, Iterator, Sequence
 from vidbridge.judges import serve
 
 FAULTS = (
-    "status_429", "status_500", "status_503", "drop", "cut", "html", "no_choices", "prose", "fence", "wrong_key",
-    "out_of_range", "empty", "null",
+    "status_429", "status_500", "status_503", "drop", "cut", "html", "nested", "no_choices", "prose", "fence", "wrong_key",
+    "out_of_range", "half_a_character", "empty", "null",
 )  # fmt: skip
+_BODIES = {"cut": b'{"choices": [{"mess', "html": b"<html>Bad gateway</html>", "nested": b"[" * 100_000}
 _TEXTS = {
     "prose": "Score 0, not a Score 2",
     "fence": '```json\n{"score": 2}\n```',
     "wrong_key": '{"grade": 2, "verdict": "true"}',
     "out_of_range": '{"score": 7}',
+    "half_a_character": '{"score": "\ud800"}',
     "empty": "",
     "null": None,
 }
@@ -83,10 +85,10 @@ class Handler(serve.Handler):
             self.close_connection = True
         elif fault == "hang":
             time.sleep(3600)
-        elif fault in ("cut", "html"):
-            body = b'{"choices": [{"mess' if fault == "cut" else b"<html>Bad gateway</html>"
+        elif fault in _BODIES:
+            body = _BODIES[fault]
             self.send_response(200)
-            self.send_header("Content-Type", "application/json" if fault == "cut" else "text/html")
+            self.send_header("Content-Type", "text/html" if fault == "html" else "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -63,6 +63,9 @@ NEVER = [
     "[" * 100_000,
     '{"score":' * 100_000,
     "\ufeff" + '{"score": 2}',
+    '{"events": ["\ud800 it grows"]}',  # half a character: no file takes it
+    r'{"events": ["\ud800 it grows"]}',
+    '{"labels": ["neutral\udfff"]}',
 ]
 RIGHT = ('{"score": 2}', '{"verdict": true}', '{"events": ["it grows"]}', '{"labels": ["neutral"]}')
 # What models put around a right reply, or make of it.

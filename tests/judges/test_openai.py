@@ -60,6 +60,14 @@ def test_a_variable_that_is_not_set_is_named(monkeypatch):
         openai_judge("http://127.0.0.1:1/v1", api_key_env="VIDBRIDGE_CANARY")
 
 
+@pytest.mark.parametrize("key", ["sk-1\n", "sk 1", "schlüssel"])
+def test_a_key_that_fits_into_no_header_is_not_shown(monkeypatch, key):
+    monkeypatch.setenv("VIDBRIDGE_CANARY", key)
+    with pytest.raises(ConfigError, match="the key in VIDBRIDGE_CANARY has blanks") as caught:
+        openai_judge("http://127.0.0.1:1/v1", api_key_env="VIDBRIDGE_CANARY")
+    assert key not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host/v1", "https://me:secret@host/v1", "http://"])
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(ConfigError, match="base_url"):
@@ -87,6 +95,13 @@ def test_a_lasting_fault_ends_at_the_deadline_without_a_score(fault):
     assert isinstance(reply, JudgeUnavailable)
     with pytest.raises(JudgeUnavailable):
         parse_score(reply)
+
+
+def test_a_page_in_place_of_a_reply_is_shown():
+    """Without its /v1 an address often leads to a page for people."""
+    with running(Script(fault=always("html"))) as server:
+        (reply,) = openai_judge(server.url, deadline_s=0.2).ask([grade("it moves left")])
+    assert str(reply) == "no text in the response, is base_url right? <html>Bad gateway</html>"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])

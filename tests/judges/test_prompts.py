@@ -146,6 +146,20 @@ def test_nothing_said_is_nothing(answer):
 
 @pytest.mark.parametrize(
     "answer",
+    ["\u3164", "\u115f\uffa0", "\u2800", "\ufe0f", "\U000e0100"]  # letters and marks without a shape
+    + ["As described in the reference.", "The event is:", "最终答案：", "คำตอบ:", "Правильный ответ:", "\\boxed{}"],
+    ids=repr,
+)
+def test_what_looks_like_an_answer_is_nothing(answer):
+    assert says_nothing(answer)
+
+
+def test_shapeless_characters_hide_no_words():
+    assert clean("gr\u034fo\ufe0fw\U000e0101s\u3164") == "grows"
+
+
+@pytest.mark.parametrize(
+    "answer",
     ["it grows", "B", "2", "yes", "right", "red", "No.", "nothing", "The solution is poured into a glass.", "答案是红色",
      "犬", "A judge enters the room.", "The answer is red", "Solution: it grows", "human beings walk"],
 )  # fmt: skip

@@ -24,6 +24,7 @@ from tests.rewards.test_yamls import build as build_reward
 from tests.test_scoring import group_of
 from vidbridge import launch
 from vidbridge.judges.exact import ExactJudge
+from vidbridge.judges.prompts import chat_prompt, read_request
 from vidbridge.scoring import score_groups
 from vidbridge.track.metrics_file import read_lines
 
@@ -54,6 +55,18 @@ def url():
 
 def test_the_served_judge_is_the_exact_judge(url):
     assert openai_judge(url).ask(every_kind()) == ExactJudge().ask(every_kind())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["gr\u200bows", "ｇｒｏｗｓ", "it does not\ngrow", "it isn＇t growing", "never，it grows", "it <b>grows</b>", "[GROWS]"]
+    + ["x" * 9000 + " grows", "it grows\u0301", "not（grows）spins", "gr\x00ows"],
+    ids=lambda text: repr(text[:20]),
+)
+def test_odd_texts_are_the_same_words_to_both(text):
+    requests = [replace(request, text=text) for request in every_kind()]
+    sent = [read_request(request.kind, chat_prompt(request).messages) for request in requests]
+    assert ExactJudge().ask(sent) == ExactJudge().ask(requests)
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"messages": [], "response_format": {}}'])

@@ -167,6 +167,26 @@ CASES = [
     ("B. moves left", "B"),  # a letter says more than a text
     ("Not A (moves left)", None),
     ("Not A, it grows", "B"),
+    # by elimination
+    ("By elimination: D", "D"),
+    ("B, by elimination of A", "B"),
+    ("I would go with b", "B"),
+    # in Chinese
+    ("选B", "B"),
+    ("答案是B。", "B"),
+    ("答案是b", "B"),
+    ("答案是 B，不是 A", "B"),
+    ("不是A，是B", "B"),
+    ("A选项错误，B选项正确", "B"),
+    ("B选项正确，A选项错误", "B"),
+    ("B对，A、C错误", "B"),
+    ("选D，A、B、C都不对", "D"),
+    ("选B，A被排除", "B"),
+    ("因此选C而非D", "C"),
+    ("答案不是B", None),
+    ("B不是答案", None),
+    ("B或C", None),
+    ("A还是B", None),
 ]
 
 
@@ -197,6 +217,8 @@ def test_table(answer, letter):
         ("D", ("yes", "no"), None),
         ("anything", (), None),
         ("straße", ("strasse", "straße"), "B"),
+        ("不是红色", ("红色", "不是红色"), "B"),
+        ("狗和猫", ("猫", "狗和猫"), "B"),
     ],
 )
 def test_other_options(answer, options, letter):

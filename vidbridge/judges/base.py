@@ -125,6 +125,7 @@ def _only_value(reply: Reply, key: str) -> Any:
     try:
         # objects as tuples of pairs: a dict would silently drop repeated keys, a list might be taken for an array
         reply_pairs = json.loads(reply, object_pairs_hook=tuple)
+        json.dumps(reply_pairs, ensure_ascii=False).encode()  # half a surrogate pair fits into no file
     except (ValueError, RecursionError) as error:  # not JSON, or nested without end
         raise JudgeUnavailable(f"the reply is not JSON: {_shown(reply)}") from error
     if not isinstance(reply_pairs, tuple) or [name for name, _ in reply_pairs] != [key]:
@@ -133,5 +134,5 @@ def _only_value(reply: Reply, key: str) -> Any:
 
 
 def _shown(reply: Reply) -> str:
-    text = str(reply)
+    text = str(reply).encode(errors="backslashreplace").decode()
     return repr(text if len(text) <= 80 else text[:77] + "...")

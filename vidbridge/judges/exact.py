@@ -14,6 +14,7 @@ from typing import Sequence
 
 from vidbridge.judges.base import MAX_EVENTS, Judge, JudgeRequest, Label, Reply
 from vidbridge.text.shapes_language import COLOURS, KINDS, SHAPES, SIZES, StatedEvent, read_events
+from vidbridge.text.untrusted import clean
 
 MAX_GUESSES = 3  # an answer that lists more different events than this says nothing
 
@@ -44,7 +45,13 @@ class ExactJudge(Judge):
     """Replies at once and always. Raises ValueError where a reference is not in the language of the shapes world."""
 
     def ask(self, requests: Sequence[JudgeRequest]) -> list[Reply]:
-        return [json.dumps(_reply(request)) for request in requests]
+        return [json.dumps(_reply(_as_sent(request))) for request in requests]
+
+
+def _as_sent(request: JudgeRequest) -> JudgeRequest:
+    """The words that a judge elsewhere would get to see, so that both say the same."""
+    events = tuple(map(clean, request.events))
+    return replace(request, text=clean(request.text), reference=clean(request.reference), events=events)
 
 
 def _reply(request: JudgeRequest) -> dict[str, object]:

@@ -26,6 +26,7 @@ except ImportError as error:
     raise ConfigError("judge=openai needs the package openai: pip install 'vidbridge[judge]'") from error
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0  # between two attempts
+NO_KEY = "none"
 _PASSING = (408, 409, 425, 429)  # beside 5xx: statuses that may be others the next time
 _CHARS_A_TOKEN = 3.0  # an estimate for the rate limit, until the server says how many there were
 
@@ -143,19 +144,24 @@ class OpenAIChat:
                 timeout_s,  # the client's own limit is one of each read: a server that drips would outlast it
             )
         except openai.APIError as error:
-            return JudgeUnavailable(self._shown(error)), retry_after_s(error) if passes(error) else None
+            return JudgeUnavailable(self._shown(error.message, error.__cause__)), retry_after_s(error) if passes(error) else None
         except TimeoutError:
             return JudgeUnavailable(f"no whole response within {timeout_s:.1f} s"), 0.0
-        except ValueError:
+        except (ValueError, RecursionError):  # nested without end
             return JudgeUnavailable("the body of the response is not JSON"), 0.0
         used = getattr(getattr(completion, "usage", None), "total_tokens", None)
         if isinstance(used, int):
             self._tokens.correct(used - self._most_tokens(prompt))
-        return prompt.checked(text_of(completion)), 0.0
+        text = text_of(completion)
+        if not text:
+            return JudgeUnavailable(f"no text in the response, is base_url right? {self._shown(completion)}"), 0.0
+        return prompt.checked(text), 0.0
 
-    def _shown(self, error: openai.APIError) -> str:
+    def _shown(self, *parts: object) -> str:
         """What went wrong; a server that repeats the key does not get it into a log."""
-        text = " ".join(str(part) for part in (error.message, error.__cause__) if part).replace(self._key, "***")
+        text = " ".join(str(part) for part in parts if part)
+        if self._key != NO_KEY:
+            text = text.replace(self._key, "***")
         return " ".join(text.split())[:300]
 
 
@@ -196,10 +202,13 @@ class Pace:
 def key_from(variable: str | None) -> str:
     """The key in that environment variable; servers of one's own take any."""
     if variable is None:
-        return "none"
-    if not os.environ.get(variable):
+        return NO_KEY
+    key = os.environ.get(variable, "")
+    if not key:
         raise ConfigError(f"judge: api_key_env names the environment variable {variable}, which is not set")
-    return os.environ[variable]
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ConfigError(f"judge: the key in {variable} has blanks, line ends or other characters that no header takes")
+    return key
 
 
 def passes(error: openai.APIError) -> bool:

@@ -24,7 +24,7 @@ _GOES_ON = (
 # A small letter is an option only where its neighbours say so: something that announces an option
 # before it ("choose b", "(b", or the start of a clause), and the end of a phrase after it.
 _ANNOUNCES = re.compile(
-    rf"(?:^|[.,;:!?=)/\n]|{_OPEN}|\b(?:answers?|options?|choices?|letters?|is|be|choose|chose|pick|select|say|not"
+    rf"(?:^|[.,;:!?=)/\n]|{_OPEN}|\b(?:answers?|options?|choices?|letters?|is|be|choose|chose|pick|select|say|with|not"
     r"|and|or|nor|neither|either|both|than|over|of|it['’]s))\s*$",
     re.IGNORECASE,
 )
@@ -33,7 +33,7 @@ _ENDS = re.compile(rf"\s*(?:$|[.,;:!?/\n]|{_CLOSE}|{_GOES_ON})", re.IGNORECASE)
 # Words that turn down what follows ("do not pick (A)", "rather than A") or what precedes ("A is wrong").
 _NO = (
     r"\b(?:not|never|cannot|\w+n['’]t|neither|nor|rather than|instead of|except|unlike"
-    r"|rul(?:e|es|ed|ing) out|eliminat\w+|exclud\w+)"
+    r"|rul(?:e|es|ed|ing) out|eliminat(?:e[sd]?|ing|ion of)|exclud\w+)"
 )
 # The same for letters alone ("B over A", "B fits better than A"): an option text may well stand after "over".
 _LESS = r"\b(?:over|(?:better|closer|stronger|\w{1,20}ier|more(?: \w{1,20})?) than)"
@@ -42,6 +42,21 @@ _AFTER_NO = (
 )
 _AUXILIARY = r"(?:(?:is|are|was|were|do|does|did|can|could|will|would|must|should|seems?|looks?|be|both) )"
 _WRONG = r"(?:wrong|incorrect|false|ruled out|out|eliminated|excluded|impossible|unlikely)\b"
+
+# Chinese, where words have no blanks between: what turns down and what lists, as the patterns here know it.
+_CHINESE = {
+    r"被排除|[可应]以?排除": " is ruled out ",
+    r"排除": " ruling out ",
+    r"都?(?:不正确|不对|错误|错的?|不可能|不是(?:正确)?答案)": " is wrong ",
+    r"不是|并非|而非|不选|不能选|不会是": " not ",
+    r"或者?|还是": " or ",
+    r"[和与及]": " and ",
+    r"、": " & ",
+    r"。": ". ",
+    r"选项": " option ",
+    r"是": " is ",
+}
+_HAN = "\u4e00-\u9fff"
 
 # What stands between options that are only listed ("A or B", "(A), (B)", "option A and option B").
 _LISTED = re.compile(r"(?:[^\w?!]|_|\b(?:and|or|options?)\b)*", re.IGNORECASE)
@@ -62,7 +77,7 @@ def read_option(answer: str, options: Sequence[str]) -> str | None:
     """
     assert len(options) <= len(LETTERS), f"{len(options)} options are more than there are letters"
     known = LETTERS[: len(options)]
-    answer, *options = (unicodedata.normalize("NFKC", text) for text in (answer, *options))  # full-width letters
+    answer, *options = (_in_one_script(text) for text in (answer, *options))
     texts = {_plain(text): letter for text, letter in zip(options, known) if not re.fullmatch(r"[a-z]?", _plain(text))}
     answer = re.sub(r"[^\S\n]+", " ", answer)  # single blanks, which also keeps the patterns below fast
     if _plain(answer) in texts:
@@ -77,6 +92,19 @@ def read_option(answer: str, options: Sequence[str]) -> str | None:
         refused = set(letters.values())
         stated = {s: letter for s, letter in phrases.items() if letter not in refused and not _denied(answer, s)}
     return _choice(_blanked(answer, phrases), stated)  # blanked, since "A. grows B. spins" is a list too
+
+
+def _in_one_script(text: str) -> str:
+    """
+    >>> _in_one_script("答案是Ｂ，不是Ａ")
+    '答案 is B; not A'
+    """
+    text = unicodedata.normalize("NFKC", text.replace("，", ";"))  # full-width letters; that comma divides clauses
+    if not re.search(f"[{_HAN}]", text):
+        return text
+    for chinese, english in _CHINESE.items():
+        text = re.sub(chinese, english, text)
+    return re.sub(f"(?<=[{_HAN}])(?=[A-Za-z])|(?<=[A-Za-z])(?=[{_HAN}])", " ", text)
 
 
 def _plain(text: str) -> str:
@@ -117,7 +145,7 @@ def _rejections(answer: str, known: str) -> list[Span]:
     if not known:
         return []
     one = rf"(?:(?:option|choice|answer) )?{_OPEN}{{0,4}}(?<![^\W_])[{known}{known.lower()}](?![^\W_]){_CLOSE}{{0,4}}"
-    some = rf"{one}(?:(?: ?, ?{one}){{0,25}} ?,? ?(?:\b(?:or|nor|and)\b|/|&) ?{one})?"
+    some = rf"{one}(?:(?: ?[,&] ?{one}){{0,25}} ?,? ?(?:\b(?:or|nor|and)\b|/|&) ?{one})?"
     negated = rf"(?:{_NO}|{_LESS}){_AFTER_NO}{some}"
     refuted = rf"{some} (?:{_AUXILIARY}*(?:{_WRONG}|cannot\b|\w+n['’]t\b)|{_AUXILIARY}+(?:not|never)\b)"
     return [match.span() for pattern in (negated, refuted) for match in re.finditer(pattern, answer, re.IGNORECASE)]
