@@ -6,6 +6,7 @@ what is there already is not made again.
 
 import argparse
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Mapping
@@ -14,6 +15,7 @@ from vidbridge import build, dist, launch
 from vidbridge.config import Config, ConfigError
 from vidbridge.data.commands.check import check
 from vidbridge.data.commands.difficulty import SPREADS, filter_rows
+from vidbridge.data.commands.job import alone
 from vidbridge.data.commands.materialise import materialise
 from vidbridge.data.commands.preview import preview
 from vidbridge.data.commands.write_qa import write_qa
@@ -50,18 +52,19 @@ def run(args: argparse.Namespace, config: Config, public: Mapping[str, Any], run
             evaluator = build.build_sampler(config, job)
         if args.command == "write_qa":
             writer = build.build_writer(config)
-    match args.command:
-        case "check":
-            check(job, strict=args.strict)
-        case "preview":
-            preview(job)
-        case "build":
-            materialise(job, fps=args.fps)
-        case "write_qa":
-            write_qa(job, writer)
-        case "filter":
-            answer = partial(evaluator.scored, num_samples=args.samples)
-            filter_rows(job, answer, evaluator.reward.maximum, spread=args.spread, threshold=args.threshold)
+    with alone(run_dir) if dist.is_first() else nullcontext():
+        match args.command:
+            case "check":
+                check(job, strict=args.strict)
+            case "preview":
+                preview(job)
+            case "build":
+                materialise(job, fps=args.fps)
+            case "write_qa":
+                write_qa(job, writer)
+            case "filter":
+                answer = partial(evaluator.scored, num_samples=args.samples)
+                filter_rows(job, answer, evaluator.reward.maximum, spread=args.spread, threshold=args.threshold)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -129,10 +131,19 @@ def test_relative_error_by_hand():
     assert learner.relative_error(found, expected) == pytest.approx(0.5)
 
 
-def test_decode(tmp_path):
+def test_decode_without_their_reader(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "qwen_vl_utils", None)
     figures = figures_of(decode.main, tmp_path)
     *_, last = figures["rows"]
     assert figures["vs_full_decode"] == last["full_s"] / last["ours_s"] > 0
+    assert figures["vs_qwen_vl_utils"] is None
     assert figures["warm_vs_cold"] == min(row["cold_s"] / row["warm_s"] for row in figures["rows"]) > 0
     assert 0 <= figures["wait_frac"] < 1 and figures["step_s"] > 0
     assert 900 < figures["opening"]["rows"] < 1000  # the others are held out
+
+
+def test_their_reader_is_asked_for_the_same_frames(monkeypatch):
+    asked = []
+    monkeypatch.setitem(sys.modules, "qwen_vl_utils", SimpleNamespace(fetch_video=asked.append))
+    decode.their_reader()(Path("a.mp4"))
+    assert asked == [{"video": "a.mp4", "nframes": 16, "min_pixels": 128 * 28 * 28, "max_pixels": 196 * 28 * 28}]

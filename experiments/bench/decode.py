@@ -1,6 +1,8 @@
 """Reading videos: 16 frames out of many, the cache, waiting for data in training, and opening a large JSONL file.
 
     python -m experiments.bench.decode --json figures.json
+
+Against decoding everything, and against the reader of qwen-vl-utils where it can be imported (its decord reads then).
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Sequence
+from typing import Any, Callable, Sequence
 
 import av
 import numpy as np
 
-from experiments.bench.harness import CONSOLE, arguments, finish, medians, show
+from experiments.bench.harness import CONSOLE, arguments, finish, medians, number, show
 from vidbridge.media.decode import decode, resized
 from vidbridge.media.frames import FrameBudget
 from vidbridge.media.reader import VideoReader
@@ -54,8 +56,8 @@ def write(file: File, path: Path) -> None:
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "g": str(file.gop)})
         stream.height, stream.width = noise.shape[:2]
         stream.pix_fmt = "yuv420p"
-        for number in range(file.seconds * FPS):
-            frame = av.VideoFrame.from_ndarray(np.roll(noise, (number, 2 * number), (0, 1)), format="rgb24")
+        for at in range(file.seconds * FPS):
+            frame = av.VideoFrame.from_ndarray(np.roll(noise, (at, 2 * at), (0, 1)), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
@@ -72,6 +74,20 @@ def full_decode(path: Path) -> np.ndarray:
                 pixels.append(resized(frame.to_ndarray(format="rgb24"), PAPER.size(frame.height, frame.width, 16)))
                 time_s = next(wanted, None)
     return np.stack(pixels)
+
+
+def their_reader() -> Callable[[Path], Any] | None:
+    """qwen-vl-utils' ``fetch_video`` with the same number of frames and pixels; None, and why, where it is not there.
+
+    Its frames are others: the first and the last one belong to them.
+    """
+    try:
+        from qwen_vl_utils import fetch_video
+    except (ImportError, RuntimeError) as error:  # a torchvision that was built for another torch
+        CONSOLE.print(f"qwen-vl-utils cannot be imported here, its reader is left out: {error}")
+        return None
+    pixels = {"min_pixels": PAPER.min_pixels, "max_pixels": PAPER.max_pixels}
+    return lambda path: fetch_video({"video": str(path), "nframes": PAPER.max_frames, **pixels})
 
 
 def cache_seconds(path: Path, folder: Path, repeats: int) -> dict[str, float]:
@@ -99,9 +115,9 @@ def waiting(folder: Path, steps: int) -> dict[str, float]:
 def opening(path: Path, num_rows: int) -> dict[str, float]:
     row = {"problem": "Describe the video.", "problem_type": "caption"}
     with path.open("w", encoding="utf-8") as file:
-        for number in range(num_rows):
-            solution = f"<answer>A person opens box {number} and takes something out of it.</answer>"
-            file.write(json.dumps({**row, "solution": solution, "video": f"clips/{number}.mp4"}) + "\n")
+        for at in range(num_rows):
+            solution = f"<answer>A person opens box {at} and takes something out of it.</answer>"
+            file.write(json.dumps({**row, "solution": solution, "video": f"clips/{at}.mp4"}) + "\n")
     done = subprocess.run(
         [sys.executable, "-m", "experiments.bench.open_rows", str(path)],
         cwd=ROOT,
@@ -112,46 +128,65 @@ def opening(path: Path, num_rows: int) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
+def times_ours(row: dict[str, Any]) -> float | None:
+    """How much longer the reader of qwen-vl-utils takes."""
+    return row["qwen_vl_utils_s"] / row["ours_s"] if "qwen_vl_utils_s" in row else None
+
+
+def show_rows(rows: Sequence[dict[str, Any]]) -> None:
+    read = [
+        (
+            row["file"],
+            f"{row['ours_s']:.3f}",
+            f"{row['full_s']:.3f}",
+            f"{row['full_s'] / row['ours_s']:.1f}",
+            number(row.get("qwen_vl_utils_s"), ".3f"),
+            number(times_ours(row), ".1f"),
+        )
+        for row in rows
+    ]
+    show("seconds for 16 frames", ("file", "ours", "all decoded", "times", "qwen-vl-utils", "times"), read)
+    kept = [
+        (row["file"], f"{row['cold_s']:.4f}", f"{row['warm_s']:.4f}", f"{row['cold_s'] / row['warm_s']:.0f}")
+        for row in rows
+    ]
+    show("through a process and the cache", ("file", "cold", "warm", "times"), kept)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments("reading videos: ours against decoding everything", repeats=3).parse_args(argv)
     files, steps, num_rows = (QUICK, 3, 1000) if args.quick else (FULL, 20, 1_000_000)
-    rows = []
+    theirs = their_reader()
+    rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for number, file in enumerate(files):
-            path = folder / f"{number}.mp4"
+        for place, file in enumerate(files):
+            path = folder / f"{place}.mp4"
             write(file, path)
             ours = decode(VideoRef(path=str(path)), PAPER).frames
             assert np.array_equal(ours, full_decode(path)), "the frames are the same"
-            sides = {"ours": partial(decode, VideoRef(path=str(path)), PAPER), "full": partial(full_decode, path)}
-            seconds = medians(sides, args.repeats) | cache_seconds(path, folder / f"cache{number}", args.repeats)
+            sides: dict[str, Callable[[], Any]] = {
+                "ours": partial(decode, VideoRef(path=str(path)), PAPER),
+                "full": partial(full_decode, path),
+            }
+            if theirs is not None:
+                assert theirs(path).shape[:2] == (PAPER.max_frames, 3) and theirs(path).shape[2:] == ours.shape[1:3]
+                sides["qwen_vl_utils"] = partial(theirs, path)
+            seconds = medians(sides, args.repeats) | cache_seconds(path, folder / f"cache{place}", args.repeats)
             rows.append({"file": file.name, **{f"{name}_s": value for name, value in seconds.items()}})
         started = time.monotonic()
         opened = opening(folder / "rows.jsonl", num_rows)
         CONSOLE.print(f"written and opened {num_rows} rows in {time.monotonic() - started:.0f} s")
         trained = waiting(folder / "run", steps)
-    columns = ("file", "ours s", "full decode s", "times", "cold s", "warm s", "times")
-    show(
-        "16 frames at 196 x 28 x 28 pixels; cold and warm: through a process and the cache",
-        columns,
-        [
-            (
-                row["file"],
-                f"{row['ours_s']:.3f}",
-                f"{row['full_s']:.3f}",
-                f"{row['full_s'] / row['ours_s']:.1f}",
-                f"{row['cold_s']:.4f}",
-                f"{row['warm_s']:.4f}",
-                f"{row['cold_s'] / row['warm_s']:.0f}",
-            )
-            for row in rows
-        ],
-        note=f"waits for data: {trained['wait_frac']:.2%} of a step of {trained['step_s']:.2f} s; "
-        f"{opened['rows']} rows open in {opened['seconds']:.1f} s and {opened['peak_mb']:.0f} MB",
+    show_rows(rows)
+    CONSOLE.print(
+        f"waits for data: {trained['wait_frac']:.2%} of a step of {trained['step_s']:.2f} s; "
+        f"{opened['rows']} rows open in {opened['seconds']:.1f} s and {opened['peak_mb']:.0f} MB"
     )
     long = rows[-2:] if not args.quick else rows[-1:]
     figures = {
         "vs_full_decode": min(row["full_s"] / row["ours_s"] for row in long),  # of the long files
+        "vs_qwen_vl_utils": None if theirs is None else [times_ours(row) for row in rows],
         "warm_vs_cold": min(row["cold_s"] / row["warm_s"] for row in rows),
         **trained,
         "opening": opened,

@@ -11,7 +11,7 @@ from tests.conftest import SHAPES_FRAMES
 from tests.data.exporting import export_annotations, export_released
 from vidbridge.data.commands.check import check
 from vidbridge.data.commands.difficulty import filter_rows
-from vidbridge.data.commands.job import Job
+from vidbridge.data.commands.job import Job, alone
 from vidbridge.data.commands.materialise import materialise
 from vidbridge.data.commands.preview import COLOURS, preview, sources_of
 from vidbridge.data.raw import Raw
@@ -95,7 +95,8 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(job, tmp_path):
     (tmp_path / "test.jsonl").write_text(lines[0] + "\n")
     videos = [json.loads(line)["video"] for line in lines]
     (tmp_path / "videos" / videos[3]).write_text("no video")
-    path.write_text("\n".join([*lines, lines[1], "{", '{"problem": "x"}']) + "\n")
+    other = lines[0].replace('"caption"', '"Caption"')
+    path.write_text("\n".join([*lines, lines[1], "{", '{"problem": "x"}', other]) + "\n")
     data = VidbridgeR1(
         root=str(tmp_path / "videos"),
         files={"train": str(path), "test": str(tmp_path / "test.jsonl")},
@@ -108,6 +109,7 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(job, tmp_path):
     told = (tmp_path / "problems.txt").read_text().splitlines()
     assert summary == {
         "rows": {"train/caption": 7, "test/caption": 1},
+        "rows_of_no_task": {"Caption": 1},
         "videos": 6,
         "unreadable": 1,
         "hours": summary["hours"],
@@ -179,3 +181,11 @@ def test_the_filter_keeps_what_can_be_learnt_from_and_goes_on_where_it_was(task,
 def test_what_is_drawn_anew_each_time_is_not_filtered(raw, tasks, job, tmp_path):
     with pytest.raises(DataError, match="build_data.py build makes files"):
         filter_rows(job(raw, tasks, folder=tmp_path), None, None, spread="range", threshold=0.2)
+
+
+def test_two_commands_do_not_work_in_one_folder(tmp_path):
+    with alone(tmp_path), pytest.raises(DataError, match="another command works there"):
+        with alone(tmp_path):
+            pass
+    with alone(tmp_path):
+        pass

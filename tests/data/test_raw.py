@@ -150,6 +150,19 @@ FAULTS = {
     "event without text": ('{"video": "a", "events": [[1, 2, " "]]}', "start < end and a text"),
     "no seconds": ('{"video": "a", "duration_s": "long"}', "field 'duration_s' must be seconds"),
     "no label": (json.dumps(COIN).replace('"label"', '"lable"'), "f.jsonl:a: field 'label' is missing"),
+    "options that are a text": ('{"video": "a", "options": "xy"}', "field 'options' must be a list"),
+    "one option": ('{"video": "a", "question": "?", "answer": "A", "options": ["x"]}', "2 to 26 different texts"),
+    "an option twice": ('{"video": "a", "question": "?", "answer": "A", "options": ["x", "X"]}', "different texts"),
+    "events that are none": ('{"video": "a", "events": null}', "field 'events' must be a list"),
+    "an event without its end": ('{"video": "a", "events": [[1, "x"]]}', "must hold [start, end, text]"),
+    "no part": ('{"video": "a", "start_s": 3, "end_s": 3}', "field 'end_s' must be more than start_s=3"),
+    "no length": ('{"video": "a", "duration_s": 0}', "field 'duration_s' must be more than 0"),
+    "a number without end": ('{"video": "a", "start_s": 1' + "0" * 400 + "}", "field 'start_s' must be seconds"),
+    "half a character": ('{"video": "a", "caption": "\\ud800"}', "field 'caption' is no Unicode text"),
+    "nested": ("[" * 100_000, "nested too deeply"),
+    "half a segment": (json.dumps(COIN).replace("[1, 2]", "[1]"), "f.jsonl:a: field 'segment' must hold [start, end]"),
+    "steps in words": (json.dumps({"database": {"a": {"annotation": "cut"}}}), "field 'annotation' must be a list"),
+    "flat times": ('{"a": {"timestamps": [0, 1], "sentences": ["x", "y"]}}', "field 'timestamps' must hold"),
     "captions that do not match": ('{"a": {"duration": 3, "timestamps": [[0, 1]], "sentences": []}}', "1 timestamps"),
 }
 
@@ -163,7 +176,7 @@ def test_faults_of_annotations_are_named(fault, tmp_path):
 
 
 def test_all_faults_are_listed_in_one_pass(tmp_path):
-    lines = [content for content, _ in FAULTS.values()][:8]
+    lines = [content for content, _ in list(FAULTS.values())[:8]]
     (tmp_path / "f.jsonl").write_text("\n".join(lines))
     assert len(read_annotations(tmp_path / "f.jsonl", "{id}.mp4")[1]) == 8
     strict = Raw(root=str(tmp_path), annotations=[str(tmp_path / "f.jsonl")])
@@ -173,8 +186,39 @@ def test_all_faults_are_listed_in_one_pass(tmp_path):
     assert len(strict.lenient().row_problems()) == 8
 
 
+def test_a_uid_that_is_there_already_is_named_with_both_places_and_can_be_skipped(tmp_path):
+    lines = [{"video": "a.mp4", "uid": "x", "duration_s": 3, "caption": letter} for letter in "ab"]
+    (tmp_path / "videos").mkdir()
+    for name, line in zip("fg", lines):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line))
+    data = raw(tmp_path, "f.jsonl", "g.jsonl", held_out_frac=1e-9)
+    with pytest.raises(DataError, match="g.jsonl:1: uid 'x' is that of .*f.jsonl:1 already"):
+        data.rows(Caption().with_rows((), BUDGET), "train")
+    (row,) = data.lenient().rows(Caption().with_rows((), BUDGET), "train")
+    assert row.answer == "a"
+
+
+def test_what_begins_after_the_end_is_told(tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    part = {"video": "a.mp4", "duration_s": 4, "caption": "x"}
+    lines = [{**part, "start_s": 4}, {**part, "start_s": 1, "events": [[1, 2, "cut"], [3.5, 4, "stir"]]}]
+    (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = raw(tmp_path, "f.jsonl", held_out_frac=1e-9)
+    assert len(data.rows(Caption().with_rows((), BUDGET), "train")) == 1
+    problems = ["f/1: starts at 4 s, a.mp4 ends at 4 s", "f/2: 'stir' starts at 3.5 s, after 3 s"]
+    assert data.row_problems() == problems
+    assert capsys.readouterr().err == "left out, 2 after the end:\n" + "\n".join(problems) + "\n"
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_no_fault(tmp_path):
+    (tmp_path / "f.jsonl").write_text('{"video": "a.mp4"}\n', encoding="utf-8-sig")
+    (known,), problems = read_annotations(tmp_path / "f.jsonl", "")
+    assert known.video == "a.mp4" and not problems
+
+
 def test_the_name_of_a_file_may_use_what_an_entry_says(tmp_path):
     (tmp_path / "coin.json").write_text(json.dumps(COIN).replace('"duration"', '"recipe_type": 7, "duration"'))
     (known,), _ = read_annotations(tmp_path / "coin.json", "{recipe_type}/{id}.mp4")
     assert known.video == "7/a.mp4" and known.events == ((1.0, 2.0, "cut"),) and known.duration_s == 5.0
     assert "asks for 'kind'" in read_annotations(tmp_path / "coin.json", "{kind}/{id}.mp4")[1][0]
+    assert "data.video_name='{id' must be like" in read_annotations(tmp_path / "coin.json", "{id")[1][0]

@@ -1,12 +1,15 @@
 """The released file as it is: one JSONL for all tasks, paths of another machine, options in the text."""
 
 import json
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.data.exporting import export_released
 from vidbridge.data.files import split_by_video
-from vidbridge.data.jsonl import JsonlIndex
+from vidbridge.data.jsonl import JsonlIndex, _plain
 from vidbridge.data.rows import DataError, parse_row
 from vidbridge.data.vidbridge_r1 import VidbridgeR1
 from vidbridge.media.frames import FrameBudget
@@ -73,6 +76,9 @@ FAULTS = [
     ({**CHOICE, "solution": "<answer>C</answer>"}, "must be a letter from A to B"),
     ({**CHOICE, "problem": "What?\nA. grows\nB. Grows"}, "different texts"),
     ({**ROW, "problem_type": ["caption"]}, "field 'problem_type'"),
+    ({**CHOICE, "problem": "What?\nA. grows\nB. "}, "names no options"),
+    ({**ROW, "solution": "<answer>x</answer><answer>y</answer>"}, "must hold one answer"),
+    ({**ROW, "video": "\ud800.mp4"}, "field 'video' is no Unicode text"),
 ]
 
 
@@ -94,6 +100,7 @@ def test_all_faults_are_listed_in_one_pass_and_can_be_skipped(tmp_path):
 def test_the_quick_look_at_a_line_agrees_with_the_close_one(tmp_path):
     """Whatever passes without being parsed in full is a good row."""
     lines = [ROW, CHOICE, {**CHOICE, "solution": "<answer>A</answer>"}, {**ROW, "extra": 1}, {**ROW, "video": "ü.mp4"}]
+    lines += [{**ROW, "video": "\U0001f3ac.mp4"}]  # two halves of one character in JSON
     path = write(tmp_path / "train.jsonl", *lines)
     index = JsonlIndex.of(path)
     assert len(index.offsets) == len(lines)
@@ -101,6 +108,21 @@ def test_the_quick_look_at_a_line_agrees_with_the_close_one(tmp_path):
     for at, number, kind in zip(index.offsets, index.numbers, index.kinds):
         row = parse_row(content[at:].splitlines()[0], path, int(number))
         assert row.problem_type == index.problem_types[kind]
+
+
+@given(
+    st.lists(st.sampled_from(["A. ", "B. ", "C. ", " A. ", "D.", "(A) ", "x", "X", "\n", "\r", " "]), max_size=12),
+    st.sampled_from(["A", "B", "b", "A. x", " A"]),
+)
+def test_no_choice_passes_the_quick_look_and_fails_the_close_one(pieces, answer):
+    line = json.dumps({**CHOICE, "problem": f"What?\n{''.join(pieces)}", "solution": f"<answer>{answer}</answer>"})
+    if _plain(line.encode()) is not None:
+        parse_row(line.encode(), Path("a.jsonl"), 1)
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_no_fault(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps(ROW) + "\n", encoding="utf-8-sig")
+    assert dataset(tmp_path / "train.jsonl", tmp_path).problem_types() == {"caption": 1}
 
 
 def test_a_line_that_changed_since_is_named(tmp_path):

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -239,6 +240,50 @@ def test_skipping_decodes_little(tmp_path):
     with Counting(str(tmp_path / "long.mp4")) as file:
         list(file.frames_at(np.linspace(5, 115, 12)))
     assert len(decoded) < 12 * 15  # a group of pictures each, of 1200
+
+
+def test_a_key_frame_that_is_gone_is_not_taken_for_another(tmp_path):
+    """Two key frames after what is shown: the first of them is lost, and what is sought there is 9 frames later."""
+    frames = [np.random.default_rng(k).integers(0, 256, (48, 64, 3), np.uint8) for k in range(60)]
+    path = write_video(tmp_path / "a.mkv", frames, gop=10)
+    with av.open(str(path)) as container:
+        keys = [packet.pos for packet in container.demux(video=0) if packet.is_keyframe]
+    content = bytearray(path.read_bytes())
+    content[keys[1] - 300 : keys[1] + 300] = bytes(600)
+    path.write_bytes(content)
+    assert refused(path, end_s=3.0) == "damaged"
+
+
+def test_matroska_that_begins_later_than_at_nothing(tmp_path):
+    """Its duration is the time of its end."""
+    path = counting(tmp_path / "a.mkv", times_ms=[10_000 + 100 * k for k in range(40)])
+    assert_counts(shown(path))
+    with VideoFile(str(path)) as file:
+        assert file.duration_s == pytest.approx(4.0, abs=0.11)
+
+
+def test_what_says_how_transparent_a_frame_is_is_no_gap(tmp_path):
+    """A kilobyte and more of it behind each picture."""
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (96, 128, 4), np.uint8) for _ in range(4)]
+    path = write_video(tmp_path / "a.webm", frames, codec="libvpx-vp9", pix_fmt="yuva420p", rgb="rgba")
+    with av.open(str(path)) as container:
+        assert all(packet.get_sidedata("matroska_block_additional").data_size > 1024 for packet in packets(container))
+    assert len(shown(path).frames) == 1
+
+
+def packets(container):
+    return [packet for packet in container.demux(video=0) if packet.size]
+
+
+def test_frames_without_a_time_are_refused(tmp_path):
+    """Packets before the beginning of time, which matroska cannot hold."""
+    times_ms = [100 * k - 730 for k in range(40)]
+    options = {"avoid_negative_ts": "disabled"}
+    counting(tmp_path / "a.mkv", times_ms=times_ms, gop=8, bf="2", preset="veryfast", container=options)
+    with av.open(str(tmp_path / "a.mkv")) as container:
+        assert any(frame.time is None for frame in container.decode(video=0))
+    assert refused(tmp_path / "a.mkv") == "damaged"
 
 
 def test_frames_come_in_the_size_of_the_budget(tmp_path):

@@ -9,16 +9,17 @@ JSONL, one video a line: ``{"video": "a.mp4", "events": [[4.0, 9.5, "cut the end
 from __future__ import annotations
 
 import json
-import math
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
-from vidbridge.tasks.base import DataError
+from vidbridge.tasks.base import DataError, check_options, check_unicode
 from vidbridge.text.options import LETTERS
 
 Event = tuple[float, float, str]  # start, end, what happens
+MAX_S = 1e7  # a third of a year: no time in a video
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,17 +38,26 @@ class Annotation:
     options: tuple[str, ...] = ()
 
 
-def read_annotations(path: Path, video_name: str) -> tuple[list[Annotation], list[str]]:
-    """All of a file, and what is wrong with it, by line or id. DataError when there is no such file."""
+def read_annotations(
+    path: Path, video_name: str, uids: dict[str, str] | None = None
+) -> tuple[list[Annotation], list[str]]:
+    """All of a file, and what is wrong with it, by line or id. DataError when there is no such file.
+
+    ``uids``: those of other files and where they are; those of this one are added.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    text = path.read_bytes()
+    text = path.read_bytes().removeprefix(BOM_UTF8)
     found: list[Annotation] = []
     problems: list[str] = []
+    uids = {} if uids is None else uids
     for where, make in _entries(path, text, video_name):
         try:
-            found.append(make())
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+            known = make()
+            if (place := uids.setdefault(known.uid, f"{path}:{where}")) != f"{path}:{where}":
+                raise ValueError(f"uid {known.uid!r} is that of {place} already")
+            found.append(known)
+        except (ValueError, KeyError) as error:
             detail = f"field {error} is missing" if isinstance(error, KeyError) else error
             problems.append(f"{path}:{where}: {detail}")
     if not found and not problems:
@@ -59,7 +69,7 @@ def _entries(path: Path, text: bytes, video_name: str) -> Iterator[tuple[str, Ca
     """Where each entry stands and how it is read."""
     try:
         whole = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         whole = None
     # of one line of JSONL no field is an object
     if isinstance(whole, dict) and any(isinstance(value, dict) for value in whole.values()):
@@ -77,25 +87,25 @@ def _entries(path: Path, text: bytes, video_name: str) -> Iterator[tuple[str, Ca
 
 def _coin(stem: str, name: str, found: Any, video_name: str) -> Annotation:
     entry = _fields(found)
-    steps = [(step["segment"][0], step["segment"][1], step["label"]) for step in entry["annotation"]]
+    steps = [_fields(step) for step in _list(entry["annotation"], "annotation")]
     return Annotation(
         uid=f"{stem}/{name}",
         video=_video(video_name, name, entry),
-        duration_s=_seconds(entry.get("duration"), "duration"),
-        events=_events(steps),
+        duration_s=_length(entry.get("duration"), "duration"),
+        events=_events([(*_span(step["segment"], "segment"), step["label"]) for step in steps]),
     )
 
 
 def _activity_net(stem: str, name: str, found: Any, video_name: str) -> Annotation:
     entry = _fields(found)
-    spans, sentences = entry["timestamps"], entry["sentences"]
+    spans, sentences = _list(entry["timestamps"], "timestamps"), _list(entry["sentences"], "sentences")
     if len(spans) != len(sentences):
         raise ValueError(f"{len(spans)} timestamps for {len(sentences)} sentences")
     return Annotation(
         uid=f"{stem}/{name}",
         video=_video(video_name, name, entry),
-        duration_s=_seconds(entry.get("duration"), "duration"),
-        events=_events([(span[0], span[1], sentence) for span, sentence in zip(spans, sentences)]),
+        duration_s=_length(entry.get("duration"), "duration"),
+        events=_events([(*_span(span, "timestamps"), sentence) for span, sentence in zip(spans, sentences)]),
     )
 
 
@@ -107,19 +117,23 @@ def _jsonl(uid: str, line: bytes) -> Annotation:
     texts = {name: _text(entry.get(name, ""), name) for name in ("caption", "question", "answer")}
     if bool(texts["question"]) != bool(texts["answer"]):
         raise ValueError("fields 'question' and 'answer' belong together")
-    options = tuple(_text(option, "options") for option in entry.get("options", ()))
+    options = tuple(_text(option, "options") for option in _list(entry.get("options", []), "options"))
     if options:
         texts["answer"] = _chosen(texts["answer"], options)
+        check_options(options)
     video = _text(entry["video"], "video")
     if not video:
         raise ValueError("field 'video' is empty")
+    start_s, end_s = _seconds(entry.get("start_s"), "start_s") or 0.0, _seconds(entry.get("end_s"), "end_s")
+    if end_s is not None and end_s <= start_s:
+        raise ValueError(f"field 'end_s' must be more than start_s={start_s:g}, found {end_s:g}")
     return Annotation(
         uid=_text(entry.get("uid", uid), "uid"),
         video=video,
-        start_s=_seconds(entry.get("start_s"), "start_s") or 0.0,
-        end_s=_seconds(entry.get("end_s"), "end_s"),
-        duration_s=_seconds(entry.get("duration_s"), "duration_s"),
-        events=_events([_triple(event) for event in entry.get("events", ())]),
+        start_s=start_s,
+        end_s=end_s,
+        duration_s=_length(entry.get("duration_s"), "duration_s"),
+        events=_events([_triple(event) for event in _list(entry.get("events", []), "events")]),
         options=options,
         **texts,
     )
@@ -137,8 +151,9 @@ def _chosen(answer: str, options: tuple[str, ...]) -> str:
 def _triple(event: Any) -> Event:
     if isinstance(event, dict):
         return event["start_s"], event["end_s"], event["text"]
-    start_s, end_s, text = event
-    return start_s, end_s, text
+    if not isinstance(event, list) or len(event) != 3:
+        raise ValueError(f"field 'events' must hold [start, end, text], found {event!r}")
+    return event[0], event[1], event[2]
 
 
 def _events(found: list[Event]) -> tuple[Event, ...]:
@@ -156,12 +171,26 @@ def _video(video_name: str, name: str, entry: Mapping[str, Any]) -> str:
         return video_name.format(id=name, **{key: value for key, value in entry.items() if key != "id"})
     except KeyError as error:
         raise ValueError(f"data.video_name={video_name!r} asks for {error}, which this video does not have") from error
+    except (ValueError, IndexError, AttributeError) as error:
+        raise ValueError(f"data.video_name={video_name!r} must be like '{{id}}.mp4' ({error})") from error
 
 
 def _fields(entry: Any) -> Mapping[str, Any]:
     if not isinstance(entry, dict):
         raise ValueError(f"expected a JSON object, found {type(entry).__name__}")
     return entry
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"field '{name}' must be a list, found {value!r}")
+    return value
+
+
+def _span(value: Any, name: str) -> tuple[Any, Any]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"field '{name}' must hold [start, end], found {value!r}")
+    return value[0], value[1]
 
 
 def _json(line: bytes) -> Any:
@@ -171,17 +200,26 @@ def _json(line: bytes) -> Any:
         raise ValueError(f"not UTF-8 (at place {error.start + 1})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise ValueError("not JSON that can be read (nested too deeply)") from error
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"field '{name}' must be a text, found {value!r}")
+    check_unicode(value, name)
     return " ".join(value.split())
 
 
 def _seconds(value: Any, name: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < MAX_S:
         raise ValueError(f"field '{name}' must be seconds, found {value!r}")
     return float(value)
+
+
+def _length(value: Any, name: str) -> float | None:
+    if (length_s := _seconds(value, name)) == 0:
+        raise ValueError(f"field '{name}' must be more than 0 seconds; leave it out where it is not known")
+    return length_s

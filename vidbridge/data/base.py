@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self, Sequence
+from typing import ClassVar, Mapping, Self, Sequence
 
 from vidbridge.media.reader import VideoReader
 from vidbridge.tasks.base import DataError, Row, Task
@@ -42,6 +42,10 @@ class Dataset(ABC):
     def row_problems(self) -> Sequence[str]:
         """What is wrong with its files, where that does not stop it."""
         return ()
+
+    def problem_types(self) -> Mapping[str, int]:
+        """How many rows its files have of each, whether or not there is a task for it."""
+        return {}
 
     @cached_property
     def reader(self) -> VideoReader:

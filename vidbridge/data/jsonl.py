@@ -83,6 +83,8 @@ def _plain(line: bytes) -> tuple[str, str] | None:
             return None
         if not (solution.startswith("<answer>") and solution.endswith("</answer>") and solution[8:-9].strip()):
             return None
+        if solution.count("answer>") != 2 or "\\ud" in text or "\\uD" in text:  # halves of characters
+            return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if problem_type == MULTIPLE_CHOICE and not _is_plain_choice(problem, solution[8:-9]):
@@ -95,7 +97,12 @@ def _is_plain_choice(problem: str, letter: str) -> bool:
     lines = [line for line in problem.split("\n") if line[1:3] == ". "]
     letters = "".join([line[0] for line in lines])
     distinct = {line[3:].strip().lower() for line in lines}
-    return len(letters) >= 2 and LETTERS.startswith(letters) and letter in letters and len(distinct) == len(lines)
+    return (
+        len(letters) >= 2
+        and LETTERS.startswith(letters)
+        and letter in letters
+        and len(distinct - {""}) == len(lines)
+    )
 
 
 class JsonlRows(Sequence[Row]):

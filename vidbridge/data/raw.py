@@ -19,6 +19,7 @@ from vidbridge.data.annotations import Annotation, read_annotations
 from vidbridge.data.base import NoRows
 from vidbridge.data.files import FileDataset, check_split, split_by_video
 from vidbridge.data.rows import listed
+from vidbridge.media.decode import length_s
 from vidbridge.media.frames import FrameBudget
 from vidbridge.media.video_file import VideoError
 from vidbridge.tasks.base import DataError, Draft, DrawnRows, Question, Row, Source, Task, TimedEvent
@@ -55,30 +56,50 @@ class Raw(FileDataset):
     @cached_property
     def annotated(self) -> list[Annotation]:
         """All videos, or parts of them, whose length is known."""
-        found, problems = self._read
+        problems = self._read[1]
         if problems and not self.skip_bad_rows:
             raise DataError(listed(problems))
-        if len(uids := {each.uid for each in found}) < len(found):
-            raise DataError(f"data.annotations: {len(found) - len(uids)} of {len(found)} uids occur more than once")
         durations, unreadable = self._durations
         if unreadable:
             told = f"{len(unreadable)} of {len(durations)} videos cannot be opened\n{listed(unreadable)}"
             if len(unreadable) > self.max_bad_frac * len(durations):
                 raise DataError(f"{told}\nthat is more than data.max_bad_frac={self.max_bad_frac:g} allows")
             print(f"left out: {told}", file=sys.stderr)
-        timed = [replace(each, duration_s=each.duration_s or durations.get(each.video)) for each in found]
-        return [each for each in timed if each.duration_s]
+        if self._beyond:
+            print(f"left out, {len(self._beyond)} after the end:\n{listed(self._beyond)}", file=sys.stderr)
+        return [each for each in self._timed if length_s(part(each)) > 0]
 
     def row_problems(self) -> Sequence[str]:
-        return [*self._read[1], *self._durations[1]]
+        return [*self._read[1], *self._durations[1], *self._beyond]
+
+    @cached_property
+    def _timed(self) -> list[Annotation]:
+        """Those of videos whose length is known."""
+        durations = self._durations[0]
+        timed = [replace(each, duration_s=each.duration_s or durations.get(each.video)) for each in self._read[0]]
+        return [each for each in timed if each.duration_s]
+
+    @cached_property
+    def _beyond(self) -> list[str]:
+        """Parts and events that begin when their video is over: no frame shows them."""
+        found = []
+        for each in self._timed:
+            lasts_s = length_s(part(each))
+            if lasts_s <= 0:
+                found.append(f"{each.uid}: starts at {each.start_s:g} s, {each.video} ends at {each.duration_s:g} s")
+                continue
+            late = [(start_s, text) for start_s, _, text in each.events if start_s >= lasts_s]
+            found += [f"{each.uid}: {text!r} starts at {start_s:g} s, after {lasts_s:g} s" for start_s, text in late]
+        return found
 
     @cached_property
     def _read(self) -> tuple[list[Annotation], list[str]]:
         """All files, and what is wrong with them."""
         found: list[Annotation] = []
         problems: list[str] = []
+        uids: dict[str, str] = {}
         for file in self.annotations:
-            of_file, faults = read_annotations(Path(file), self.video_name)
+            of_file, faults = read_annotations(Path(file), self.video_name, uids)
             found, problems = found + of_file, problems + faults
         return found, problems
 
@@ -101,15 +122,15 @@ class Raw(FileDataset):
 
 def to_source(known: Annotation, frames: FrameBudget) -> Source:
     """Times count from the start of the part; an event can be hidden if frames show it, and what is around it."""
-    length_s = part(known).end_s - known.start_s  # type: ignore[operator]
-    times_s = frames.times(length_s)
+    lasts_s = length_s(part(known))
+    times_s = frames.times(lasts_s)
     events = []
     for start_s, end_s, text in known.events:
         inside = (times_s >= start_s) & (times_s < end_s)
         around = bool((times_s < start_s).any() and (times_s >= end_s).any())
         events.append(TimedEvent(start_s=start_s, end_s=end_s, text=text, inferable=bool(inside.any()) and around))
     question = Question(text=known.question, answer=known.answer, options=known.options) if known.question else None
-    return Source(duration_s=length_s, events=tuple(events), caption=known.caption, question=question)
+    return Source(duration_s=lasts_s, events=tuple(events), caption=known.caption, question=question)
 
 
 def part(known: Annotation) -> VideoRef:
@@ -169,8 +190,8 @@ class RawRows(DrawnRows):
 
     def _window(self, at: int) -> tuple[int, int]:
         """Where those are that are neither much longer nor much shorter."""
-        length_s = self._lengths[at]
-        bounds = [length_s / self._ratio, np.nextafter(length_s * self._ratio, np.inf)]
+        lasts_s = self._lengths[at]
+        bounds = [lasts_s / self._ratio, np.nextafter(lasts_s * self._ratio, np.inf)]
         low, high = np.searchsorted(self._lengths, bounds)
         return int(low), int(high)
 

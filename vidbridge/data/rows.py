@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from vidbridge.tasks.base import MULTIPLE_CHOICE, DataError, Row
+from vidbridge.tasks.base import MULTIPLE_CHOICE, DataError, Row, check_unicode
 from vidbridge.text.released import letter_of, split_options
 
 _TEXTS = ("problem", "solution", "video", "problem_type")
@@ -89,7 +89,7 @@ def parse_row(
     ``problem_type``: no other is right here. Videos are relative to the file's folder unless ``video_path`` says where.
     """
     try:
-        fields = json.loads(line.decode("utf-8"))
+        fields = json.loads(line.decode("utf-8-sig"))  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte 0x{line[error.start]:02x} at place {error.start + 1})") from error
     except json.JSONDecodeError as error:
@@ -103,9 +103,12 @@ def parse_row(
             raise ValueError(f"field '{name}' is missing")
         if not isinstance(fields[name], str) or not fields[name].strip():
             raise ValueError(f"field '{name}' must be a text that is not empty, found {fields[name]!r}")
+        check_unicode(fields[name], name)
     solution = fields["solution"]
     if not (solution.startswith("<answer>") and solution.endswith("</answer>")):
         raise ValueError(f"field 'solution' must be <answer>..</answer>, found {solution!r}")
+    if solution.count("answer>") != 2:
+        raise ValueError(f"field 'solution' must hold one answer, found {solution!r}")
     if problem_type is not None and fields["problem_type"] != problem_type:
         raise ValueError(f"field 'problem_type' must be '{problem_type}' here, found {fields['problem_type']!r}")
     options = fields.pop("options", None)
@@ -121,6 +124,8 @@ def parse_row(
     for name, value in (("uid", uid), ("rationale", rationale)):
         if not isinstance(value, str):
             raise ValueError(f"field '{name}' must be a text, found {value!r}")
+    for name, value in (("uid", uid), ("rationale", rationale), ("options", " ".join(options))):
+        check_unicode(value, name)
     known = {name: fields.pop(name) for name in _TEXTS}
     known["video"] = video_path(known["video"]) if video_path else str(path.parent / known["video"])
     return Row(uid=uid, options=tuple(options), rationale=rationale, meta=fields, **known)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +49,12 @@ class VidbridgeR1(FileDataset):
     def row_problems(self) -> Sequence[str]:
         """Of all its files, whether or not they are skipped."""
         return [line for file in self.files.values() if file for line in JsonlIndex.of(Path(file)).problems]
+
+    def problem_types(self) -> Mapping[str, int]:
+        counts: Counter[str] = Counter()
+        for index in map(self._index, filter(None, self.files.values())):
+            counts.update({name: len(index.places(name)) for name in index.problem_types})
+        return counts
 
     def video_path(self, video: str) -> str:
         """Relative to ``root``, or an absolute path, which must lie in it."""

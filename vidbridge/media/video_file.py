@@ -118,10 +118,11 @@ class VideoFile:
         stream, container = self._stream, self._container
         if stream.duration and stream.time_base is not None:
             return float(stream.duration * stream.time_base)
-        if seconds := _seconds(stream.metadata.get("DURATION", "")):
+        seconds = _seconds(stream.metadata.get("DURATION", "")) or (container.duration or 0) / av.time_base
+        if "matroska" in container.format.name:  # which names the end, and pictures may begin later than the file
+            seconds -= float((stream.start_time or 0) * (stream.time_base or 0))
+        if seconds > 0:
             return seconds
-        if container.duration:
-            return container.duration / av.time_base
         with self._open() as again:
             spans = [(p.pts, p.pts + (p.duration or 0)) for p in again.demux(stream.index) if p.pts is not None]
         ticks = max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0
@@ -157,12 +158,14 @@ class VideoFile:
             if leaves_gaps and packet.pos is not None and packet.pos >= 0:
                 if end is not None and packet.pos > end + MAX_GAP_BYTES:
                     raise self._error("damaged", f"is damaged after byte {end}")
-                end = packet.pos + packet.size
+                end = packet.pos + packet.size + _added_bytes(packet)
             if packet.stream.index == self._stream.index:
                 yield packet
 
     def _time_s(self, frame: av.VideoFrame) -> float:
-        return float(frame.time or 0.0) - self._first_s
+        if frame.time is None:
+            raise self._error("damaged", "has frames without a time")
+        return frame.time - self._first_s
 
     def _frame_at(self, time_s: float) -> av.VideoFrame:
         try:
@@ -210,20 +213,22 @@ class VideoFile:
         # decoding times lead the frame times by a constant, but for key frames with others shown before them
         lead = round(self._first_s / base) - index[0].timestamp
         wanted = round((time_s + self._first_s) / base) - lead
+        has_sought = False
         for _ in range(3):
             place = index.search_timestamp(wanted)
             if place < 0:
-                return
+                break
             key = index[place].timestamp
             if float((key + lead) * base) - self._first_s < here_s + MIN_SKIP_S:
-                return
+                break
             self._container.seek(key, stream=self._stream)
-            self._has_skipped = True
+            self._has_skipped = has_sought = True
             self._go_on()
             if self._ahead is not None and here_s < self._time_s(self._ahead) <= time_s + SLACK_S:
                 return
             wanted = key - 1
-        self._from_the_start()  # an index that lies
+        if has_sought:
+            self._from_the_start()  # an index that lies, or a key frame that is gone
 
     def _from_the_start(self) -> None:
         """Again, frame by frame."""
@@ -269,6 +274,11 @@ def _check_file(path: str) -> None:
         raise VideoError(path, "not_a_file", "is a folder, a pipe or a device, not a file")
     if found.st_size == 0:
         raise VideoError(path, "empty", "is empty")
+
+
+def _added_bytes(packet: av.Packet) -> int:
+    """What a matroska block carries besides its picture: how transparent it is."""
+    return sum(each.data_size for each in packet.iter_sidedata() if each.data_type == "matroska_block_additional")
 
 
 def _seconds(text: str) -> float:

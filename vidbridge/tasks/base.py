@@ -125,9 +125,10 @@ class Row:
             raise DataError(f"{self.uid}: the answer in {self.solution!r} is empty")
         if not self.options and self.problem_type != MULTIPLE_CHOICE:
             return
-        distinct = {" ".join(option.lower().split()) for option in self.options} - {""}
-        if not 2 <= len(distinct) == len(self.options) <= len(LETTERS):
-            raise DataError(f"{self.uid}: options must be 2 to {len(LETTERS)} different texts, found {[*self.options]}")
+        try:
+            check_options(self.options)
+        except ValueError as error:
+            raise DataError(f"{self.uid}: {error}") from error
         letters = LETTERS[: len(self.options)]
         if self.answer not in list(letters):
             raise DataError(f"{self.uid}: the answer must be a letter from A to {letters[-1]}, found {self.answer!r}")
@@ -135,6 +136,20 @@ class Row:
     @property
     def answer(self) -> str:
         return self.solution.removeprefix("<answer>").removesuffix("</answer>").strip()
+
+
+def check_options(options: Sequence[str]) -> None:
+    distinct = {" ".join(option.lower().split()) for option in options} - {""}
+    if not 2 <= len(distinct) == len(options) <= len(LETTERS):
+        raise ValueError(f"options must be 2 to {len(LETTERS)} different texts, found {[*options]}")
+
+
+def check_unicode(text: str, name: str) -> None:
+    """JSON can hold half of a character, which no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"field '{name}' is no Unicode text (half a character at place {error.start + 1})") from error
 
 
 class DrawnRows(Sequence[Row]):

@@ -48,8 +48,10 @@ def check(job: Job, *, strict: bool) -> None:
             else:
                 durations[path] = result
     problems += overlaps(samples)
+    asked = {task.problem_type for task in job.tasks.values()}
     summary = {
         "rows": {f"{split}/{task}": len(group) for (split, task), group in samples.items()},
+        "rows_of_no_task": {name: n for name, n in job.dataset.problem_types().items() if name not in asked},
         "videos": len(videos),
         "unreadable": len(videos) - len(durations),
         "hours": round(sum(durations.values()) / 3600, 3),

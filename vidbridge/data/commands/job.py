@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator, Mapping
@@ -37,3 +39,14 @@ class Job:
                 except NoRows:
                     continue
                 yield split, replace(task, rows=rows)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """DataError while another process works in the folder: both would write the same files."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{folder}: another command works there; wait for it or choose another folder") from error
+        yield
