@@ -1,8 +1,10 @@
 """check, preview and build on data that people would bring."""
 
+import errno
 import json
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -189,3 +191,10 @@ def test_two_commands_do_not_work_in_one_folder(tmp_path):
             pass
     with alone(tmp_path):
         pass
+
+
+def test_a_full_disk_is_named_and_another_error_stays_what_it_is(tmp_path):
+    with pytest.raises(DataError, match="the disk is full .*resume=auto"), alone(tmp_path):
+        raise av.error.OSError(errno.ENOSPC, "No space left on device", "a.mp4")
+    with pytest.raises(PermissionError), alone(tmp_path):
+        raise PermissionError(errno.EACCES, "no")

@@ -276,14 +276,17 @@ def packets(container):
     return [packet for packet in container.demux(video=0) if packet.size]
 
 
-def test_frames_without_a_time_are_refused(tmp_path):
-    """Packets before the beginning of time, which matroska cannot hold."""
+def test_a_beginning_that_cannot_be_shown_is_refused(tmp_path):
+    """Packets before time 0, which matroska cannot hold: the first key frame with a time is the 15th frame."""
     times_ms = [100 * k - 730 for k in range(40)]
     options = {"avoid_negative_ts": "disabled"}
-    counting(tmp_path / "a.mkv", times_ms=times_ms, gop=8, bf="2", preset="veryfast", container=options)
-    with av.open(str(tmp_path / "a.mkv")) as container:
+    frames = [np.random.default_rng(k).integers(0, 256, (48, 64, 3), np.uint8) for k in range(40)]
+    path = write_video(
+        tmp_path / "a.mkv", frames, times_ms=times_ms, gop=8, bf="2", preset="veryfast", container=options
+    )
+    with av.open(str(path)) as container:
         assert any(frame.time is None for frame in container.decode(video=0))
-    assert refused(tmp_path / "a.mkv") == "damaged"
+    assert refused(path) == "damaged"
 
 
 def test_frames_come_in_the_size_of_the_budget(tmp_path):

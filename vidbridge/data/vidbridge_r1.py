@@ -43,7 +43,8 @@ class VidbridgeR1(FileDataset):
         if not own or split == "train":
             places = places[self._parts(index)[places] == SPLITS.index(split)]
         if not len(places):
-            raise NoRows(f"{index.path}: no {split} row has problem_type '{task.problem_type}'")
+            part = "" if own else f", with data.held_out_frac={self.held_out_frac:g} and no data.files.{split}"
+            raise NoRows(f"{index.path}: no {split} row has problem_type '{task.problem_type}'{part}")
         return JsonlRows(index, places, task.problem_type, self.video_path)
 
     def row_problems(self) -> Sequence[str]:

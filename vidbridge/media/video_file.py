@@ -111,6 +111,9 @@ class VideoFile:
         if self._ahead is None:
             raise self._error("no_frames", "not one frame can be decoded")
         self._first_s = float(self._ahead.time or 0.0)
+        start_s = float((stream.start_time or 0) * (stream.time_base or 0))
+        if self._skips and self._first_s > start_s + END_TOLERANCE_S:  # all times would be wrong by so much
+            raise self._error("damaged", f"its first frame is at {self._first_s:.2f} s, it begins at {start_s:.2f} s")
         self.height, self.width = self._upright(self._ahead).shape[:2]
 
     def _duration_s(self) -> float:
@@ -163,9 +166,7 @@ class VideoFile:
                 yield packet
 
     def _time_s(self, frame: av.VideoFrame) -> float:
-        if frame.time is None:
-            raise self._error("damaged", "has frames without a time")
-        return frame.time - self._first_s
+        return float(frame.time or 0.0) - self._first_s
 
     def _frame_at(self, time_s: float) -> av.VideoFrame:
         try:

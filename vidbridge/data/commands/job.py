@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -43,10 +44,15 @@ class Job:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """DataError while another process works in the folder: both would write the same files."""
+    """DataError while another process works in the folder, for both would write the same files; and for a full disk."""
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"{folder}: another command works there; wait for it or choose another folder") from error
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DataError(f"{folder}: the disk is full ({error}); make room and go on with resume=auto") from error
