@@ -21,8 +21,8 @@ from typing import Callable, Iterator, Sequence
 from vidbridge.judges import serve
 
 FAULTS = (
-    "status_429", "status_500", "status_503", "drop", "cut", "html", "nested", "no_choices", "prose", "fence", "wrong_key",
-    "out_of_range", "half_a_character", "empty", "null",
+    "status_429", "status_500", "status_503", "drop", "cut", "html", "nested", "no_choices", "prose", "fence",
+    "wrong_key", "out_of_range", "half_a_character", "empty", "null",
 )  # fmt: skip
 _BODIES = {"cut": b'{"choices": [{"mess', "html": b"<html>Bad gateway</html>", "nested": b"[" * 100_000}
 _TEXTS = {
