@@ -144,8 +144,8 @@ class OpenAIChat:
                 timeout_s,  # the client's own limit is one of each read: a server that drips would outlast it
             )
         except openai.APIError as error:
-            least_s = retry_after_s(error) if passes(error) else None
-            return JudgeUnavailable(self._shown(error.message, error.__cause__)), least_s
+            why = self._shown(error.message, error.__cause__)
+            return JudgeUnavailable(why), retry_after_s(error) if passes(error) else None
         except TimeoutError:
             return JudgeUnavailable(f"no whole response within {timeout_s:.1f} s"), 0.0
         except (ValueError, RecursionError):  # nested without end
@@ -208,7 +208,7 @@ def key_from(variable: str | None) -> str:
     if not key:
         raise ConfigError(f"judge: api_key_env names the environment variable {variable}, which is not set")
     if not re.fullmatch(r"[!-~]+", key):
-        raise ConfigError(f"judge: the key in {variable} has characters that no header takes, a blank or line end?")
+        raise ConfigError(f"judge: the key in {variable} has blanks, line ends or other signs that no header takes")
     return key
 
 
