@@ -140,6 +140,27 @@ def test_what_is_missing_is_named(tmp_path, overrides):
             evaluate.judge_agreement(launch.to_dataclasses(cfg), launch.public(cfg), tmp_path)
 
 
+def test_a_label_may_hold_other_ends_of_lines(tmp_path):
+    request = JudgeRequest(kind="grade", question="What?", reference="it grows", text="it\u2028grows\x85")
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps(labelled(request, '{"score": 2}'), ensure_ascii=False) + "\n", encoding="utf-8")
+    assert LabelledJudge(str(path)).ask([request]) == ['{"score": 2}']
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"task": "qa", "ques', "completions.jsonl has a line that is not JSON"),
+        ('{"task": "qa", "question": "What?"}\n', r"completions.jsonl:1 is no completion, it lacks \['completion', 'ref"),
+        ("[]\n", "completions.jsonl:1 is no completion"),
+    ],
+)
+def test_what_is_no_file_of_completions_is_named(tmp_path, text, message):
+    (tmp_path / "completions.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_rows(str(tmp_path / "completions.jsonl"))
+
+
 def test_no_such_file():
     with pytest.raises(ConfigError, match="agreement.completions must be"):
         read_rows("/no/such/file.jsonl")

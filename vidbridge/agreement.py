@@ -33,6 +33,7 @@ from vidbridge.text.untrusted import says_nothing
 from vidbridge.track.metrics_file import read_lines
 from vidbridge.track.page import write_page
 
+_COLUMNS = {"task", "question", "reference", "completion"}  # what is asked about
 CLASSES: Mapping[Kind, tuple[Any, ...]] = {"grade": (0, 1, 2), "verdict": (False, True), "entail": LABELS}
 
 
@@ -124,7 +125,15 @@ def read_rows(path: str | None) -> list[dict[str, Any]]:
     """The lines of a completions.jsonl."""
     if path is None or not Path(path).is_file():
         raise ConfigError(f"agreement.completions must be the completions.jsonl of a run, got {path}")
-    return read_lines(Path(path))
+    try:
+        rows = read_lines(Path(path))
+    except ValueError as error:
+        raise ConfigError(f"agreement.completions: {path} has a line that is not JSON: {error}") from error
+    for number, row in enumerate(rows, start=1):
+        missing = _COLUMNS - row.keys() if isinstance(row, dict) else _COLUMNS
+        if missing:
+            raise ConfigError(f"agreement.completions: {path}:{number} is no completion, it lacks {sorted(missing)}")
+    return rows
 
 
 def report(asked: Sequence[Asked], folder: Path) -> None:
