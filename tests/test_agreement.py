@@ -21,8 +21,9 @@ from vidbridge.judges.labels import LabelledJudge, labelled
 def rows_of(task, reference, *answers):
     """As completions.jsonl has them."""
     return [
-        {"step": 1, "uid": f"{task}/0", "task": task, "question": "What?", "reference": reference, "video": "0.mp4",
-         "completion": completion.text, "finished": True, "total": 1.0, "gates": {}, "terms": {}}
+        {"step": 1, "stage": "training", "uid": f"{task}/0", "task": task, "question": "What?", "reference": reference,
+         "video": "0.mp4", "completion": completion.text, "finished": True, "total": 1.0, "advantage": None,
+         "gates": {}, "terms": {}}
         for completion in said(*answers)
     ]  # fmt: skip
 
@@ -151,7 +152,7 @@ def test_a_label_may_hold_other_ends_of_lines(tmp_path):
     "text, message",
     [
         ('{"task": "qa", "ques', "completions.jsonl has a line that is not JSON"),
-        ('{"task": "qa", "question": "What?"}\n', r"completions.jsonl:1 is no completion, it lacks \['completion', 'ref"),
+        ('{"task": "qa", "question": "What?"}\n', "completions.jsonl:1 is no completion, it lacks step, stage"),
         ("[]\n", "completions.jsonl:1 is no completion"),
     ],
 )

@@ -30,10 +30,10 @@ from vidbridge.judges.labels import labelled
 from vidbridge.rewards.base import GatedSum
 from vidbridge.text.tags import answer_of
 from vidbridge.text.untrusted import says_nothing
+from vidbridge.track.completions import COLUMNS
 from vidbridge.track.metrics_file import read_lines
 from vidbridge.track.page import write_page
 
-_COLUMNS = {"task", "question", "reference", "completion"}  # what is asked about
 CLASSES: Mapping[Kind, tuple[Any, ...]] = {"grade": (0, 1, 2), "verdict": (False, True), "entail": LABELS}
 
 
@@ -130,9 +130,9 @@ def read_rows(path: str | None) -> list[dict[str, Any]]:
     except ValueError as error:
         raise ConfigError(f"agreement.completions: {path} has a line that is not JSON: {error}") from error
     for number, row in enumerate(rows, start=1):
-        missing = _COLUMNS - row.keys() if isinstance(row, dict) else _COLUMNS
+        missing = [name for name in COLUMNS if not isinstance(row, dict) or name not in row]
         if missing:
-            raise ConfigError(f"agreement.completions: {path}:{number} is no completion, it lacks {sorted(missing)}")
+            raise ConfigError(f"agreement.completions: {path}:{number} is no completion, it lacks {', '.join(missing)}")
     return rows
 
 
