@@ -21,9 +21,9 @@ from vidbridge.judges.labels import LabelledJudge, labelled
 def rows_of(task, reference, *answers):
     """As completions.jsonl has them."""
     return [
-        {"step": 1, "stage": "training", "uid": f"{task}/0", "task": task, "advantage": None, "question": "What?",
-         "reference": reference, "video": "0.mp4", "completion": completion.text, "finished": True,
-         "total": 1.0, "gates": {}, "terms": {}}
+        {"step": 1, "stage": "training", "uid": f"{task}/0", "task": task, "question": "What?", "reference": reference,
+         "video": "0.mp4", "completion": completion.text, "finished": True, "total": 1.0, "advantage": None,
+         "gates": {}, "terms": {}}
         for completion in said(*answers)
     ]  # fmt: skip
 
@@ -141,13 +141,35 @@ def test_what_is_missing_is_named(tmp_path, overrides):
             evaluate.judge_agreement(launch.to_dataclasses(cfg), launch.public(cfg), tmp_path)
 
 
+def test_a_label_may_hold_other_ends_of_lines(tmp_path):
+    request = JudgeRequest(kind="grade", question="What?", reference="it grows", text="it\u2028grows\x85")
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps(labelled(request, '{"score": 2}'), ensure_ascii=False) + "\n", encoding="utf-8")
+    assert LabelledJudge(str(path)).ask([request]) == ['{"score": 2}']
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"task": "qa", "ques', "completions.jsonl has a line that is not JSON"),
+        ('{"task": "qa", "question": "What?"}\n', "completions.jsonl:1 is no completion, it lacks step, stage"),
+        ("[]\n", "completions.jsonl:1 is no completion"),
+    ],
+)
+def test_what_is_no_file_of_completions_is_named(tmp_path, text, message):
+    (tmp_path / "completions.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_rows(str(tmp_path / "completions.jsonl"))
+
+
 def test_no_such_file():
     with pytest.raises(ConfigError, match="agreement.completions must be"):
         read_rows("/no/such/file.jsonl")
 
 
-def test_a_row_of_something_else(tmp_path):
+@pytest.mark.parametrize("line", ['{"step": 1}', "[]", "{"])
+def test_a_line_of_something_else(tmp_path, line):
     path = tmp_path / "completions.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in [ROWS[0], {"step": 1}]))
-    with pytest.raises(ConfigError, match="completions.jsonl:2: no row .* which has a 'stage'"):
+    path.write_text(f"{json.dumps(ROWS[0])}\n{line}\n")
+    with pytest.raises(ConfigError, match="completions.jsonl(:2 is no completion, it lacks st| has a line that)"):
         read_rows(str(path))

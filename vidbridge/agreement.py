@@ -125,10 +125,14 @@ def read_rows(path: str | None) -> list[dict[str, Any]]:
     """The lines of a completions.jsonl; ConfigError names one that is none."""
     if path is None or not Path(path).is_file():
         raise ConfigError(f"agreement.completions must be the completions.jsonl of a run, got {path}")
-    rows = read_lines(Path(path))
+    try:
+        rows = read_lines(Path(path))
+    except ValueError as error:
+        raise ConfigError(f"agreement.completions: {path} has a line that is not JSON: {error}") from error
     for number, row in enumerate(rows, start=1):
-        if missing := [name for name in COLUMNS if name not in row]:
-            raise ConfigError(f"{path}:{number}: no row of a run's completions.jsonl, which has a '{missing[0]}'")
+        missing = [name for name in COLUMNS if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise ConfigError(f"agreement.completions: {path}:{number} is no completion, it lacks {', '.join(missing)}")
     return rows
 
 

@@ -23,6 +23,7 @@ from tests.rewards.builders import said, sample
 from tests.rewards.test_yamls import build as build_reward
 from tests.test_scoring import group_of
 from vidbridge import launch
+from vidbridge.judges import serve
 from vidbridge.judges.exact import ExactJudge
 from vidbridge.judges.prompts import chat_prompt, read_request
 from vidbridge.scoring import score_groups
@@ -55,6 +56,13 @@ def url():
 
 def test_the_served_judge_is_the_exact_judge(url):
     assert openai_judge(url).ask(every_kind()) == ExactJudge().ask(every_kind())
+
+
+def test_a_port_in_use_is_named(url, capsys):
+    port = url.split(":")[-1].removesuffix("/v1")
+    with pytest.raises(SystemExit):
+        serve.main(["--port", port])
+    assert f"cannot listen at port {port}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

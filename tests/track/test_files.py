@@ -22,6 +22,12 @@ def test_lines_come_back_as_written_and_what_is_not_finite_is_a_gap(tmp_path):
     assert series(read_lines(path), "b") == ([], [])
 
 
+def test_any_text_stays_on_its_line(tmp_path):
+    line = {"completion": "it\u2028grows\x85and\u2029spins\x0c\x1d\r\n"}
+    append_line(tmp_path / "completions.jsonl", line)
+    assert read_lines(tmp_path / "completions.jsonl") == [line]
+
+
 @pytest.mark.filterwarnings("error")
 def test_curves_are_drawn_from_whatever_there_is(tmp_path):
     grpo = [{"step": step, "reward/qa/total": 0.1 * step, "policy/entropy": 2.0} for step in range(3)]

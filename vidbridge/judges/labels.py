@@ -23,7 +23,7 @@ class LabelledJudge(Judge):
         self.path = path
         self._replies: dict[JudgeRequest, str] = {}
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8").split("\n")  # a text may hold other ends of lines
         except OSError as error:
             raise ConfigError(f"judge: cannot read the labels: {error}") from error
         for number, line in enumerate(lines, start=1):

@@ -1,9 +1,10 @@
 """The exact judge behind the OpenAI protocol, on this machine alone: the remote path without a model.
 
     python -m vidbridge.judges.serve --port 8000 &
-    python train.py judge=openai
+    python train.py judge=openai judge.answers.model=exact
 
-It understands vidbridge's judge prompts about the shapes world and nothing else.
+It understands vidbridge's judge prompts about the shapes world and nothing else. It answers to any name; with one of
+its own, the cache does not take its replies for those of a model.
 """
 
 from __future__ import annotations
@@ -81,7 +82,12 @@ def completion(text: str, model: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
-    with Server((HOST, parser.parse_args(argv).port), Handler) as server:
+    port = parser.parse_args(argv).port
+    try:
+        listening = Server((HOST, port), Handler)
+    except (OSError, OverflowError) as error:
+        parser.error(f"cannot listen at port {port}: {error}; choose another with --port")
+    with listening as server:
         print(f"http://{HOST}:{server.server_address[1]}/v1", flush=True)
         try:
             server.serve_forever()

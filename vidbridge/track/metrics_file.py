@@ -20,7 +20,8 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as file:  # splitlines() would end a line at U+2028 in a completion too
+        return [json.loads(line) for line in file]
 
 
 def series(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
