@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from vidbridge import dist
+from vidbridge.data import journal
 from vidbridge.data.cost import estimated_tokens
 from vidbridge.data.prefetch import one_torch_thread
 from vidbridge.media.reader import VideoReader
@@ -53,8 +53,8 @@ class BadSamples:
         self._shared_asked = self._shared_bad = 0
         self._news = _News()
         self._lock = threading.Lock()
-        lines = path.read_text(encoding="utf-8").splitlines() if path is not None and path.exists() else []
-        self._uids = {json.loads(line)["uid"] for line in lines}  # of the run that this one goes on with
+        lines = [] if path is None else journal.read(path)
+        self._uids = {line["uid"] for line in lines}  # of the run that this one goes on with
 
     @property
     def num_asked(self) -> int:
@@ -114,8 +114,7 @@ class BadSamples:
             return
         self._uids.add(line["uid"])
         if self.path is not None and dist.is_first():
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            journal.append(self.path, [line])
 
     def _check(self, num_asked: int, num_bad: int, last: str = "one known from before") -> None:
         if num_bad > self.max_frac * max(num_asked, FIRST):

@@ -40,7 +40,7 @@ def whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         return [], 0
     whole = path.read_bytes()
     whole = whole[: whole.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.decode("utf-8").splitlines()], len(whole)
+    return [json.loads(line) for line in whole.splitlines()], len(whole)
 
 
 def _finite(value: Any) -> Any:
