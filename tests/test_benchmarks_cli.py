@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import random_clip
+from vidbridge.journal import read_lines, whole_lines
 from vidbridge.media.write import write_mp4
-from vidbridge.track.metrics_file import read_lines, whole_lines
 
 ROOT = Path(__file__).parents[1]
 NUM_VIDEOS, NUM_QUESTIONS = 4, 60

@@ -15,10 +15,10 @@ import train
 from tests.composing import composed, small_run
 from vidbridge import checkpoint, launch
 from vidbridge.checkpoint import Checkpointer, CheckpointError, check_same, newest, verify, write_checkpoint
+from vidbridge.journal import read_lines
 from vidbridge.policy.engine_local import LocalEngine
 from vidbridge.seeding import random_state, seed_everything, set_random_state
 from vidbridge.stopping import Stopped
-from vidbridge.track.metrics_file import read_lines
 
 
 def fill(folder):

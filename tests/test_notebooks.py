@@ -11,10 +11,10 @@ import pytest
 from tests.conftest import random_clip
 from tests.test_ablations import study_in, write_results
 from tests.track.builders import group
+from vidbridge.journal import append_lines
 from vidbridge.media.write import write_mp4
 from vidbridge.track.completions import completion_rows
 from vidbridge.track.items import item_row
-from vidbridge.track.metrics_file import append_line
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -30,9 +30,9 @@ def test_notebook_runs(path, tmp_path):
     write_mp4(random_clip(8, 16, 16, fps=8.0), tmp_path / "clip.mp4", fps=8)
     written = group(totals=(1.0, 0.0), video=str(tmp_path / "clip.mp4"))
     for row in completion_rows(1, [written]):
-        append_line(tmp_path / "completions.jsonl", row)
+        append_lines(tmp_path / "completions.jsonl", [row])
     for when in ("before", "after"):
-        append_line(tmp_path / "items.jsonl", {"when": when, "kind": "greedy", **item_row(written)})
+        append_lines(tmp_path / "items.jsonl", [{"when": when, "kind": "greedy", **item_row(written)}])
     study_in(tmp_path)
     write_results(tmp_path / "results" / "study")
     cells = json.loads(path.read_text())["cells"]

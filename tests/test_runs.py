@@ -12,8 +12,8 @@ from vidbridge import launch, runs
 from vidbridge.benchmark import items_so_far
 from vidbridge.checkpoint import CheckpointError, newest
 from vidbridge.config import ConfigError
+from vidbridge.journal import read_lines
 from vidbridge.track.console import Console
-from vidbridge.track.metrics_file import read_lines
 from vidbridge.track.tracker import Tracker
 
 RANDOM = "seed=3"  # another than the default

@@ -12,7 +12,7 @@ from tests.composing import composed, config_of, small_run
 from vidbridge import build, launch
 from vidbridge.config import ConfigError
 from vidbridge.data.rows import DataError
-from vidbridge.track.metrics_file import read_lines
+from vidbridge.journal import read_lines
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vidbridge.config import ConfigError
+from vidbridge.journal import read_lines
 from vidbridge.judges.base import (
     LABELS,
     Judge,
@@ -31,7 +32,6 @@ from vidbridge.rewards.base import GatedSum
 from vidbridge.text.tags import answer_of
 from vidbridge.text.untrusted import says_nothing
 from vidbridge.track.completions import COLUMNS
-from vidbridge.track.metrics_file import read_lines
 from vidbridge.track.page import write_page
 
 CLASSES: Mapping[Kind, tuple[Any, ...]] = {"grade": (0, 1, 2), "verdict": (False, True), "entail": LABELS}

@@ -13,8 +13,8 @@ from vidbridge import dist
 from vidbridge.checkpoint import FREE, check_same
 from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, Split, TaskMixConfig
 from vidbridge.evaluate import Evaluator, held_out
+from vidbridge.journal import whole_lines
 from vidbridge.track.items import ITEMS
-from vidbridge.track.metrics_file import whole_lines
 from vidbridge.track.tracker import Tracker
 
 FREE_HERE = [key for key in FREE if key != "benchmark"]  # what may differ when an evaluation goes on

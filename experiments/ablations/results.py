@@ -17,8 +17,9 @@ from typing import Any, Iterator, Mapping, Sequence
 import numpy as np
 
 from vidbridge.config import ConfigError
+from vidbridge.journal import read_lines
 from vidbridge.track.items import ITEMS, earned, is_scored
-from vidbridge.track.metrics_file import METRICS, read_lines, series
+from vidbridge.track.metrics_file import METRICS, series
 from vidbridge.track.tracker import SUMMARY
 
 

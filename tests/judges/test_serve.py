@@ -23,11 +23,11 @@ from tests.rewards.builders import said, sample
 from tests.rewards.test_yamls import build as build_reward
 from tests.test_scoring import group_of
 from vidbridge import launch
+from vidbridge.journal import read_lines
 from vidbridge.judges import serve
 from vidbridge.judges.exact import ExactJudge
 from vidbridge.judges.prompts import chat_prompt, read_request
 from vidbridge.scoring import score_groups
-from vidbridge.track.metrics_file import read_lines
 
 ROOT = Path(__file__).parents[2]
 

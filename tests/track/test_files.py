@@ -5,17 +5,18 @@ import json
 import pytest
 
 from tests.track.builders import group
+from vidbridge.journal import append_lines, read_lines
 from vidbridge.track.completions import COLUMNS, completion_rows
 from vidbridge.track.curves import draw_curves
 from vidbridge.track.diagnosis import draw_diagnosis
-from vidbridge.track.metrics_file import append_line, read_lines, series
+from vidbridge.track.metrics_file import series
 from vidbridge.track.page import MAX_EMBEDDED_BYTES, write_page
 
 
 def test_lines_come_back_as_written_and_what_is_not_finite_is_a_gap(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    append_line(path, {"step": 1, "a": 0.5, "b": float("nan"), "c": float("inf")})
-    append_line(path, {"step": 2, "a": 1.0})
+    append_lines(path, [{"step": 1, "a": 0.5, "b": float("nan"), "c": float("inf")}])
+    append_lines(path, [{"step": 2, "a": 1.0}])
     assert [json.loads(line) for line in path.read_text().splitlines()] == read_lines(path)
     assert read_lines(path)[0] == {"step": 1, "a": 0.5, "b": None, "c": None}
     assert series(read_lines(path), "a") == ([1, 2], [0.5, 1.0])
@@ -24,7 +25,7 @@ def test_lines_come_back_as_written_and_what_is_not_finite_is_a_gap(tmp_path):
 
 def test_any_text_stays_on_its_line(tmp_path):
     line = {"completion": "it\u2028grows\x85and\u2029spins\x0c\x1d\r\n"}
-    append_line(tmp_path / "completions.jsonl", line)
+    append_lines(tmp_path / "completions.jsonl", [line])
     assert read_lines(tmp_path / "completions.jsonl") == [line]
 
 

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console as RichConsole
 
 from tests.track.builders import group
+from vidbridge.journal import read_lines
 from vidbridge.media.write import write_mp4
 from vidbridge.track import wandb_sink
 from vidbridge.track.console import Console
-from vidbridge.track.metrics_file import read_lines
 from vidbridge.track.tracker import SilentTracker, Tracker, headline
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
 from vidbridge.types import Clip, StepResult

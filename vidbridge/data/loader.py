@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from vidbridge import dist
-from vidbridge.data import journal
 from vidbridge.data.cost import estimated_tokens
 from vidbridge.data.prefetch import one_torch_thread
+from vidbridge.journal import append_lines, resumed_lines
 from vidbridge.media.reader import VideoReader
 from vidbridge.media.video_file import VideoError
 from vidbridge.policy.processor import Processor
@@ -53,7 +53,7 @@ class BadSamples:
         self._shared_asked = self._shared_bad = 0
         self._news = _News()
         self._lock = threading.Lock()
-        lines = [] if path is None else journal.read(path)
+        lines = [] if path is None else resumed_lines(path)
         self._uids = {line["uid"] for line in lines}  # of the run that this one goes on with
 
     @property
@@ -114,7 +114,7 @@ class BadSamples:
             return
         self._uids.add(line["uid"])
         if self.path is not None and dist.is_first():
-            journal.append(self.path, [line])
+            append_lines(self.path, [line])
 
     def _check(self, num_asked: int, num_bad: int, last: str = "one known from before") -> None:
         if num_bad > self.max_frac * max(num_asked, FIRST):

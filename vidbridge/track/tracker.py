@@ -12,13 +12,14 @@ from typing import Any, Callable, Mapping, Self, Sequence
 import numpy as np
 from rich.console import Console as RichConsole
 
+from vidbridge.journal import append_lines, read_lines
 from vidbridge.track.completions import completion_rows
 from vidbridge.track.console import Console
 from vidbridge.track.curves import draw_curves
 from vidbridge.track.diagnosis import draw_diagnosis
 from vidbridge.track.dips import early_dips
 from vidbridge.track.items import ITEMS
-from vidbridge.track.metrics_file import METRICS, append_line, read_lines
+from vidbridge.track.metrics_file import METRICS
 from vidbridge.track.page import write_page
 from vidbridge.track.wandb_sink import WandbSink
 from vidbridge.types import Group, StepResult
@@ -104,18 +105,17 @@ class Tracker:
         self, step: int, groups: Sequence[Group], stage: str, advantages: Sequence[Sequence[float]] = ()
     ) -> None:
         rows = completion_rows(step, groups, stage=stage, advantages=advantages)
-        for row in rows:
-            append_line(self.run_dir / COMPLETIONS, row)
+        if rows:
+            append_lines(self.run_dir / COMPLETIONS, rows)
         if rows and self.wandb is not None:
             self.wandb.completions(step, rows)
 
     def items(self, when: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """What each held-out item wrote and earned: of the evaluation ``when``, ``kind`` sampled or greedy."""
-        for row in rows:
-            append_line(self.run_dir / ITEMS, {"when": when, "kind": kind, **row})
+        append_lines(self.run_dir / ITEMS, [{"when": when, "kind": kind, **row} for row in rows])
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        append_line(self.run_dir / METRICS, {"step": step, **metrics})
+        append_lines(self.run_dir / METRICS, [{"step": step, **metrics}])
         if self.wandb is not None:
             self.wandb.log(step, metrics)
 

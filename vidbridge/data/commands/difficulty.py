@@ -14,9 +14,9 @@ import numpy as np
 from rich.progress import Progress
 
 from vidbridge import dist
-from vidbridge.data import journal
 from vidbridge.data.commands.job import Job
 from vidbridge.data.rows import write_rows
+from vidbridge.journal import append_lines, resumed_lines
 from vidbridge.tasks.base import DataError, Row, Task
 from vidbridge.types import Group, RewardBreakdown, Sample
 
@@ -71,7 +71,7 @@ def answered(batches: Iterator[list[Group]], path: Path, most: float, name: str,
                 if group.trainable
             }
             if dist.is_first():
-                journal.append(path, [{"uid": uid, "scores": each} for uid, each in batch.items()])
+                append_lines(path, [{"uid": uid, "scores": each} for uid, each in batch.items()])
             fresh |= batch
             progress.advance(bar, len(groups))
     return fresh
@@ -103,4 +103,4 @@ def stays(scores: Sequence[float], task: Task, spread: str, threshold: float) ->
 
 
 def known(path: Path) -> Scores:
-    return {line["uid"]: line["scores"] for line in journal.read(path)}
+    return {line["uid"]: line["scores"] for line in resumed_lines(path)}

@@ -16,11 +16,11 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 from PIL import Image
 from rich.progress import track
 
-from vidbridge.data import journal
 from vidbridge.data.annotations import Annotation
 from vidbridge.data.commands.job import Job
 from vidbridge.data.commands.preview import STYLE, contact_sheet
 from vidbridge.data.raw import Raw, part
+from vidbridge.journal import append_lines, resumed_lines
 from vidbridge.judges.base import JudgeUnavailable, Reply
 from vidbridge.judges.model import Said
 from vidbridge.judges.prompts import Chat
@@ -108,13 +108,13 @@ def write_qa(job: Job, write: Write) -> None:
     clips = job.dataset.annotated[: job.number]
     path = job.folder / WRITTEN
     (job.folder / SHEETS).mkdir(exist_ok=True)
-    done = {line["uid"] for line in journal.read(path)}
+    done = {line["uid"] for line in resumed_lines(path)}
     missing = [known for known in clips if known.uid not in done]
     failures: list[str] = []
     chunks = [missing[first : first + AT_ONCE] for first in range(0, len(missing), AT_ONCE)]
     for chunk in track(chunks, description=f"{len(missing)} clips, {AT_ONCE} at a time"):
         failures += write_some(job, chunk, write)
-    lines = journal.read(path)
+    lines = resumed_lines(path)
     (job.folder / PAGE).write_text(page(lines), encoding="utf-8")
     for failure in failures[:20]:
         print(failure)
@@ -148,7 +148,7 @@ def write_some(job: Job, chunk: Sequence[Annotation], write: Write) -> Iterator[
         contact_sheet(clip, [0] * len(clip.frames)).save(job.folder / sheet_of(known.uid))
         line = {"uid": known.uid, "video": known.video, "question": question, "answer": answer}
         times = {"start_s": known.start_s, "end_s": known.end_s, "duration_s": known.duration_s}
-        journal.append(job.folder / WRITTEN, [line | {name: value for name, value in times.items() if value}])
+        append_lines(job.folder / WRITTEN, [line | {name: value for name, value in times.items() if value}])
 
 
 def sheet_of(uid: str) -> str:
