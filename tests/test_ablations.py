@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments.ablations import manifest, results
-from experiments.ablations.manifest import Manifest, Row
+from experiments.ablations.manifest import Claim, Manifest, Row
 from experiments.ablations.report import write_report
 from experiments.ablations.results import Item, Result, Settings
 from experiments.ablations.running import REPOSITORY, Run, run_missing, runs_of
@@ -31,6 +31,8 @@ common: [steps=4]
 rows:
   naive: {title: QA + caption, overrides: [task_mix=naive]}
   proxy: {title: all four, overrides: [task_mix=proxy], paper: {Video-MME: 64.3}}
+claims:
+  - {says: proxies help, task: qa, higher: proxy, lower: naive}
 """
 # What a run leaves, in no time; it notes that it was started, fails where it is told to, and waits where it is told to.
 FAKE_RUN = """
@@ -94,6 +96,8 @@ MISTAKES = {
     "[task_mix=proxy]": ("[task_mix=proxy, seed=3]", ["rows.proxy: seed=3", "every run"]),
     "[task_mix=proxy], ": ("[steps=5], ", ["steps shall be equal", "5 in rows.proxy", "4 in rows.naive"]),
     "title: all four": ("titel: all four", ["titel"]),
+    "higher: proxy": ("higher: prox", ["claims[0]", "no row 'prox'", "Did you mean 'proxy'?"]),
+    "task: qa": ("task: quiz", ["claims[0]", "no task 'quiz'"]),
     "question: ": ("question: [", [""]),
 }
 
@@ -139,7 +143,7 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(tmp_path, faked, cap
 
 def test_the_same_settings_in_another_study_are_not_run_again(tmp_path, faked):
     run_missing(runs_in(tmp_path), jobs=2, console=Console())
-    text = STUDY.replace("rows:\n  naive", "rows:\n  renamed").replace("baseline: naive", "baseline: proxy")
+    text = STUDY.replace("rows:\n  naive", "rows:\n  renamed").replace(": naive", ": renamed")
     other = runs_in(tmp_path, study_in(tmp_path, text, "other"))
     assert run_missing(other, jobs=1, console=Console()) == []
     assert [starts(run) for run in other] == [0, 0, 0, 0]
@@ -255,6 +259,30 @@ def test_the_report_has_the_numbers_and_says_what_is_missing(tmp_path):
     assert "| all four | +50.0 [0.0, 100.0] | +0.0 [0.0, 0.0] |" in text
     assert "| all four | 4 | 10 | 5 |" in text  # cost
     assert "of 1 differences to QA + caption, 1 have the paper's sign, 0 of them clearly" in text
+
+
+def test_a_claim_holds_where_the_whole_interval_does(tmp_path):
+    claims = [("qa", "proxy", "naive"), ("qa", "naive", "proxy"), ("caption", "proxy", "naive")]
+    said = [Claim(says=f"claim {n}", task=task, higher=one, lower=two) for n, (task, one, two) in enumerate(claims)]
+    for seed in (0, 1):
+        results.write(result_of(seed, [0, 0], recall=[1.0], precision=[1.0]), tmp_path / f"naive-seed{seed}.jsonl.gz")
+        results.write(result_of(seed, [1, 1], recall=[1.0], precision=[1.0]), tmp_path / f"proxy-seed{seed}.jsonl.gz")
+    text = write_report("study", dataclasses.replace(two_rows(), claims=said), tmp_path)
+    gain, loss = "+100.0 [100.0, 100.0]", "-100.0 [-100.0, -100.0]"
+    lines = [line for line in text.splitlines() if line.startswith("| claim ")]
+    assert lines == [
+        "| claim | difference | paper | greedy | sampled |",
+        f"| claim 0 | proxy - naive, QA accuracy % | +4.3 | **holds**: {gain} | **holds**: {gain} |",
+        f"| claim 1 | naive - proxy, QA accuracy % | -4.3 | **the opposite**: {loss} | **the opposite**: {loss} |",
+        "| claim 2 | proxy - naive, caption F1 % | - | not seen: +0.0 [0.0, 0.0] | not seen: +0.0 [0.0, 0.0] |",
+    ]
+
+
+def test_a_claim_about_what_has_not_run_is_open(tmp_path):
+    results.write(result_of(0, [1]), tmp_path / "naive-seed0.jsonl.gz")
+    claims = [Claim(says="claim", task="qa", higher="proxy", lower="naive")]
+    text = write_report("study", dataclasses.replace(two_rows(), claims=claims), tmp_path)
+    assert "| claim | proxy - naive, QA accuracy % | +4.3 | not run | not run |" in text
 
 
 def test_the_report_comes_out_byte_by_byte_from_a_copy_of_the_results(tmp_path):

@@ -33,6 +33,16 @@ class Row:
 
 
 @dataclass
+class Claim:
+    """What the study is to find out: that one row scores higher in a task than another."""
+
+    says: str = MISSING
+    task: str = MISSING
+    higher: str = MISSING  # a row
+    lower: str = MISSING
+
+
+@dataclass
 class Manifest:
     """A study: every row with every seed."""
 
@@ -42,6 +52,7 @@ class Manifest:
     equal: List[str] = field(default_factory=list)  # keys of the configuration, the same in all rows that train
     common: List[str] = field(default_factory=list)  # overrides of every row, before its own
     rows: Dict[str, Row] = MISSING
+    claims: List[Claim] = field(default_factory=list)
 
     def overrides(self, row: str) -> list[str]:
         return [*self.common, *self.rows[row].overrides]
@@ -80,10 +91,12 @@ def check(manifest: Manifest) -> None:
     require_known("row", manifest.baseline, manifest.rows, "baseline")
     seen: dict[str, str] = {}
     values: dict[str, tuple[str, Any]] = {}
+    tasks: dict[str, Any] = {}
     for name, row in manifest.rows.items():
         if not _ROW_NAME.fullmatch(name):
             raise ConfigError(f"rows.{name}: a name is made of a-z, 0-9 and _")
         config = composed(name, manifest.overrides(name))
+        tasks[name] = config.tasks
         same = seen.setdefault(f"{row.trains} {config}", name)
         if same != name:
             raise ConfigError(f"rows.{name} is the same as rows.{same}")
@@ -98,6 +111,10 @@ def check(manifest: Manifest) -> None:
                         f"{key} shall be equal, but is {value} in rows.{name} and {expected} in rows.{first}; "
                         f"if the row is there to vary it, say so in rows.{name}.unequal"
                     )
+    for place, claim in enumerate(manifest.claims):
+        for row_name in (claim.higher, claim.lower):
+            require_known("row", row_name, manifest.rows, f"claims[{place}]")
+            require_known("task", claim.task, tasks[row_name], f"claims[{place}]")
 
 
 def composed(name: str, overrides: List[str]) -> Config:

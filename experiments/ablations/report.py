@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from experiments.ablations import figure, results
-from experiments.ablations.manifest import Manifest
+from experiments.ablations.manifest import Claim, Manifest
 from experiments.ablations.scores import Cell, Estimate, Seeds, difference, metric_of, score, tasks_of
 from vidbridge.metrics import METRICS
 
@@ -31,6 +32,8 @@ def write_report(name: str, manifest: Manifest, folder: Path) -> str:
     (folder / "report.csv").write_text(as_csv(cells, titles), encoding="utf-8")
     figure.draw(cells, titles, columns, baseline=manifest.baseline, path=folder / "report.png")
     parts = [f"# {name}\n\n{manifest.question}\n\n{coverage(manifest, rows)}"]
+    if manifest.claims:
+        parts.append(f"## Does it hold?\n\n{claims_table(manifest, rows, columns)}")
     for kind, heading in KINDS.items():
         these = [cell for cell in cells if cell.kind == kind]
         parts.append(f"## {heading}\n\n{scores_table(these, titles, columns)}")
@@ -83,6 +86,33 @@ def coverage(manifest: Manifest, rows: Mapping[str, Seeds]) -> str:
         f"{text}.{equal} In brackets the 95 % interval over seeds and items (bootstrap, items of one source video "
         "together); differences are paired by seed and item, and bold where the interval leaves out 0."
     )
+
+
+def claims_table(manifest: Manifest, rows: Mapping[str, Seeds], columns: Mapping[str, str]) -> str:
+    """Each claim as a difference that should be above zero, and whether it is."""
+    papers = [papers_difference(manifest, claim) for claim in manifest.claims]
+    lines = []
+    for claim, paper in zip(manifest.claims, papers):
+        pair = f"{claim.higher} - {claim.lower}, {columns.get(claim.task, claim.task)}"
+        line = [claim.says, pair, f"{paper:+g}" if math.isfinite(paper) else "-"]
+        for kind in KINDS:
+            both = claim.higher in rows and claim.lower in rows and claim.task in columns
+            found = difference(rows[claim.higher], rows[claim.lower], kind, claim.task) if both else None
+            line.append(f"{verdict(found)}: {spelt(found, '+')}" if found else "not run")
+        lines.append(line)
+    return table(["claim", "difference", "paper", *KINDS], lines)
+
+
+def verdict(estimate: Estimate) -> str:
+    """Of a difference that should be above zero."""
+    return "**holds**" if estimate.low > 0 else "**the opposite**" if estimate.high < 0 else "not seen"
+
+
+def papers_difference(manifest: Manifest, claim: Claim) -> float:
+    """In %; NaN where the paper has no figure."""
+    column = PAPER.get(claim.task, "")
+    higher, lower = (manifest.rows[row].paper.get(column, math.nan) for row in (claim.higher, claim.lower))
+    return round(higher - lower, 1) / (2 if column == "DEI-test" else 1)
 
 
 def scores_table(cells: Sequence[Cell], titles: Mapping[str, str], columns: Mapping[str, str]) -> str:
