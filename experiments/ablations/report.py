@@ -40,7 +40,7 @@ def write_report(name: str, manifest: Manifest, folder: Path) -> str:
         if manifest.baseline in rows:
             against = f"## {heading}, difference to {titles[manifest.baseline]}\n\n"
             parts.append(against + differences_table(these, titles, columns))
-    parts.append(f"## Cost of a run\n\n{cost_table(rows, titles)}")
+    parts.append(f"## Cost of a run, medians\n\n{cost_table(rows, titles)}")
     if any(manifest.rows[row].paper for row in rows):
         note = "Ours (greedy) stand before those that they are the miniature of. DEI-test is of 200, all else in %."
         beside = f"{paper_table(manifest, cells)}\n\n{agreement(manifest, cells)}"
@@ -137,7 +137,8 @@ def cost_table(rows: Mapping[str, Seeds], titles: Mapping[str, str]) -> str:
     lines = []
     for row, seeds in rows.items():
         costs = [result.cost for result in seeds.values()]
-        updates, train_s, tokens = (np.mean([cost[key] for cost in costs]) for key in ("updates", "train_s", "tokens"))
+        # medians: a run that was stopped and gone on with, or that had a neighbour, says little about the others
+        updates, train_s, tokens = (np.median([cost[key] for cost in costs]) for key in ("updates", "train_s", "tokens"))
         lines.append([titles[row], f"{updates:.0f}", f"{train_s:.0f}", f"{tokens / 1000:.0f}"])
     return table(["row", "updates", "seconds of training", "thousand tokens sampled"], lines)
 
