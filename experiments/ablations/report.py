@@ -136,9 +136,8 @@ def differences_table(cells: Sequence[Cell], titles: Mapping[str, str], columns:
 def cost_table(rows: Mapping[str, Seeds], titles: Mapping[str, str]) -> str:
     lines = []
     for row, seeds in rows.items():
-        costs = [result.cost for result in seeds.values()]
-        # medians: a run that was stopped and gone on with, or that had a neighbour, says little about the others
-        updates, train_s, tokens = (np.median([cost[key] for cost in costs]) for key in ("updates", "train_s", "tokens"))
+        found = [[result.cost[key] for key in ("updates", "train_s", "tokens")] for result in seeds.values()]
+        updates, train_s, tokens = np.median(found, axis=0)  # a run that had a neighbour says little about the others
         lines.append([titles[row], f"{updates:.0f}", f"{train_s:.0f}", f"{tokens / 1000:.0f}"])
     return table(["row", "updates", "seconds of training", "thousand tokens sampled"], lines)
 
