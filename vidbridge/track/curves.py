@@ -7,6 +7,7 @@ from typing import Any, Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vidbridge.track.metrics_file import series
 
@@ -33,15 +34,18 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_panel(axes: Axes, lines: list[dict[str, Any]], labels: Mapping[str, str]) -> None:
-    """The series of each key of ``labels``, over the steps."""
+def draw_panel(
+    axes: Axes, lines: list[dict[str, Any]], labels: Mapping[str, str], colors: Mapping[str, Any] | None = None
+) -> None:
+    """The series of each key of ``labels``, over the steps; ``colors`` by label, where the page has one legend."""
     for key, label in labels.items():
         steps, values = series(lines, key)
-        marker = "o" if len(steps) < 12 else None
-        (line,) = axes.plot(steps, trailing_means(values), label=label, marker=marker, markersize=3)
+        marker, color = "o" if len(steps) < 12 else None, colors[label] if colors else None
+        (line,) = axes.plot(steps, trailing_means(values), label=label, color=color, marker=marker, markersize=3)
         axes.plot(steps, values, color=line.get_color(), alpha=0.2, zorder=1)
-    if len(labels) > 1:
+    if len(labels) > 1 and colors is None:
         axes.legend(fontsize="small")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.grid(alpha=0.3)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from vidbridge.track.curves import draw_panel, keys_of, matching
 from vidbridge.track.metrics_file import series
@@ -29,11 +30,16 @@ def draw_diagnosis(lines: list[dict[str, Any]], path: Path) -> None:
     keys = keys_of(lines)
     if not matching(keys, "entropy/", ""):
         return
+    keys = [key for key in keys if not key.endswith("/mean")]  # of tasks alone
+    shown = [(title, matching(keys, start, end)) for title, start, end in PANELS]
+    tasks = sorted({task for _, labels in shown for task in labels.values()})
+    colors = {task: f"C{number}" for number, task in enumerate(tasks)}
     figure = Figure(figsize=(15, 6.8), layout="constrained")
     draw_cosines(figure.add_subplot(2, 4, 1), lines, keys)
-    for place, (title, start, end) in enumerate(PANELS, start=2):
-        labels = matching([key for key in keys if not key.endswith("/mean")], start, end)  # a colour a task
-        draw_panel(figure.add_subplot(2, 4, place, title=title), lines, labels)
+    for place, (title, labels) in enumerate([panel for panel in shown if panel[1]], start=2):
+        draw_panel(figure.add_subplot(2, 4, place, title=title), lines, labels, colors)
+    lined = [Line2D([], [], color=color, label=task) for task, color in colors.items()]
+    figure.add_subplot(2, 4, 8, frame_on=False, xticks=[], yticks=[]).legend(handles=lined, loc="center", frameon=False)
     figure.savefig(path, dpi=110)
 
 
@@ -48,8 +54,9 @@ def draw_cosines(axes: Axes, lines: list[dict[str, Any]], keys: list[str]) -> No
         means[row][column] = statistics.fmean(values)
         error = f"\n±{statistics.stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else ""
         mean = round(means[row][column], 2) + 0.0  # no "-0.00"
-        axes.text(column, row, f"{mean:.2f}{error}", ha="center", va="center", fontsize="small")
-    axes.imshow(means, cmap="RdBu", vmin=-0.5, vmax=0.5)
+        color = "white" if abs(mean) > 0.6 else "black"
+        axes.text(column, row, f"{mean:.2f}{error}", ha="center", va="center", fontsize="small", color=color)
+    axes.imshow(means, cmap="RdBu", vmin=-1, vmax=1)
     axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axes.set_yticks(range(len(tasks)), tasks)
     title = "cosine between gradients, mean of the looks\n(a task with itself: two halves of its prompts)"
