@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vidbridge import build
+from vidbridge import build, parts
 from vidbridge.config import Config, GrpoConfig, SftConfig
 from vidbridge.data.base import Dataset
 from vidbridge.data.loader import BadSamples, Loader
@@ -72,7 +72,7 @@ def show(config: Config, console: Console | None = None) -> bool:
     console = console or Console()
     with build.as_config_errors():
         device = planned_device(config.model.device)
-        dataset = build.build_dataset(config)
+        dataset = parts.build_dataset(config)
         processor, tasks = prepare(config, dataset)
         bad = BadSamples(max_frac=dataset.max_bad_frac)
         shares = task_shares(config)
@@ -110,13 +110,13 @@ def planned_device(name: str) -> torch.device:
 def prepare(config: Config, dataset: Dataset) -> tuple[Processor, dict[str, Task]]:
     """What the run itself would encode with, and its train rows."""
     if not config.model.random_weights:
-        processor = build.build_processor(config)  # quick to refuse, while the rows may have to be made
-        return processor, build.build_tasks(config, dataset, {"train"}, processor)["train"]
-    tasks = build.build_tasks(config, dataset, {"train"}, None)["train"]
+        processor = parts.build_processor(config)  # quick to refuse, while the rows may have to be made
+        return processor, parts.build_tasks(config, dataset, {"train"}, processor)["train"]
+    tasks = parts.build_tasks(config, dataset, {"train"}, None)["train"]
     with TemporaryDirectory() as folder:
         create_folder(Path(folder), texts_of(tasks), seed=config.seed)
-        processor = build.build_processor(replace(config, model=replace(config.model, path=folder)))
-    return processor, build.build_tasks(config, dataset, {"train"}, processor)["train"]  # that read frames in its size
+        processor = parts.build_processor(replace(config, model=replace(config.model, path=folder)))
+    return processor, parts.build_tasks(config, dataset, {"train"}, processor)["train"]  # that read frames in its size
 
 
 def task_shares(config: Config) -> dict[str, float]:
