@@ -13,7 +13,7 @@ from tests.composing import config_of
 from tests.conftest import SHAPES_FRAMES
 from tests.test_step import SumOfIds, make_step, timeless
 from tests.track.builders import group
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.diagnostics import (
     NUM_COORDINATES,
     advantage_metrics,

@@ -15,7 +15,7 @@ import yaml
 from tests.composing import config_of, small_run
 from vidbridge import dist, launch, ranks
 from vidbridge.checkpoint import Checkpointer, CheckpointError, check_same, newest
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.ranks import Ending, cause
 from vidbridge.stopping import Stopped, StopSignals
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 DOOR = """
 import os, signal, sys, time
 from vidbridge import dist, launch
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.data.rows import DataError
 
 def body(config, public, run_dir):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.composing import config_of
 from vidbridge import build, parts
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.targets import check_arguments, check_targets
 
 OURS = ("vidbridge.",)

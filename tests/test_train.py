@@ -10,7 +10,7 @@ import evaluate
 import train
 from tests.composing import composed, config_of, small_run
 from vidbridge import build, launch, parts
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.data.rows import DataError
 from vidbridge.journal import read_lines
 

@@ -10,7 +10,9 @@ from typing import Any, Iterator, Mapping
 
 from vidbridge import dist
 from vidbridge.checkpoint import Checkpointer
-from vidbridge.config import Config, ConfigError, Resume, SftConfig, WandbMode
+from vidbridge.checks import ConfigError
+from vidbridge.choices import Resume, WandbMode
+from vidbridge.config import Config, SftConfig
 from vidbridge.data.commands.job import Job
 from vidbridge.data.commands.write_qa import Write
 from vidbridge.data.loader import BAD_SAMPLES, BadSamples, Loader

@@ -32,7 +32,9 @@ from rich.table import Table
 
 from vidbridge import dist, ranks, runs
 from vidbridge.checkpoint import CheckpointError
-from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, did_you_mean, require_known
+from vidbridge.checks import ConfigError, did_you_mean, require_known
+from vidbridge.choices import Resume
+from vidbridge.config import Config, GrpoConfig, SftConfig
 from vidbridge.data.rows import DataError
 from vidbridge.judges.base import JudgeLost
 from vidbridge.media.video_file import VideoError

@@ -10,7 +10,9 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from vidbridge import dist
-from vidbridge.config import Config, ConfigError, GrpoConfig, Prompting, SftConfig, reward_weights
+from vidbridge.checks import ConfigError, reward_weights
+from vidbridge.choices import Prompting
+from vidbridge.config import Config, GrpoConfig, SftConfig
 from vidbridge.data.base import Dataset
 from vidbridge.data.loader import BadSamples
 from vidbridge.data.mixture import Mixture

@@ -22,7 +22,7 @@ from typing import Any
 from experiments.ablations import results
 from experiments.ablations.manifest import Manifest
 from experiments.ablations.results import Settings
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.launch import quoted
 from vidbridge.stopping import handled
 from vidbridge.track.console import Console
