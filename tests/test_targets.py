@@ -27,7 +27,7 @@ def free(**anything):
     "path",
     ["os.system", "subprocess.run", "builtins.eval", "vidbridgeevil.Thing", "vidbridge", "", None, 3]
     # real names of ours that lead elsewhere
-    + ["vidbridge.launch.subprocess.run", "vidbridge.targets.instantiate", "vidbridge.launch.os.system"]
+    + ["vidbridge.sweep.subprocess.run", "vidbridge.targets.instantiate", "vidbridge.launch.os.system"]
     # nothing there, and nothing to call
     + ["vidbridge.tasks.qa.Nope", "vidbridge.nope.Nope", "vidbridge.text.prompts.LETTERS", "vidbridge..x"],
 )

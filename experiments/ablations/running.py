@@ -23,8 +23,8 @@ from experiments.ablations import results
 from experiments.ablations.manifest import Manifest
 from experiments.ablations.results import Settings
 from vidbridge.checks import ConfigError
-from vidbridge.launch import quoted
 from vidbridge.stopping import handled
+from vidbridge.sweep import quoted
 from vidbridge.track.console import Console
 from vidbridge.track.tracker import SUMMARY
 
