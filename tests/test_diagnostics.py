@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.composing import config_of
 from tests.conftest import SHAPES_FRAMES
-from tests.test_step import SumOfIds, make_step, timeless
+from tests.steps import SumOfIds, make_step, timeless
 from tests.track.builders import group
 from vidbridge.checks import ConfigError
 from vidbridge.diagnostics import (
