@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from vidbridge import build, dist, launch
-from vidbridge.config import Config, ConfigError
+from vidbridge.checks import ConfigError
+from vidbridge.config import Config
 from vidbridge.data.commands.check import check
 from vidbridge.data.commands.difficulty import SPREADS, filter_rows
 from vidbridge.data.commands.job import alone

@@ -19,7 +19,7 @@ from experiments.ablations.results import Item, Result, Settings
 from experiments.ablations.running import REPOSITORY, Run, run_missing, runs_of
 from experiments.ablations.scores import difference, score
 from tests.composing import small_run
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.track.console import Console
 
 STUDY = """

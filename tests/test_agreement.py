@@ -12,7 +12,7 @@ from tests.rewards.test_yamls import build as build_reward
 from vidbridge import launch
 from vidbridge.agreement import agreements, cohens_kappa, compare, disagreements, read_rows
 from vidbridge.build import as_config_errors
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.judges.base import JudgeRequest, JudgeUnavailable
 from vidbridge.judges.exact import ExactJudge
 from vidbridge.judges.labels import LabelledJudge, labelled

@@ -11,7 +11,9 @@ from tests.composing import composed, config_of
 from vidbridge import launch
 from vidbridge.algo.advantages import AdvantageScale
 from vidbridge.algo.loss import LossNorm, RatioLevel
-from vidbridge.config import GrpoConfig, SftConfig, WandbMode, did_you_mean
+from vidbridge.checks import did_you_mean
+from vidbridge.choices import WandbMode
+from vidbridge.config import GrpoConfig, SftConfig
 from vidbridge.targets import check_targets
 
 CHOICES = sorted(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.composing import config_of
 from tests.conftest import SHAPES_FRAMES
-from tests.test_step import SumOfIds, make_step, timeless
+from tests.steps import SumOfIds, make_step, timeless
 from tests.track.builders import group
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.diagnostics import (
     NUM_COORDINATES,
     advantage_metrics,

@@ -9,7 +9,7 @@ import pytest
 import train
 from tests.composing import composed, small_run
 from vidbridge import build, launch
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 
 BREVITY = '''
 """Pays for short answers."""

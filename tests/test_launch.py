@@ -11,7 +11,7 @@ import yaml
 
 from tests.composing import small_run
 from vidbridge import launch
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.data.rows import DataError
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,8 @@ from transformers import Qwen2_5_VLConfig
 
 from experiments.bench.shape import SMALL, load_policy, random_group, write_settings
 from tests.policy.builders import make_policy, ragged_groups, whole_batch
-from vidbridge.config import Dtype, ModelConfig
+from vidbridge.choices import Dtype
+from vidbridge.config import ModelConfig
 from vidbridge.memory import FLOAT, Groups, Memory, ModelSize, Sharding
 from vidbridge.policy.processor import read_config
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tests.composing import config_of, small_run
 from vidbridge import launch, plan
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.data.rows import DataError
 from vidbridge.data.sizes import TaskSizes
 from vidbridge.memory import Memory, ModelSize, Moment, Sharding

@@ -1,30 +1,26 @@
-"""Many ranks: real processes that start, agree, write together, and end together whatever happens to one of them."""
+"""Many ranks: real processes that start and end together, whatever happens to one of them."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch.multiprocessing as multiprocessing
 import yaml
 
 from tests.composing import config_of, small_run
-from vidbridge import dist, launch, ranks
-from vidbridge.checkpoint import Checkpointer, CheckpointError, check_same, newest
-from vidbridge.config import ConfigError
+from vidbridge import launch
+from vidbridge.checks import ConfigError
 from vidbridge.ranks import Ending, cause
-from vidbridge.stopping import Stopped, StopSignals
 
 ROOT = Path(__file__).parents[1]
 # A door whose run is over in no time: by seed something happens to its second rank, or to both.
 DOOR = """
 import os, signal, sys, time
 from vidbridge import dist, launch
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.data.rows import DataError
 
 def body(config, public, run_dir):
@@ -208,87 +204,6 @@ def test_of_several_reasons_the_first_cause_is_told(endings, first, exitcode, st
     told = cause(endings, first, exitcode, lambda rank: f"words of {rank}")
     assert told.status == status and message in told.message
     assert (message == "") is (told.message == "")
-
-
-# --- together
-
-
-def in_two_ranks(function, folder):
-    port = 20000 + os.getpid() % 20000
-    multiprocessing.spawn(as_rank, (function, str(folder), port), nprocs=2)
-
-
-def as_rank(rank, function, folder, port):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-    os.environ |= {"MASTER_PORT": str(port)}
-    dist.join(ranks.own_device("cpu"), timeout_s=60)
-    function(rank, Path(folder))
-    dist.leave()
-
-
-def write_and_stop(rank, folder):
-    """What two ranks do with checkpoints and signals; the assertions are those of the rank that makes them."""
-
-    def fill(path):
-        (path / f"engine_{rank}.bin").write_bytes(bytes([rank] * 100))
-
-    def fail(path):
-        fill(path)
-        if rank == 1:
-            raise OSError("No space left on device")
-
-    writer = Checkpointer(folder / "checkpoints", every=1, keep_last=2, keep_best=False)
-    for step in (1, 2, 3):
-        writer.save(step, {"random": dist.everyones(f"of {rank}")}, fill)
-    with pytest.raises(CheckpointError if rank == 1 else dist.RankFailed, match="No space left"):
-        writer.save(4, {}, fail)
-    dist.everyones(None)  # the first rank has cleared up
-    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert names == ["step_000002", "step_000003"]
-    found, refused = newest(folder / "checkpoints")
-    assert (found.step, found.state["random"], refused) == (3, ["of 0", "of 1"], [])
-    assert {path.name for path in found.path.glob("engine*")} == {"engine_0.bin", "engine_1.bin"}
-
-    made = dist.first_then_others(lambda: (folder / "made").exists() or (folder / "made").touch())
-    assert made is (None if rank == 0 else True)
-
-    signals = StopSignals()
-    with signals.installed(), pytest.raises(Stopped) as stopped, signals.deferred():
-        for step in range(5):
-            if step == 2 and rank == 1:
-                os.kill(os.getpid(), signal.SIGTERM)  # to one of them
-            signals.check()
-    assert (step, stopped.value.status, stopped.value.agreed) == (2, 143, True)
-    with signals.installed():
-        os.kill(os.getpid(), signal.SIGTERM)  # a second one does not interrupt the saving
-    late = StopSignals()
-    with late.installed(), pytest.raises(Stopped) as stopped:
-        os.kill(os.getpid(), signal.SIGINT)  # outside of the steps nobody knows where the others are
-    assert (stopped.value.status, stopped.value.agreed) == (130, False)
-    (folder / f"passed_{rank}").touch()
-
-
-def test_two_ranks_write_one_checkpoint_and_stop_at_one_step(tmp_path):
-    in_two_ranks(write_and_stop, tmp_path)
-    assert (tmp_path / "passed_0").exists() and (tmp_path / "passed_1").exists()
-
-
-def test_a_checkpoint_is_of_so_many_ranks_but_of_any_launcher(tmp_path):
-    two = {"seed": 0, "world_size": 2, "nproc": 2, "hang_s": 60}
-    check_same(two, {**two, "nproc": 1, "hang_s": 1}, tmp_path)  # torchrun, say
-    with pytest.raises(CheckpointError, match="world_size: 2 -> 4"):
-        check_same(two, {**two, "world_size": 4}, tmp_path)
-
-
-def test_a_process_that_hangs_says_where_and_ends():
-    code = (
-        "import time\nfrom vidbridge.watchdog import Watchdog\n"
-        "def stuck():\n    time.sleep(60)\n"
-        "with Watchdog(0.5) as watchdog:\n    time.sleep(0.3)\n    watchdog.alive()\n    time.sleep(0.3)\n"
-        "    print('alive', flush=True)\n    stuck()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "alive\n") and "in stuck" in done.stderr
 
 
 # --- whole runs

@@ -11,7 +11,7 @@ from tests.composing import composed, small_run
 from vidbridge import launch, runs
 from vidbridge.benchmark import items_so_far
 from vidbridge.checkpoint import CheckpointError, newest
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.journal import read_lines
 from vidbridge.track.console import Console
 from vidbridge.track.tracker import Tracker

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import SHAPES_FRAMES
 from tests.data.test_loader import broken
 from tests.ranks import on_ranks
-from tests.test_step import MAX_TOKENS, Same, SameForHalf, SumOfIds, make_step, timeless
+from tests.steps import MAX_TOKENS, Same, SameForHalf, SumOfIds, make_step, timeless
 from vidbridge import dist
 from vidbridge.algo.advantages import AdvantageScale
 from vidbridge.algo.loss import LossNorm

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.composing import config_of
-from vidbridge import build
-from vidbridge.config import ConfigError
+from vidbridge import build, parts
+from vidbridge.checks import ConfigError
 from vidbridge.targets import check_arguments, check_targets
 
 OURS = ("vidbridge.",)
@@ -27,7 +27,7 @@ def free(**anything):
     "path",
     ["os.system", "subprocess.run", "builtins.eval", "vidbridgeevil.Thing", "vidbridge", "", None, 3]
     # real names of ours that lead elsewhere
-    + ["vidbridge.launch.subprocess.run", "vidbridge.build.instantiate", "vidbridge.launch.os.system"]
+    + ["vidbridge.sweep.subprocess.run", "vidbridge.targets.instantiate", "vidbridge.launch.os.system"]
     # nothing there, and nothing to call
     + ["vidbridge.tasks.qa.Nope", "vidbridge.nope.Nope", "vidbridge.text.prompts.LETTERS", "vidbridge..x"],
 )
@@ -85,11 +85,11 @@ def test_what_fits_passes():
 )
 def test_a_mistake_inside_the_judge_is_named(overrides, message, tmp_path):
     with pytest.raises(ConfigError) as error, build.as_config_errors():
-        build.build_judge(config_of("judge=openai", f"paths.cache='{tmp_path}'", *overrides))
+        parts.build_judge(config_of("judge=openai", f"paths.cache='{tmp_path}'", *overrides))
     assert message in str(error.value)
 
 
 def test_both_roles_are_built_from_one_yaml(tmp_path):
-    judge = build.build_judge(config_of("judge=openai_two", f"paths.cache='{tmp_path}'", "judge.answers.model=one"))
+    judge = parts.build_judge(config_of("judge=openai_two", f"paths.cache='{tmp_path}'", "judge.answers.model=one"))
     assert [judge.models[kind].model for kind in ("grade", "extract")] == ["one", "Qwen/Qwen2.5-14B-Instruct"]
     assert judge.models["verdict"].base_url == judge.models["entail"].base_url == "http://127.0.0.1:8000/v1"

@@ -9,8 +9,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import evaluate
 import train
 from tests.composing import composed, config_of, small_run
-from vidbridge import build, launch
-from vidbridge.config import ConfigError
+from vidbridge import build, launch, parts
+from vidbridge.checks import ConfigError
 from vidbridge.data.rows import DataError
 from vidbridge.journal import read_lines
 
@@ -67,7 +67,7 @@ def test_the_saved_model_scores_again_what_it_scored_after_training(trained, tmp
 
 
 def test_an_evaluation_builds_no_optimizer(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "build_engine", lambda *_: pytest.fail("nothing is trained"))
+    monkeypatch.setattr(parts, "build_engine", lambda *_: pytest.fail("nothing is trained"))
     config = config_of(*trained[1], "algo.kl_beta=0.1")
     evaluator, _ = build.build_evaluation(config, public={}, run_dir=tmp_path)
     assert evaluator.rollout.policy.engine is None and evaluator.rollout.policy.reference is None
@@ -123,9 +123,9 @@ def test_that_the_hub_is_asked_is_said_before(random_qwen_folder, capsys, monkey
         asked.append((path, capsys.readouterr().out))
         return Mock()
 
-    monkeypatch.setattr(build.Processor, "from_folder", from_folder)
+    monkeypatch.setattr(parts.Processor, "from_folder", from_folder)
     for path in ("some/model", str(random_qwen_folder)):
-        build.build_processor(config_of(f"model.path='{path}'"))
+        parts.build_processor(config_of(f"model.path='{path}'"))
     (_, before), (_, nothing) = asked
     assert "some/model" in before and "hub" in before and nothing == ""
 

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.journal import read_lines
 from vidbridge.judges.base import (
     LABELS,

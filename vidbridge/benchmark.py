@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 
 from vidbridge import dist
 from vidbridge.checkpoint import FREE, check_same
-from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, Split, TaskMixConfig
+from vidbridge.checks import ConfigError
+from vidbridge.choices import Resume, Split
+from vidbridge.config import Config, GrpoConfig, TaskMixConfig
 from vidbridge.evaluate import Evaluator, held_out
 from vidbridge.journal import whole_lines
 from vidbridge.track.items import ITEMS

@@ -1,4 +1,4 @@
-"""From the typed configuration to objects, one function each."""
+"""Everything that a command needs, one function each; the single objects are made in parts.py."""
 
 from __future__ import annotations
 
@@ -6,44 +6,38 @@ import math
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping
-
-from torch import nn
-from transformers.utils.logging import disable_progress_bar
+from typing import Any, Iterator, Mapping
 
 from vidbridge import dist
 from vidbridge.checkpoint import Checkpointer
-from vidbridge.config import (
-    Config,
-    ConfigError,
-    GrpoConfig,
-    Prompting,
-    Resume,
-    SftConfig,
-    WandbMode,
-    reward_weights,
-)
-from vidbridge.data.base import Dataset
+from vidbridge.checks import ConfigError
+from vidbridge.choices import Resume, WandbMode
+from vidbridge.config import Config, SftConfig
 from vidbridge.data.commands.job import Job
 from vidbridge.data.commands.write_qa import Write
 from vidbridge.data.loader import BAD_SAMPLES, BadSamples, Loader
-from vidbridge.data.mixture import Mixture
 from vidbridge.data.rows import DataError
-from vidbridge.diagnostics import Diagnostics
 from vidbridge.evaluate import Evaluator
 from vidbridge.judges.base import Judge
-from vidbridge.media.frames import FrameBudget
 from vidbridge.media.video_file import VideoError
-from vidbridge.policy.engine import Engine
-from vidbridge.policy.loading import DTYPES, load_model, resolve_device
+from vidbridge.parts import (
+    build_dataset,
+    build_eval_reward,
+    build_evaluator,
+    build_judge,
+    build_plain_tasks,
+    build_policy,
+    build_processor,
+    build_reward,
+    build_step,
+    build_tasks,
+)
+from vidbridge.policy.loading import resolve_device
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
+from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
-from vidbridge.rollout.base import RolloutEngine
 from vidbridge.scoring import self_test, waits
 from vidbridge.seeding import seed_everything
-from vidbridge.sft import SftStep
-from vidbridge.step import GrpoStep
 from vidbridge.targets import make
 from vidbridge.tasks.base import Task
 from vidbridge.tiny import create_folder, texts_of
@@ -51,7 +45,6 @@ from vidbridge.track.console import Console
 from vidbridge.track.tracker import SilentTracker, Tracker
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
 from vidbridge.trainer import Trainer
-from vidbridge.types import StepResult
 
 
 def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> Trainer:
@@ -117,6 +110,15 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     return evaluator, build_tracker(config, public=public, run_dir=run_dir, job_type="evaluate")
 
 
+def build_agreement(config: Config) -> tuple[Judge, Judge, GatedSum]:
+    """Both judges, and the reward that says what they are asked for each task."""
+    if config.agreement.judge is None:
+        raise ConfigError("agreement.judge: a second judge is needed: +judge@agreement.judge=openai")
+    first = build_judge(config)
+    second = make(config, "agreement.judge", config.agreement.judge)
+    return first, second, build_reward(config, "eval.reward", first)
+
+
 def build_job(config: Config, *, run_dir: Path, number: int | None) -> Job:
     """What the commands of build_data.py work on."""
     if number is not None and number < 1:
@@ -157,212 +159,6 @@ def build_evaluated(config: Config, processor: Processor) -> QwenVLPolicy:
     return policy
 
 
-def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:
-    """Those that the task mix, or a stage of supervised fine-tuning, has a share for."""
-    mixes = [config.task_mix.shares]
-    if isinstance(config.algo, SftConfig):
-        mixes = [stage.shares for stage in config.algo.stages]
-    return {name: task for name, task in tasks.items() if any(shares.get(name, 0) > 0 for shares in mixes)}
-
-
-def deck_size(config: Config, tasks: Mapping[str, Task]) -> int:
-    """Rows in one pass of the task mix, as a part of the rows of all ``tasks``, trained or not."""
-    return max(1, round(config.task_mix.size_frac * sum(len(task) for task in tasks.values())))
-
-
-def num_steps(config: Config, tasks: Mapping[str, Task]) -> int:
-    """``config.steps``; without a number, all stages of supervised fine-tuning, or one pass over the deck."""
-    if config.steps is not None:
-        return config.steps
-    if isinstance(config.algo, SftConfig):
-        return config.algo.num_steps
-    return math.ceil(deck_size(config, tasks) / config.prompts_per_step)
-
-
-def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:
-    """What tells a run from others in a table of runs; None for what this run makes no use of."""
-    algo = None if not trains else "sft" if isinstance(config.algo, SftConfig) else "grpo"
-    return {
-        "model": config.model.name,
-        "algo": algo,
-        "task_mix": config.task_mix.name if algo == "grpo" else None,
-        "reward": config.reward.get("name") if algo == "grpo" else None,
-        "seed": config.seed,
-        "steps": config.steps if trains else None,
-    }
-
-
-def build_dataset(config: Config) -> Dataset:
-    where = "data" if config.data is not config.benchmark.data else "benchmark.data"
-    return make(config, where, config.data)
-
-
-def build_tasks(
-    config: Config, dataset: Dataset, splits: set[str], processor: Processor | None
-) -> dict[str, dict[str, Task]]:
-    """Every task with its rows, by split. Rows that do not exist yet are made now, before the bar starts."""
-    frames = processor.frames if processor else FrameBudget(**vars(config.frames))
-    tasks = build_plain_tasks(config, dataset, frames)
-    return {
-        split: {name: replace(task, rows=dataset.rows(task, split)) for name, task in tasks.items()}
-        for split in sorted(splits)
-    }
-
-
-def build_plain_tasks(config: Config, dataset: Dataset, frames: FrameBudget) -> dict[str, Task]:
-    """Those of the configuration, without rows."""
-    tasks = {name: make(config, f"tasks.{name}", node) for name, node in config.tasks.items()}
-    for name, task in tasks.items():
-        if task.name != name:
-            raise ConfigError(f"tasks.{name} builds the task '{task.name}': call the key and the task the same")
-    return {name: task.with_rows((), frames, dataset.reader) for name, task in tasks.items()}
-
-
-def build_processor(config: Config) -> Processor:
-    if not Path(config.model.path).exists():
-        Console().say(f"no folder {config.model.path} here: asking the Hugging Face hub ..")
-    frames = FrameBudget(**vars(config.frames))
-    return Processor.from_folder(config.model.path, frames, config.model.max_prompt_tokens).sized()
-
-
-def build_judge(config: Config) -> Judge:
-    return make(config, "judge", config.judge)
-
-
-def build_agreement(config: Config) -> tuple[Judge, Judge, GatedSum]:
-    """Both judges, and the reward that says what they are asked for each task."""
-    if config.agreement.judge is None:
-        raise ConfigError("agreement.judge: a second judge is needed: +judge@agreement.judge=openai")
-    first = build_judge(config)
-    second = make(config, "agreement.judge", config.agreement.judge)
-    return first, second, build_reward(config, "eval.reward", first)
-
-
-def build_reward(config: Config, where: str, judge: Judge) -> GatedSum:
-    """The reward at ``where`` ("reward" or "eval.reward"); those with a parameter ``judge`` share this one."""
-    node = config.reward if where == "reward" else config.eval.reward
-
-    def build_all(part: str) -> dict[str, Any]:
-        present = {name: spec for name, spec in node[part].items() if spec is not None}  # null takes one out
-        return {name: make(config, f"{where}.{part}.{name}", spec, judge=judge) for name, spec in present.items()}
-
-    return GatedSum(gates=build_all("gates"), terms=build_all("terms"), weights=reward_weights(node), judge=judge)
-
-
-def build_eval_reward(config: Config, judge: Judge) -> GatedSum:
-    reward = build_reward(config, "eval.reward", judge)
-    for task in config.tasks:
-        if reward.maximum(task) <= 0:
-            raise ConfigError(f"eval.reward.{task} pays for nothing: scores are parts of the most that can be earned")
-    return reward
-
-
-def build_policy(config: Config, processor: Processor, *, trains: bool) -> QwenVLPolicy:
-    """With what training needs besides the model, or without."""
-    spec, algo = config.model, config.algo
-    disable_progress_bar()  # there is one bar, and it is ours
-    module = load_model(
-        spec.path,
-        dtype=spec.dtype.value,
-        attn_implementation=spec.attn_implementation.value,
-        frozen=spec.frozen,
-        gradient_checkpointing=spec.gradient_checkpointing,
-        device=spec.device,
-    )
-    has_reference = trains and isinstance(algo, GrpoConfig) and algo.kl_beta > 0
-    reference = frozen_copy(module) if has_reference else None  # before an engine divides the weights
-    return QwenVLPolicy(
-        module,
-        processor,
-        build_engine(config, module) if trains else None,
-        temperature=config.rollout.temperature,
-        max_packed_tokens=config.engine.max_packed_tokens,
-        reference=reference,
-        saved_dtype=DTYPES[spec.saved_dtype.value] if spec.saved_dtype else None,
-    )
-
-
-def build_engine(config: Config, module: nn.Module) -> Engine:
-    assert config.steps is not None
-    updates = config.steps * (config.algo.ppo_epochs if isinstance(config.algo, GrpoConfig) else 1)
-    optim = {**vars(config.optim), "schedule": config.optim.schedule.value}
-    node = {name: value for name, value in vars(config.engine).items() if value is not None}
-    del node["max_packed_tokens"]  # the policy's
-    return make(config, "engine", node, module=module, total_updates=updates, **optim)
-
-
-def build_rollout(config: Config, policy: QwenVLPolicy, **changes: float) -> RolloutEngine:
-    return make(config, "rollout", {**vars(config.rollout), **changes}, policy=policy)
-
-
-def build_step(
-    config: Config,
-    tasks: Mapping[str, Task],
-    processor: Processor,
-    reward: GatedSum,
-    policy: QwenVLPolicy,
-    bad: BadSamples,
-    *,
-    total: int,
-) -> Callable[[int], StepResult]:
-    """The function of a step number that the trainer loops over; ``total`` rows make a pass of the task mix."""
-    assert config.steps is not None
-    if config.prompts_per_step < dist.world_size():
-        raise ConfigError(
-            f"prompts_per_step={config.prompts_per_step} leaves some of the {dist.world_size()} ranks without a prompt"
-        )
-    if isinstance(config.algo, SftConfig):
-        return SftStep(
-            config.algo.stages,
-            tasks=tasks,
-            processor=processor,
-            policy=policy,
-            prompts_per_step=config.prompts_per_step,
-            seed=config.seed,
-            last=config.steps - 1,
-            bad=bad,
-        )
-    assert isinstance(config.algo, GrpoConfig)
-    return GrpoStep(
-        mixture=Mixture(
-            tasks, config.task_mix.shares, prompts_per_step=config.prompts_per_step, seed=config.seed, total=total
-        ),
-        processor=processor,
-        rollout=build_rollout(config, policy),
-        reward=reward,
-        policy=policy,
-        algo=config.algo,
-        max_completion_tokens=config.rollout.max_completion_tokens,
-        last=config.steps - 1,
-        bad=bad,
-        diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every)
-        if config.diagnostics_every
-        else None,
-    )
-
-
-def build_evaluator(
-    config: Config,
-    tasks: Mapping[str, Mapping[str, Task]],
-    processor: Processor,
-    reward: GatedSum,
-    policy: QwenVLPolicy,
-    bad: BadSamples,
-) -> Evaluator:
-    return Evaluator(
-        tasks=tasks,
-        policy=policy,
-        processor=processor,
-        # whatever training samples with, so that scores of different runs compare
-        rollout=build_rollout(config, policy, temperature=1.0, top_p=1.0, min_p=0.0),
-        reward=reward,
-        max_rows=config.rollout.max_rows,
-        seed=config.seed,
-        bad=bad,
-        direct=config.benchmark.prompting is Prompting.direct,
-    )
-
-
 def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, job_type: str) -> Tracker:
     if not dist.is_first():
         return SilentTracker(run_dir, hang_s=config.hang_s)
@@ -388,6 +184,41 @@ def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, j
         completions_groups=track.completions_groups,
         hang_s=config.hang_s,
     )
+
+
+def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:
+    """What tells a run from others in a table of runs; None for what this run makes no use of."""
+    algo = None if not trains else "sft" if isinstance(config.algo, SftConfig) else "grpo"
+    return {
+        "model": config.model.name,
+        "algo": algo,
+        "task_mix": config.task_mix.name if algo == "grpo" else None,
+        "reward": config.reward.get("name") if algo == "grpo" else None,
+        "seed": config.seed,
+        "steps": config.steps if trains else None,
+    }
+
+
+def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """Those that the task mix, or a stage of supervised fine-tuning, has a share for."""
+    mixes = [config.task_mix.shares]
+    if isinstance(config.algo, SftConfig):
+        mixes = [stage.shares for stage in config.algo.stages]
+    return {name: task for name, task in tasks.items() if any(shares.get(name, 0) > 0 for shares in mixes)}
+
+
+def deck_size(config: Config, tasks: Mapping[str, Task]) -> int:
+    """Rows in one pass of the task mix, as a part of the rows of all ``tasks``, trained or not."""
+    return max(1, round(config.task_mix.size_frac * sum(len(task) for task in tasks.values())))
+
+
+def num_steps(config: Config, tasks: Mapping[str, Task]) -> int:
+    """``config.steps``; without a number, all stages of supervised fine-tuning, or one pass over the deck."""
+    if config.steps is not None:
+        return config.steps
+    if isinstance(config.algo, SftConfig):
+        return config.algo.num_steps
+    return math.ceil(deck_size(config, tasks) / config.prompts_per_step)
 
 
 def check_same_rows(tasks: Mapping[str, Mapping[str, Task]]) -> None:

@@ -5,60 +5,21 @@ unknown member; ``__post_init__`` refuses values that make no sense together; th
 ``_target_`` names outside the allowed prefixes. Below the builder only these dataclasses are seen.
 
 Nodes typed ``Any`` carry a ``_target_``: their keys are the arguments of the class they name, checked
-by the builder against its signature. Enum members are spelt as in the yaml because OmegaConf reads names.
+by the builder against its signature.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, List, Optional
 
 from omegaconf import MISSING
 
 from vidbridge.algo.advantages import AdvantageScale
 from vidbridge.algo.loss import LossNorm, RatioLevel
-
-REWARD_PARTS = ("name", "gates", "terms")  # every other key of a reward node is a task with its weights
-
-
-class ConfigError(ValueError):
-    """The configuration asks for something that cannot be; the message is for the user."""
-
-
-class Dtype(str, Enum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class Attention(str, Enum):
-    sdpa = "sdpa"
-    flash_attention_2 = "flash_attention_2"
-    eager = "eager"
-
-
-class Schedule(str, Enum):
-    linear = "linear"  # to zero at the last step
-    constant = "constant"
-
-
-class Split(str, Enum):
-    train = "train"
-    val = "val"
-    test = "test"
-
-
-class Prompting(str, Enum):
-    thinking = "thinking"  # <think> .. </think>, then <answer> .. </answer>, as in training
-    direct = "direct"  # the bare question; all of the reply is the answer
-
-
-class WandbMode(str, Enum):
-    auto = "auto"  # online when a key is configured, offline otherwise
-    offline = "offline"
-    off = "off"
+from vidbridge.checks import check_covered, check_reward, require, require_known, require_positive, reward_weights
+from vidbridge.choices import Attention, Dtype, Prompting, Resume, Schedule, Split, WandbMode
 
 
 @dataclass
@@ -99,10 +60,10 @@ class TaskMixConfig:
     size_frac: float = 1.0  # rows in one pass over the deck, as a part of the train rows of all tasks
 
     def __post_init__(self) -> None:
-        _require(any(self.shares.values()), "task_mix.shares must give at least one task a share above 0")
+        require(any(self.shares.values()), "task_mix.shares must give at least one task a share above 0")
         for task, share in self.shares.items():
-            _require(0 <= share < math.inf, f"task_mix.shares.{task} must not be negative, got {share}")
-        _require_positive("task_mix", self, "size_frac")
+            require(0 <= share < math.inf, f"task_mix.shares.{task} must not be negative, got {share}")
+        require_positive("task_mix", self, "size_frac")
 
 
 @dataclass
@@ -116,10 +77,10 @@ class RolloutConfig:
     max_rows: int = MISSING  # sequences decoded together; a group is not divided
 
     def __post_init__(self) -> None:
-        _require_positive("rollout", self, "temperature", "max_completion_tokens", "max_rows")
-        _require(0 < self.top_p <= 1, f"rollout.top_p must lie in (0, 1], got {self.top_p}")
-        _require(0 <= self.min_p < 1, f"rollout.min_p must lie in [0, 1), got {self.min_p}")
-        _require(all(self.stop), "rollout.stop must not hold an empty string: every completion would end at once")
+        require_positive("rollout", self, "temperature", "max_completion_tokens", "max_rows")
+        require(0 < self.top_p <= 1, f"rollout.top_p must lie in (0, 1], got {self.top_p}")
+        require(0 <= self.min_p < 1, f"rollout.min_p must lie in [0, 1), got {self.min_p}")
+        require(all(self.stop), "rollout.stop must not hold an empty string: every completion would end at once")
 
 
 @dataclass
@@ -141,12 +102,12 @@ class GrpoConfig(AlgoConfig):
     overlong_frac: float = 0.0  # the last part of max_completion_tokens, over which a penalty grows to 1
 
     def __post_init__(self) -> None:
-        _require(self.group_size >= 2, f"algo.group_size must be at least 2 to compare siblings, got {self.group_size}")
-        _require_positive("algo", self, "ppo_epochs", "clip_high")
-        _require(0 < self.clip_low < 1, f"algo.clip_low must lie between 0 and 1, got {self.clip_low}")
-        _require(0 <= self.kl_beta < math.inf, f"algo.kl_beta must not be negative, got {self.kl_beta}")
-        _require(self.max_refills >= 0, f"algo.max_refills must not be negative, got {self.max_refills}")
-        _require(0 <= self.overlong_frac < 1, f"algo.overlong_frac must lie in [0, 1), got {self.overlong_frac}")
+        require(self.group_size >= 2, f"algo.group_size must be at least 2 to compare siblings, got {self.group_size}")
+        require_positive("algo", self, "ppo_epochs", "clip_high")
+        require(0 < self.clip_low < 1, f"algo.clip_low must lie between 0 and 1, got {self.clip_low}")
+        require(0 <= self.kl_beta < math.inf, f"algo.kl_beta must not be negative, got {self.kl_beta}")
+        require(self.max_refills >= 0, f"algo.max_refills must not be negative, got {self.max_refills}")
+        require(0 <= self.overlong_frac < 1, f"algo.overlong_frac must lie in [0, 1), got {self.overlong_frac}")
 
 
 @dataclass
@@ -162,10 +123,10 @@ class SftConfig(AlgoConfig):
     stages: List[SftStage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _require(bool(self.stages), "algo.stages needs at least one stage")
+        require(bool(self.stages), "algo.stages needs at least one stage")
         for number, stage in enumerate(self.stages):
-            _require(stage.steps > 0, f"algo.stages[{number}].steps must be positive, got {stage.steps}")
-            _require(bool(stage.shares), f"algo.stages[{number}].shares must name at least one task")
+            require(stage.steps > 0, f"algo.stages[{number}].steps must be positive, got {stage.steps}")
+            require(bool(stage.shares), f"algo.stages[{number}].shares must name at least one task")
 
     @property
     def num_steps(self) -> int:
@@ -182,12 +143,12 @@ class OptimConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_positive("optim", self, "lr", "max_grad_norm")
-        _require(
+        require_positive("optim", self, "lr", "max_grad_norm")
+        require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas must be two numbers in [0, 1), got {self.betas}",
         )
-        _require(0 <= self.warmup_frac < 1, f"optim.warmup_frac must lie in [0, 1), got {self.warmup_frac}")
+        require(0 <= self.warmup_frac < 1, f"optim.warmup_frac must lie in [0, 1), got {self.warmup_frac}")
 
 
 @dataclass
@@ -198,12 +159,7 @@ class EngineConfig:
     offload: Optional[bool] = None  # DeepSpeedEngine alone: weights and optimizer wait in the memory of the CPU
 
     def __post_init__(self) -> None:
-        _require_positive("engine", self, "max_packed_tokens")
-
-
-class Resume(str, Enum):
-    never = "never"  # the folder of the run must be a new one
-    auto = "auto"  # go on from the newest good checkpoint in it, or start if there is none
+        require_positive("engine", self, "max_packed_tokens")
 
 
 @dataclass
@@ -213,8 +169,8 @@ class CheckpointConfig:
     keep_best: bool = False  # and the one with the best score on val (eval.every)
 
     def __post_init__(self) -> None:
-        _require(self.every >= 0, f"checkpoint.every must be 0 (never) or positive, got {self.every}")
-        _require_positive("checkpoint", self, "keep_last")
+        require(self.every >= 0, f"checkpoint.every must be 0 (never) or positive, got {self.every}")
+        require_positive("checkpoint", self, "keep_last")
 
 
 @dataclass
@@ -227,8 +183,8 @@ class TrackConfig:
     completions_groups: int = 4  # groups shown in one table
 
     def __post_init__(self) -> None:
-        _require(self.completions_every >= 0, "track.completions_every must be 0 (never) or positive")
-        _require(self.completions_groups >= 0, "track.completions_groups must be 0 (none) or positive")
+        require(self.completions_every >= 0, "track.completions_every must be 0 (never) or positive")
+        require(self.completions_groups >= 0, "track.completions_groups must be 0 (none) or positive")
 
 
 @dataclass
@@ -242,8 +198,8 @@ class EvalConfig:
     reward: Dict[str, Any] = field(default_factory=dict)  # always the same, so that ablations can be compared
 
     def __post_init__(self) -> None:
-        _require(self.every >= 0, f"eval.every must be 0 (never) or positive, got {self.every}")
-        _require_positive("eval", self, "every_items", "num_items", "num_samples")
+        require(self.every >= 0, f"eval.every must be 0 (never) or positive, got {self.every}")
+        require_positive("eval", self, "every_items", "num_items", "num_samples")
         check_reward("eval.reward", self.reward)
 
 
@@ -264,11 +220,11 @@ class BenchmarkConfig:
     greedy: bool = True
 
     def __post_init__(self) -> None:
-        _require(self.num_samples >= 0, f"benchmark.num_samples must be 0 or positive, got {self.num_samples}")
-        _require(self.greedy or self.num_samples > 0, "benchmark: with greedy=false num_samples must be positive")
+        require(self.num_samples >= 0, f"benchmark.num_samples must be 0 or positive, got {self.num_samples}")
+        require(self.greedy or self.num_samples > 0, "benchmark: with greedy=false num_samples must be positive")
         for name in ("max_prompt_tokens", "max_completion_tokens", "num_items"):
             if getattr(self, name) is not None:
-                _require_positive("benchmark", self, name)
+                require_positive("benchmark", self, name)
         if self.reward:
             check_reward("benchmark.reward", self.reward)
 
@@ -312,18 +268,18 @@ class Config:
     agreement: AgreementConfig = field(default_factory=AgreementConfig)
 
     def __post_init__(self) -> None:
-        _require(self.steps is None or self.steps > 0, f"steps must be positive or null, got {self.steps}")
-        _require_positive("", self, "prompts_per_step", "nproc", "hang_s")
-        _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
-        _require(self.profile_steps >= 0, f"profile_steps must not be negative, got {self.profile_steps}")
-        _require(self.diagnostics_every >= 0, f"diagnostics_every must be 0 or positive, got {self.diagnostics_every}")
+        require(self.steps is None or self.steps > 0, f"steps must be positive or null, got {self.steps}")
+        require_positive("", self, "prompts_per_step", "nproc", "hang_s")
+        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        require(self.profile_steps >= 0, f"profile_steps must not be negative, got {self.profile_steps}")
+        require(self.diagnostics_every >= 0, f"diagnostics_every must be 0 or positive, got {self.diagnostics_every}")
         check_reward("reward", self.reward)
         known = list(self.tasks)
         for task in self.task_mix.shares:
             require_known("task", task, known, "task_mix.shares")
         if isinstance(self.algo, SftConfig):
-            _require(self.diagnostics_every == 0, "diagnostics_every looks at GRPO: with algo=sft set it to 0")
-            _require(
+            require(self.diagnostics_every == 0, "diagnostics_every looks at GRPO: with algo=sft set it to 0")
+            require(
                 self.steps is None or self.steps <= self.algo.num_steps,
                 f"steps={self.steps}, but the stages of algo.stages end after {self.algo.num_steps}",
             )
@@ -331,65 +287,6 @@ class Config:
                 for task in stage.shares:
                     require_known("task", task, known, f"algo.stages[{number}].shares")
         trained = [task for task, share in self.task_mix.shares.items() if share > 0]
-        self._check_covered("reward", self.reward, trained, other=self.eval.reward)
-        self._check_covered("eval.reward", self.eval.reward, known, other=self.reward)
-
-    def _check_covered(self, where: str, reward: Dict[str, Any], tasks: Iterable[str], other: Dict[str, Any]) -> None:
-        """Every task named in a reward exists, and every task that will be scored is named.
-
-        What the ``other`` reward names too is a task that was not chosen, not a slip of the pen.
-        """
-        for task in reward_weights(reward):
-            require_known("task", task, [*self.tasks, *reward_weights(other)], where)
-        for task in tasks:
-            _require(task in reward, f"{where} has no weights for the task '{task}'; add {where}.{task}.<term>")
-
-
-def reward_weights(reward: Dict[str, Any]) -> Dict[str, Dict[str, float]]:
-    """The blocks of a reward node that are weights by task.
-
-    >>> reward_weights({"name": "x", "gates": {}, "terms": {"choice": {}}, "qa": {"choice": 1.0}})
-    {'qa': {'choice': 1.0}}
-    """
-    return {key: value for key, value in reward.items() if key not in REWARD_PARTS}
-
-
-def check_reward(where: str, reward: Dict[str, Any]) -> None:
-    """Refuse a reward node that is not gates, terms, and numbers by task and term; tasks are checked by Config."""
-    for part in ("gates", "terms"):
-        _require(isinstance(reward.get(part), dict), f"{where}.{part} must name its rewards, each with a _target_")
-    terms = [term for term, spec in reward["terms"].items() if spec is not None]  # null takes one out
-    for task, weights in reward_weights(reward).items():
-        _require(isinstance(weights, dict), f"{where}.{task} must be weights by term, got {weights!r}")
-        for term, weight in weights.items():
-            require_known("term", term, terms, f"{where}.{task}")
-            is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight)
-            _require(is_number, f"{where}.{task}.{term} must be a finite number, got {weight!r}")
-
-
-def require_known(kind: str, name: str, known: Iterable[str], where: str) -> None:
-    """ConfigError unless `name` is one of `known`, with the nearest spelling and the whole list."""
-    known = list(dict.fromkeys(known))
-    if name not in known:
-        raise ConfigError(f"{where}: there is no {kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """
-    >>> did_you_mean("captoin", ["qa", "caption"])
-    " Did you mean 'caption'?"
-    """
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _require_positive(where: str, config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        key = f"{where}.{name}" if where else name
-        _require(0 < value < math.inf, f"{key} must be positive and finite, got {value}")
+        # what the other reward names too is a task that was not chosen, not a slip of the pen
+        check_covered("reward", self.reward, trained, known=[*known, *reward_weights(self.eval.reward)])
+        check_covered("eval.reward", self.eval.reward, known, known=[*known, *reward_weights(self.reward)])

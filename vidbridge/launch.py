@@ -1,4 +1,4 @@
-"""How a job starts and ends: Hydra composes, mistakes become one message, a sweep runs each job on its own.
+"""How a run starts and ends: Hydra composes, mistakes become one message. The jobs of a sweep: sweep.py.
 
 Exit status: 0 done, 1 the data are bad, the disk is full, the run diverged, a rank died (or a job of a sweep failed;
 with plan=true: it does not fit), 2 the configuration is wrong, 143 and 130 stopped by SIGTERM and SIGINT. With many
@@ -8,9 +8,7 @@ What nobody foresaw keeps its traceback; HYDRA_FULL_ERROR=1 shows the traceback 
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 import traceback
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -21,38 +19,30 @@ from typing import Any, Callable, Iterator, Mapping, NoReturn, Sequence
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
-from rich.console import Console
-from rich.table import Table
 
 from vidbridge import dist, ranks, runs
 from vidbridge.checkpoint import CheckpointError
-from vidbridge.config import Config, ConfigError, GrpoConfig, Resume, SftConfig, did_you_mean, require_known
+from vidbridge.checks import ConfigError, did_you_mean, require_known
+from vidbridge.choices import Resume
+from vidbridge.config import Config, GrpoConfig, SftConfig
 from vidbridge.data.rows import DataError
 from vidbridge.judges.base import JudgeLost
 from vidbridge.media.video_file import VideoError
 from vidbridge.policy.engine import Diverged
 from vidbridge.ranks import Ending
-from vidbridge.stopping import Stopped, StopSignals, passed_on
+from vidbridge.stopping import Stopped, StopSignals
+from vidbridge.sweep import Job, JobFailed, print_jobs, run_job
 from vidbridge.track.tracker import RECORD
 
 PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
 CONF = PACKAGE.parent / "conf"
 FAILED, BAD_CONFIG = 1, 2
-
-
-class JobFailed(RuntimeError):
-    """A job of a sweep that ran on another machine."""
-
-
 FAILURES = (DataError, VideoError, CheckpointError, Diverged, JudgeLost, JobFailed)  # that have a message for the user
-# Of a sweep itself, not of its jobs.
-SWEEP_KEYS = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra/sweeper", "hydra/launcher")
 
 Body = Callable[[Config, Mapping[str, Any], Path], None]
 
@@ -66,15 +56,6 @@ class Run:
     public: Mapping[str, Any]
     run_dir: Path
     traceback: bool  # of every error, as HYDRA_FULL_ERROR=1 asks
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job of a sweep that has ended."""
-
-    overrides: list[str]
-    run_dir: Path
-    status: int
 
 
 def main(body: Body, *, plan: Callable[[Config], bool] | None = None) -> NoReturn:
@@ -260,50 +241,6 @@ def public(cfg: DictConfig) -> dict[str, Any]:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
-
-
-def run_job(door: str, settings: Any, wants_traceback: bool) -> Job:
-    """One job of a sweep in its own process, so that it starts clean and may fail alone."""
-    run_dir, overrides = Path(settings.runtime.output_dir), list(settings.overrides.task)
-    folders = [source.path for source in settings.runtime.config_sources if source.provider == "command-line"]
-    # options first: argparse takes no further override after one that follows overrides
-    command = [sys.executable, door, *(f"--config-dir={folder}" for folder in folders)]
-    command += [f"--config-name={settings.job.config_name}", *overrides, f"hydra.run.dir={quoted(run_dir)}"]
-    command += [text for text in settings.overrides.hydra if not text.lstrip("+~").startswith(SWEEP_KEYS)]
-    if not any(override.lstrip("+").startswith("track.group=") for override in overrides):
-        command.append(f"track.group={quoted(f'sweep {run_dir.parent.parent.name} {run_dir.parent.name}')}")
-    environment = dict(os.environ)
-    if not wants_traceback:
-        del environment["HYDRA_FULL_ERROR"]
-    print(f"job {settings.job.num}: {' '.join(overrides)}  ->  {run_dir}", flush=True)
-    with subprocess.Popen(command, env=environment) as process, passed_on(process):
-        status = process.wait()
-    return Job(overrides, run_dir, status)
-
-
-def quoted(value: object) -> str:
-    """A text as the value of an override.
-
-    >>> quoted("runs of today/lr=1,2")
-    "'runs of today/lr=1,2'"
-    """
-    return QuotedString(str(value), Quote.single).with_quotes()
-
-
-def print_jobs(jobs: list[Job]) -> None:
-    """A table of the jobs of a sweep with their held-out scores."""
-    table = Table(title="sweep: held-out scores, mean of mean / max")
-    for column in ("job", "sampled", "greedy", "status", "folder"):
-        table.add_column(column, overflow="fold")
-    for job in jobs:
-        means = ["-", "-"]
-        if job.status == 0 and (job.run_dir / "summary.json").exists():  # a plan leaves none
-            summary = json.loads((job.run_dir / "summary.json").read_text())
-            scores = summary["after"] if "after" in summary else summary["scores"]  # of train.py, of evaluate.py
-            means = [f"{scores[kind]['mean']:.3f}" if kind in scores else "-" for kind in ("sampled", "greedy")]
-        status = "ok" if job.status == 0 else f"failed ({job.status})"
-        table.add_row(" ".join(job.overrides), *means, status, os.path.relpath(job.run_dir))
-    Console().print(table)
 
 
 def explain(error: Exception) -> str:

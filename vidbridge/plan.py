@@ -18,14 +18,14 @@ from typing import Sequence
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from vidbridge import build
+from vidbridge import build, parts
 from vidbridge.config import Config, GrpoConfig, SftConfig
 from vidbridge.data.base import Dataset
 from vidbridge.data.loader import BadSamples, Loader
 from vidbridge.data.sizes import TaskSizes, look_at
 from vidbridge.memory import Groups, Memory, ModelSize, Moment, Sharding
+from vidbridge.plan_tables import cost_table, gb, memory_table, task_table
 from vidbridge.policy.loading import resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.tasks.base import Task
@@ -72,7 +72,7 @@ def show(config: Config, console: Console | None = None) -> bool:
     console = console or Console()
     with build.as_config_errors():
         device = planned_device(config.model.device)
-        dataset = build.build_dataset(config)
+        dataset = parts.build_dataset(config)
         processor, tasks = prepare(config, dataset)
         bad = BadSamples(max_frac=dataset.max_bad_frac)
         shares = task_shares(config)
@@ -88,7 +88,7 @@ def show(config: Config, console: Console | None = None) -> bool:
             has_reference=isinstance(config.algo, GrpoConfig) and config.algo.kl_beta > 0,
         )
     moments = moments_of(config, memory, sizes)
-    console.print(task_table(config, sizes))
+    console.print(task_table(config, sizes, num_sampled=NUM_SAMPLED))
     console.print(cost_table(config, costs(config, memory, sizes)))
     console.print(memory_table(memory, moments))
     offer = offered(device, local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", config.nproc)))
@@ -110,13 +110,13 @@ def planned_device(name: str) -> torch.device:
 def prepare(config: Config, dataset: Dataset) -> tuple[Processor, dict[str, Task]]:
     """What the run itself would encode with, and its train rows."""
     if not config.model.random_weights:
-        processor = build.build_processor(config)  # quick to refuse, while the rows may have to be made
-        return processor, build.build_tasks(config, dataset, {"train"}, processor)["train"]
-    tasks = build.build_tasks(config, dataset, {"train"}, None)["train"]
+        processor = parts.build_processor(config)  # quick to refuse, while the rows may have to be made
+        return processor, parts.build_tasks(config, dataset, {"train"}, processor)["train"]
+    tasks = parts.build_tasks(config, dataset, {"train"}, None)["train"]
     with TemporaryDirectory() as folder:
         create_folder(Path(folder), texts_of(tasks), seed=config.seed)
-        processor = build.build_processor(replace(config, model=replace(config.model, path=folder)))
-    return processor, build.build_tasks(config, dataset, {"train"}, processor)["train"]  # that read frames in its size
+        processor = parts.build_processor(replace(config, model=replace(config.model, path=folder)))
+    return processor, parts.build_tasks(config, dataset, {"train"}, processor)["train"]  # that read frames in its size
 
 
 def task_shares(config: Config) -> dict[str, float]:
@@ -252,69 +252,3 @@ def costs(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> dict[st
         "rollout, TFLOP": rollout / 1e12,
         "weights a rank reads while decoding, TB": read / 1e12,
     }
-
-
-def gb(num_bytes: float) -> str:
-    """
-    >>> gb(16_580_000_000)
-    '16.58'
-    """
-    return f"{num_bytes / 1e9:.2f}"
-
-
-def amount(number: float) -> str:
-    """
-    >>> amount(1435234.0), amount(12), amount(0.03951)
-    ('1,435,234', '12', '0.0395')
-    """
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def new_table(title: str, *columns: str) -> Table:
-    """All columns but the first hold numbers."""
-    table = Table(title=title, title_justify="left")
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", no_wrap=True)
-    return table
-
-
-def task_table(config: Config, sizes: Sequence[TaskSizes]) -> Table:
-    assert config.steps is not None
-    table = new_table(
-        f"tasks; tokens of up to {NUM_SAMPLED} rows: min / median / max",
-        *("task", "rows", "share", "samples", "prompt tokens", "of them video"),
-    )
-    for each in sizes:
-        spreads = (
-            f"{min(tokens)} / {np.median(tokens):.0f} / {max(tokens)}"
-            for tokens in (each.prompt_tokens, each.video_tokens)
-        )
-        samples = each.share * config.steps * config.prompts_per_step
-        table.add_row(each.name, amount(each.num_rows), f"{each.share:.1%}", amount(samples), *spreads)
-    return table
-
-
-def cost_table(config: Config, of_a_step: dict[str, float]) -> Table:
-    assert config.steps is not None
-    table = new_table(
-        f"cost at most, with completions of {config.rollout.max_completion_tokens} tokens, all ranks together",
-        *("what", "a step", f"{amount(config.steps)} steps"),
-    )
-    for what, cost in of_a_step.items():
-        table.add_row(what, amount(cost), amount(cost * config.steps))
-    return table
-
-
-def memory_table(memory: Memory, moments: Sequence[Moment]) -> Table:
-    """A column a stage; what lies in the memory of the CPU beside a GPU comes last."""
-    table = new_table(
-        f"GB that a rank of {memory.sharding.ranks} holds at the worst moment of each stage",
-        *("held", *(moment.stage for moment in moments)),
-    )
-    places = {"in all": [moment.device for moment in moments], "on the CPU": [moment.host for moment in moments]}
-    for total, sides in places.items():
-        if any(sides):
-            for part in dict.fromkeys(part for side in sides for part in side if side[part]):
-                table.add_row(part, *(gb(side[part]) if side.get(part) else "-" for side in sides))
-            table.add_row(total, *(gb(sum(side.values())) for side in sides), style="bold", end_section=True)
-    return table

@@ -26,7 +26,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from vidbridge import dist
-from vidbridge.config import Config, ConfigError
+from vidbridge.checks import ConfigError
+from vidbridge.config import Config
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from vidbridge.checkpoint import newest
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.track.tracker import SUMMARY
 
 OF_THE_RUN = "seed model frames data tasks task_mix reward judge rollout engine optim eval".split()

@@ -14,7 +14,8 @@ from typing import Any, Callable, Iterator, Mapping, get_type_hints
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from vidbridge.config import Config, ConfigError, require_known
+from vidbridge.checks import ConfigError, require_known
+from vidbridge.config import Config
 
 SCALARS = (bool, int, float, str)
 HYDRA_KEYS = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")

@@ -12,7 +12,7 @@ from pathlib import Path
 from experiments.ablations import manifest
 from experiments.ablations.report import write_report
 from experiments.ablations.running import run_missing, runs_of
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.track.console import Console
 
 

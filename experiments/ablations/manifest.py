@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vidbridge import launch
-from vidbridge.config import Config, ConfigError, require_known
+from vidbridge.checks import ConfigError, require_known
+from vidbridge.config import Config
 
 HERE = Path(__file__).parent
 _RESERVED = ("seed", "resume", "track.group", "hydra.run.dir")  # of the runner, not of a row

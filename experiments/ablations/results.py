@@ -16,7 +16,7 @@ from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.journal import read_lines
 from vidbridge.track.items import ITEMS, earned, is_scored
 from vidbridge.track.metrics_file import METRICS, series

@@ -22,9 +22,9 @@ from typing import Any
 from experiments.ablations import results
 from experiments.ablations.manifest import Manifest
 from experiments.ablations.results import Settings
-from vidbridge.config import ConfigError
-from vidbridge.launch import quoted
+from vidbridge.checks import ConfigError
 from vidbridge.stopping import handled
+from vidbridge.sweep import quoted
 from vidbridge.track.console import Console
 from vidbridge.track.tracker import SUMMARY
 

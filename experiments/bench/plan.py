@@ -23,7 +23,8 @@ import torch
 from experiments.bench.harness import CONSOLE, announcing, arguments, finish, held_mb, number, peak_extra_mb, show
 from experiments.bench.shape import MEDIUM, TINY, Shape, load_policy, never_end
 from experiments.bench.step import Sizes, grpo_step
-from vidbridge.config import Dtype, ModelConfig
+from vidbridge.choices import Dtype
+from vidbridge.config import ModelConfig
 from vidbridge.memory import Groups, Memory, ModelSize, Moment, Sharding
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep

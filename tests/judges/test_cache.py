@@ -12,7 +12,7 @@ import pytest
 from tests.judges.builders import every_kind, grade
 from tests.ranks import on_ranks
 from vidbridge import dist
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.judges.base import JudgeRequest, JudgeUnavailable
 from vidbridge.judges.cache import ReplyCache
 from vidbridge.judges.exact import ExactJudge

@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, SmolLM3Config, SmolLM3ForCausalLM
 
 from tests.judges.builders import every_kind, grade
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.judges.base import JudgeUnavailable, parse_reply
 from vidbridge.judges.local import LocalChat
 from vidbridge.judges.model import ModelJudge

@@ -10,7 +10,7 @@ import pytest
 from experiments.bench.faulty_server import FAULTS, Script, at_random, running
 from tests.judges.builders import every_kind, grade, openai_judge
 from vidbridge import dist
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.judges import openai as module
 from vidbridge.judges import serve
 from vidbridge.judges.base import JudgeLost, JudgeUnavailable, parse_score

@@ -9,8 +9,23 @@ from typing import Any, Sequence
 import av
 import numpy as np
 
+from vidbridge.media.decode import decode
+from vidbridge.media.frames import FrameBudget
+from vidbridge.types import Clip, VideoRef
+
 FPS = 10
 LEVELS = 5  # grey levels between two frames
+AS_IT_IS = FrameBudget(fps=2.0, max_frames=64, min_pixels=1, max_pixels=1)
+
+
+def shown(path: Path | str, budget: FrameBudget = AS_IT_IS, **part: float) -> Clip:
+    return decode(VideoRef(path=str(path), **part), budget)
+
+
+def assert_counts(clip: Clip, tolerance: float = 1.0) -> None:
+    """Of a video that is ``counting``: every frame is the one on show at its time, within one frame."""
+    numbers = clip.frames.mean(axis=(1, 2, 3)) / LEVELS
+    assert np.abs(numbers - np.floor(clip.times_s * FPS + 1e-6)).max() <= tolerance, (numbers, clip.times_s)
 
 
 def grey(level: float, height: int = 48, width: int = 64) -> np.ndarray:

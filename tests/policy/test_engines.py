@@ -37,7 +37,7 @@ LOADED = {
 
 
 def build(folder, kind, **loading):
-    """As build.build_policy does it."""
+    """As parts.build_policy does it."""
     module = load_model(str(folder), device="cpu", **loading)
     reference = frozen_copy(module)
     if kind is None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Collection, Iterator, Mapping
 
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 
 _BUSY_S = 30.0  # how long to wait for another process that writes
 _CHUNK = 500  # keys a query; SQLite allows 999 in old builds

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Sequence
 
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.judges.base import Judge, JudgeRequest, JudgeUnavailable, Reply, parse_reply
 
 

@@ -9,7 +9,8 @@ from typing import Any, Iterator, Sequence
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
-from vidbridge.config import ConfigError, Dtype, require_known
+from vidbridge.checks import ConfigError, require_known
+from vidbridge.choices import Dtype
 from vidbridge.judges.base import JudgeUnavailable, Reply
 from vidbridge.judges.model import Said
 from vidbridge.judges.prompts import ChatPrompt

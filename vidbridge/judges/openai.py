@@ -15,7 +15,7 @@ from typing import Any, Awaitable, Callable, Sequence
 from urllib.parse import urlsplit
 
 from vidbridge import dist
-from vidbridge.config import ConfigError
+from vidbridge.checks import ConfigError
 from vidbridge.judges.base import JudgeUnavailable, Reply
 from vidbridge.judges.model import Said
 from vidbridge.judges.prompts import Chat
