@@ -91,16 +91,16 @@ def coverage(manifest: Manifest, rows: Mapping[str, Seeds]) -> str:
 def claims_table(manifest: Manifest, rows: Mapping[str, Seeds], columns: Mapping[str, str]) -> str:
     """Each claim as a difference that should be above zero, and whether it is."""
     papers = [papers_difference(manifest, claim) for claim in manifest.claims]
-    lines = []
+    has_paper, lines = any(map(math.isfinite, papers)), []
     for claim, paper in zip(manifest.claims, papers):
         pair = f"{claim.higher} - {claim.lower}, {columns.get(claim.task, claim.task)}"
-        line = [claim.says, pair, f"{paper:+g}" if math.isfinite(paper) else "-"]
+        line = [claim.says, pair, *([f"{paper:+g}" if math.isfinite(paper) else "-"] if has_paper else [])]
         for kind in KINDS:
             both = claim.higher in rows and claim.lower in rows and claim.task in columns
             found = difference(rows[claim.higher], rows[claim.lower], kind, claim.task) if both else None
             line.append(f"{verdict(found)}: {spelt(found, '+')}" if found else "not run")
         lines.append(line)
-    return table(["claim", "difference", "paper", *KINDS], lines)
+    return table(["claim", "difference", *(["paper"] if has_paper else []), *KINDS], lines)
 
 
 def verdict(estimate: Estimate) -> str:
