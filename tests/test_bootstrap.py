@@ -46,3 +46,15 @@ def test_quantities_share_their_draws_so_that_what_they_have_in_common_cancels()
 @given(st.integers(1, 4), st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 99))
 def test_the_mean_over_resamples_of_equal_values_is_that_value(num_seeds, clusters, value):
     assert np.allclose(resampled_means(np.full((2, num_seeds, len(clusters)), value), clusters), value)
+
+
+@pytest.mark.parametrize("num_seeds", [1, 5])
+def test_the_interval_holds_the_truth_about_nineteen_times_in_twenty(num_seeds):
+    # 40 videos of 3 items; with 5 seeds their part of the error is as large as that of the videos: 1/5 = 8/40
+    rng, holds = np.random.default_rng(0), []
+    for _ in range(200):
+        seeds = rng.normal(size=(num_seeds, 1)) if num_seeds > 1 else 0.0
+        videos = np.repeat(rng.normal(size=40) * 8**0.5, 3)
+        found = interval(means(seeds + videos + rng.normal(size=(num_seeds, 120)), np.arange(120) // 3))
+        holds.append(found[0] <= 0 <= found[1])
+    assert 0.90 <= np.mean(holds) <= 0.99

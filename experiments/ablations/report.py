@@ -164,7 +164,8 @@ def _shown(value: float, sign: str = "-") -> str:
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
+    rows = [[cell.replace("|", "\\|") for cell in cells] for cells in (header, rule, *lines)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def as_csv(cells: Iterable[Cell], titles: Mapping[str, str]) -> str:
