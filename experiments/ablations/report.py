@@ -31,6 +31,8 @@ def write_report(name: str, manifest: Manifest, folder: Path) -> str:
     (folder / "report.csv").write_text(as_csv(cells, titles), encoding="utf-8")
     figure.draw(cells, titles, columns, baseline=manifest.baseline, path=folder / "report.png")
     parts = [f"# {name}\n\n{manifest.question}\n\n{coverage(manifest, rows)}"]
+    if compared := any(manifest.rows[row].paper for row in rows):
+        parts.append(agreement(manifest, cells))  # what a reader wants first
     for kind, heading in KINDS.items():
         these = [cell for cell in cells if cell.kind == kind]
         parts.append(f"## {heading}\n\n{scores_table(these, titles, columns)}")
@@ -38,10 +40,9 @@ def write_report(name: str, manifest: Manifest, folder: Path) -> str:
             against = f"## {heading}, difference to {titles[manifest.baseline]}\n\n"
             parts.append(against + differences_table(these, titles, columns))
     parts.append(f"## Cost of a run\n\n{cost_table(rows, titles)}")
-    if any(manifest.rows[row].paper for row in rows):
+    if compared:
         note = "Ours (greedy) stand before those that they are the miniature of. DEI-test is of 200, all else in %."
-        beside = f"{paper_table(manifest, cells)}\n\n{agreement(manifest, cells)}"
-        parts.append(f"## The paper's figures\n\n{note}\n\n{beside}")
+        parts.append(f"## The paper's figures\n\n{note}\n\n{paper_table(manifest, cells)}")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
