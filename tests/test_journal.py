@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vidbridge.journal import append_lines, read_lines, resumed_lines
+from vidbridge.journal import append_lines, read_lines, resumed_lines, whole_lines
 
 LINES = [{"uid": "a/0", "scores": [0.5, 1.0]}, {"uid": "ä/1", "text": "two\u2028lines\n"}]
 TEXT = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in LINES).encode()
