@@ -14,7 +14,7 @@ import pytest
 
 from experiments.ablations import manifest, results
 from experiments.ablations.manifest import Claim, Manifest, Row
-from experiments.ablations.report import write_report
+from experiments.ablations.report import table, write_report
 from experiments.ablations.results import Item, Result, Settings
 from experiments.ablations.running import REPOSITORY, Run, run_missing, runs_of
 from experiments.ablations.scores import difference, score
@@ -141,6 +141,23 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again(tmp_path, faked, cap
     assert [starts(run) for run in runs] == [1, 2, 1, 1]
 
 
+@pytest.mark.parametrize("name, text", [("summary.json", None), ("summary.json", "{}"), ("items.jsonl", '{"when": "a')])
+def test_a_run_that_leaves_no_whole_record_stops_no_other(name, text, tmp_path, monkeypatch, capsys):
+    broken = f"(run_dir / '{name}').unlink()" if text is None else f"(run_dir / '{name}').write_text({text!r})"
+    spoilt = f"{FAKE_RUN}\nif run_dir.parts[-2:] == ('proxy', 'seed0'):\n    {broken}\n"
+    monkeypatch.setattr(Run, "command", lambda run: [sys.executable, "-c", spoilt, str(run.run_dir)])
+    runs = runs_in(tmp_path)
+    assert run_missing(runs, jobs=1, console=Console()) == [runs[1]]
+    assert [run.result.exists() for run in runs] == [True, False, True, True]
+    assert f"proxy seed 0: FAILED: no result in {runs[1].run_dir} (" in capsys.readouterr().out
+
+
+def test_a_study_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "study.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="study.yaml: "):
+        manifest.read(tmp_path / "study.yaml")
+
+
 def test_the_same_settings_in_another_study_are_not_run_again(tmp_path, faked):
     run_missing(runs_in(tmp_path), jobs=2, console=Console())
     text = STUDY.replace("rows:\n  naive", "rows:\n  renamed").replace(": naive", ": renamed")
@@ -258,6 +275,7 @@ def test_the_report_has_the_numbers_and_says_what_is_missing(tmp_path):
     # no gain in 1/16 of the resamples: not clear
     assert "| all four | +50.0 [0.0, 100.0] | +0.0 [0.0, 0.0] |" in text
     assert "| all four | 4 | 10 | 5 |" in text  # cost
+    assert "| Q\\|A |" in table(["Q|A"], [])
     assert "of 1 differences to QA + caption, 1 have the paper's sign, 0 of them clearly" in text
 
 

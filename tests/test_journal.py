@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vidbridge.journal import append_lines, read_lines, resumed_lines
+from vidbridge.journal import append_lines, read_lines, resumed_lines, whole_lines
 
 LINES = [{"uid": "a/0", "scores": [0.5, 1.0]}, {"uid": "ä/1", "text": "two\u2028lines\n"}]
 TEXT = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in LINES).encode()
@@ -28,3 +28,9 @@ def test_a_name_that_is_no_unicode_comes_back(tmp_path):
     lines = [{"video": b"caf\xe9.mp4".decode("utf-8", "surrogateescape"), "text": "\ud800"}]
     append_lines(tmp_path / "bad.jsonl", lines)
     assert read_lines(tmp_path / "bad.jsonl") == lines
+
+
+def test_a_line_that_is_damaged_is_named(tmp_path):
+    (tmp_path / "items.jsonl").write_bytes(b'{"a": 1}\n\x00\x00\n{"a": 2}\n')
+    with pytest.raises(ValueError, match="items.jsonl:2 is damaged"):
+        whole_lines(tmp_path / "items.jsonl")

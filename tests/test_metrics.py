@@ -61,9 +61,13 @@ def test_only_the_full_grade_passes():
     assert numbers["dark_event_infer pass@2 %"]["value"] == 50
 
 
-def test_what_is_not_scored_is_left_out_of_the_mean_and_passes_nothing():
-    numbers = table("qa", 1.0, items(choice=[[1, np.nan], [0, np.nan]]), "ab")
-    assert (numbers["QA accuracy %"]["value"], numbers["qa pass@2 %"]["value"]) == (50, 50)
+def test_what_is_not_scored_is_left_out():
+    # of the first item one of one scored sample is right, of the second none of two: pass@2 is that of the second alone
+    numbers = table("qa", 1.0, items(choice=[[1, np.nan], [0, 0]]), "ab")
+    assert (numbers["QA accuracy %"]["value"], numbers["qa pass@2 %"]["value"]) == (50, 0)
+    # two of three scored samples are right: no draw of two misses both
+    assert table("qa", 1.0, items(choice=[[1, np.nan, 1, 0]]), "a")["qa pass@2 %"]["value"] == 100
+    assert "qa pass@2 %" not in table("qa", 1.0, items(choice=[[1, np.nan]]), "a")
 
 
 def test_items_of_one_video_make_the_interval_wider():

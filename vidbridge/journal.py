@@ -25,12 +25,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a file whose writer may have been killed at the last one, and the bytes that they take."""
+    """The lines of a file whose writer may have been killed at the last one, and the bytes that they take.
+
+    ValueError names a line that is none of ours.
+    """
     if not path.exists():
         return [], 0
     whole = path.read_bytes()
     whole = whole[: whole.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], len(whole)
+    lines = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number} is damaged ({error}): take the file away, or mend the line") from error
+    return lines, len(whole)
 
 
 def resumed_lines(path: Path) -> list[dict[str, Any]]:

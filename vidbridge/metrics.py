@@ -74,6 +74,7 @@ def table(task: str, maximum: float, items: Sequence[Mapping[str, np.ndarray]], 
     """All numbers of a task; an item is what its samples earned by term, [samples], nan where not scored.
 
     Several samples make each number a mean@n, and where an item is right or wrong there is pass@k too, for k = 2, 4, ..
+    and the items that have as many scored samples.
     """
     first = headline(task, maximum, items)
     found = {}
@@ -81,10 +82,13 @@ def table(task: str, maximum: float, items: Sequence[Mapping[str, np.ndarray]], 
         values = np.array([[np.nanmean(item[term]) for item in items] for term in metric.terms])
         found[metric.title] = estimate(values, sources, metric)
     if len(first.terms) == 1:
-        right = [first.of(item[first.terms[0]][None]) > 100 - 1e-6 for item in items]  # nan is not right
+        scored = [item[first.terms[0]][~np.isnan(item[first.terms[0]])] for item in items]
+        right = [first.of(each[None]) > 100 - 1e-6 for each in scored]
         for k in powers_of_two(max(map(len, right))):
-            passes = np.array([[pass_at_k(len(each), int(each.sum()), k) for each in right]])
-            found[f"{task} pass@{k} %"] = estimate(passes, sources, Metric(title="", terms=("pass",), of=percent))
+            enough = [place for place, each in enumerate(right) if len(each) >= k]
+            passes = np.array([[pass_at_k(len(right[n]), int(right[n].sum()), k) for n in enough]])
+            metric = Metric(title="", terms=("pass",), of=percent)
+            found[f"{task} pass@{k} %"] = estimate(passes, [sources[n] for n in enough], metric)
     return found
 
 

@@ -71,10 +71,10 @@ def read(path: Path) -> Manifest:
     """The study in ``path``; ConfigError names the file and the place of what is wrong in it."""
     try:
         manifest = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Manifest), OmegaConf.load(path)))
-    except (OSError, YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {launch.explain(error)}") from error
+    except (OSError, YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
     assert isinstance(manifest, Manifest)
     try:
         check(manifest)

@@ -32,8 +32,10 @@ def write_report(name: str, manifest: Manifest, folder: Path) -> str:
     (folder / "report.csv").write_text(as_csv(cells, titles), encoding="utf-8")
     figure.draw(cells, titles, columns, baseline=manifest.baseline, path=folder / "report.png")
     parts = [f"# {name}\n\n{manifest.question}\n\n{coverage(manifest, rows)}"]
+    has_paper = any(manifest.rows[row].paper for row in rows)
     if manifest.claims:
         parts.append(f"## Does it hold?\n\n{claims_table(manifest, rows, columns)}")
+    parts += [agreement(manifest, cells)] if has_paper else []
     for kind, heading in KINDS.items():
         these = [cell for cell in cells if cell.kind == kind]
         parts.append(f"## {heading}\n\n{scores_table(these, titles, columns)}")
@@ -41,10 +43,9 @@ def write_report(name: str, manifest: Manifest, folder: Path) -> str:
             against = f"## {heading}, difference to {titles[manifest.baseline]}\n\n"
             parts.append(against + differences_table(these, titles, columns))
     parts.append(f"## Cost of a run, medians\n\n{cost_table(rows, titles)}")
-    if any(manifest.rows[row].paper for row in rows):
+    if has_paper:
         note = "Ours (greedy) stand before those that they are the miniature of. DEI-test is of 200, all else in %."
-        beside = f"{paper_table(manifest, cells)}\n\n{agreement(manifest, cells)}"
-        parts.append(f"## The paper's figures\n\n{note}\n\n{beside}")
+        parts.append(f"## The paper's figures\n\n{note}\n\n{paper_table(manifest, cells)}")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -194,7 +195,8 @@ def _shown(value: float, sign: str = "-") -> str:
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))
+    rows = [[cell.replace("|", "\\|") for cell in cells] for cells in (header, rule, *lines)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def as_csv(cells: Iterable[Cell], titles: Mapping[str, str]) -> str:

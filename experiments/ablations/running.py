@@ -191,7 +191,10 @@ def finished(each: Working) -> str:
     if each.process.returncode:
         return f"{run}: FAILED with status {each.process.returncode}: {last_words(run.run_dir / LOG)}"
     if not run.result.exists():  # a second process of the study may have been faster
-        results.write(results.collect(run.run_dir, run.settings), run.result)
+        try:
+            results.write(results.collect(run.run_dir, run.settings), run.result)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"{run}: FAILED: no result in {run.run_dir} ({type(error).__name__}: {error}); look, then delete it"
     shutil.rmtree(run.run_dir / "checkpoints", ignore_errors=True)
     return ""
 

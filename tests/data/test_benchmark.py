@@ -42,7 +42,10 @@ def test_an_answer_is_a_letter_an_index_or_the_text_of_an_option(answer, answer_
 
 @pytest.mark.parametrize(
     "options",
-    [["A. grows", "B. spins"], {"B": "spins", "A": "grows"}, ["grows", "spins", "N/A"], ["(A) grows", "(B) spins"]],
+    [
+        ["A. grows", "B. spins"], {"B": "spins", "A": "grows"}, ["grows", "spins", "N/A"], ["(A) grows", "(B) spins"],
+        ["grows", "spins", None, ""],
+    ],
 )
 def test_options_come_without_letters_and_without_what_fills_their_places(options, tmp_path):
     (row,) = read(tmp_path, {**QUESTION, "options": options}, no_option=["", "N/A"])
@@ -111,6 +114,10 @@ def test_captions_have_no_options(tmp_path):
         ({"answer": "E"}, "file.jsonl:1: 1: the answer must be a letter from A to C, found 'E'"),
         ({"options": "grows"}, "must hold options, found 'grows'"),
         ({"options": ["grows"]}, "options must be 2 to 26 different texts"),
+        ({"options": ["grows", "", "spins"]}, "an option is empty before the last one, found ['grows', '', 'spins']"),
+        ({"options": {"B": "grows", "C": "spins"}}, "must hold options, found {'B': 'grows', 'C': 'spins'}"),
+        ({"question": None}, "file.jsonl:1: field 'question' is null"),
+        ({"answer": None}, "1: the answer must be a letter from A to C, found 'None'"),
         ({"video": None}, None),
     ],
 )
@@ -139,6 +146,64 @@ def test_an_index_or_a_text_of_no_option_is_refused(change, answer, message, tmp
         read(tmp_path, {**QUESTION, "answer": answer}, **change)
 
 
+def test_bad_rows_are_left_out_and_listed_when_that_is_asked_for(tmp_path, capsys):
+    rows = [QUESTION, {**QUESTION, "id": "2", "options": ["grows", "Spins ", "spins"]}, {**QUESTION, "id": "3"}]
+    with pytest.raises(DataError, match="benchmark.data.skip_bad_rows=true leaves them out"):
+        read(tmp_path, *rows)
+    assert [row.uid for row in read(tmp_path, *rows, skip_bad_rows=True)] == ["1", "3"]
+    assert "left out, 1 rows:\n" in (said := capsys.readouterr().err) and "file.jsonl:2: 2: options must be" in said
+
+
+def test_an_index_that_a_table_made_a_float_of(tmp_path):
+    assert read(tmp_path, {**QUESTION, "answer": 1.0}, answer_is="index")[0].answer == "B"
+    with pytest.raises(DataError, match="index below 3, found 1.5"):
+        read(tmp_path, {**QUESTION, "answer": 1.5}, answer_is="index")
+
+
+@pytest.mark.parametrize("caption", [None, 3, ["a", "b"]])
+def test_a_caption_is_a_text(caption, tmp_path):
+    row = {"id": "1", "video": "a.mp4", "caption": caption}
+    with pytest.raises(DataError, match="file.jsonl:1: field 'caption' must be a text, found"):
+        read(tmp_path, row, task=Caption(), prompt="Describe.", options=None, answer="caption")
+
+
+def test_a_template_names_fields_inside_of_others_and_the_number_of_the_row(tmp_path):
+    nested = {**QUESTION, "meta": {"clip": 7}, "a.b": "c"}
+    (first, second) = read(tmp_path, nested, nested, id="{file} {row} {a.b}", video="{meta.clip:03d}.mp4")
+    assert (first.uid, second.uid, first.video) == ("file 1 c", "file 2 c", "007.mp4")
+    with pytest.raises(DataError, match="field 'meta.clip.real' is missing"):  # fields, not attributes
+        read(tmp_path, nested, video="{meta.clip.real}.mp4")
+    own = {**QUESTION, "file": "b.mp4"}
+    assert read(tmp_path, own, video="{file}")[0].video == "b.mp4"
+
+
+@pytest.mark.parametrize("name", ["file.jsonl", "file.json", "test.csv"])
+def test_a_byte_order_mark_and_the_line_ends_of_windows_change_nothing(name, tmp_path):
+    text = "id,video,question,answer,a0,a1\n1,a.mp4,what é?,B,grows,spins\n"
+    if name != "test.csv":
+        row = {"id": "1", "video": "a.mp4", "question": "what é?", "answer": "B", "a0": "grows", "a1": "spins"}
+        text = json.dumps(row, ensure_ascii=False) + "\n" if name == "file.jsonl" else json.dumps([row], indent=1)
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    settings = {**DEFAULTS, "options": ["a0", "a1"], "file": str(tmp_path / name), "root": str(tmp_path)}
+    (row,) = BenchmarkFile(**settings).rows(QA(), "test")
+    assert (row.uid, row.problem, row.answer, row.options) == ("1", "what é?", "B", ("grows", "spins"))
+
+
+@pytest.mark.parametrize("line", ["1,a.mp4,why, then,B,grows,spins", "1,a.mp4,why,B,gro"])
+def test_a_csv_line_of_more_or_fewer_fields_than_its_header_is_refused(line, tmp_path):
+    (tmp_path / "test.csv").write_text(f"id,video,question,answer,a0,a1\n{line}\n")
+    settings = {**DEFAULTS, "options": ["a0", "a1"], "file": str(tmp_path / "test.csv"), "root": str(tmp_path)}
+    with pytest.raises(DataError, match="test.csv: .*line 2: . fields under a header of 6"):
+        BenchmarkFile(**settings).rows(QA(), "test")
+
+
+def test_a_file_name_with_brackets_is_no_pattern_and_parquet_is_told_what_to_do_with(tmp_path):
+    assert len(read(tmp_path, QUESTION, name="qa[1].jsonl")) == 1
+    (tmp_path / "test.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="make JSON lines of it: pandas.read_parquet"):
+        BenchmarkFile(**DEFAULTS, file=str(tmp_path / "test.parquet"), root=str(tmp_path)).rows(QA(), "test")
+
+
 def test_files_that_are_none(tmp_path):
     settings = {**DEFAULTS, "root": str(tmp_path)}
     with pytest.raises(DataError, match="there is no such file"):
@@ -164,8 +229,8 @@ PUBLISHED = {
     },
     "longvideobench": {
         "video_id": "86", "id": "86_0", "video_path": "86.mp4", "subtitle_path": "86_en.json", "correct_choice": 1,
-        "question": "What?", "option0": "one", "option1": "two", "option2": "three", "option3": "four",
-        "option4": "N/A", "duration": 12.5, "duration_group": 15, "question_category": "S2A", "topic_category": "NP",
+        "question": "What?", "candidates": ["one", "two", "three", "four"], "level": "L2-Relation",
+        "duration": 12.5, "duration_group": 15, "question_category": "S2A", "topic_category": "NP",
     },
     "mvbench": {
         "video": "166583.webm", "question": "What?", "candidates": ["Not sure", "Scattering"], "answer": "Scattering",
@@ -181,10 +246,11 @@ PUBLISHED = {
     },
     "intent_qa": {
         "video_id": "13884124143", "question": "how", "answer": 4, "qid": 1, "type": "CH", "a0": "jump", "a1": "nod",
-        "a2": "push", "a3": "play", "a4": "move",
+        "a2": "push", "a3": "play", "a4": "move", "action": "moved", "lemma": "move", "lemma_id": 161,
     },
     "dream_1k": {
-        "idx": "DREAM-1K_0", "video_file": "0.mp4", "source": "live action", "duration": "9", "description": "A man ..",
+        "idx": "DREAM-1K_0", "video_file": "video/0.mp4", "source": "live action", "duration": "9",
+        "description": "A man ..",
         "events": "..", "n_subjects": "2", "n_shots": "1", "n_events": "4",
     },
 }

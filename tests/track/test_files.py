@@ -10,7 +10,7 @@ from vidbridge.track.completions import COLUMNS, completion_rows
 from vidbridge.track.curves import draw_curves
 from vidbridge.track.diagnosis import draw_diagnosis
 from vidbridge.track.metrics_file import series
-from vidbridge.track.page import MAX_EMBEDDED_BYTES, write_page
+from vidbridge.track.page import MAX_EMBEDDED_BYTES, MAX_GROUPS, write_page
 
 
 def test_lines_come_back_as_written_and_what_is_not_finite_is_a_gap(tmp_path):
@@ -84,4 +84,31 @@ def test_the_same_item_sampled_and_greedy_is_two_sections(tmp_path):
     rows[0]["completion"] = "<think>it is & red</think><answer>B</answer>"
     write_page(rows, tmp_path / "completions.html")
     page = (tmp_path / "completions.html").read_text()
-    assert page.count("<section") == 2 and "<div class='thinking'>it is &amp; red</div><div>B</div>" in page
+    assert page.count("<section") == 2
+    assert "<div class='text thinking' dir='auto'>it is &amp; red</div><div class='text ' dir='auto'>B</div>" in page
+
+
+def test_a_text_on_the_page_keeps_its_lines_and_its_direction_to_itself(tmp_path):
+    (row,) = completion_rows(0, [group(totals=(1.0,))])
+    write_page([{**row, "completion": "one\n  two \u202e", "finished": False}], tmp_path / "completions.html")
+    page = (tmp_path / "completions.html").read_text()
+    assert ".text { white-space: pre-wrap; }" in page
+    assert "<div class='text ' dir='auto'>one\n  two \u202e</div></div><b>(cut)</b>" in page  # what is ours is outside
+
+
+def test_the_page_stays_small_and_says_what_it_leaves_out(tmp_path):
+    few = completion_rows(0, [group(totals=(1.0,))])
+    rows = [{**row, "step": step} for step in range(MAX_GROUPS + 3) for row in few]
+    write_page(rows[3:], tmp_path / "all.html")
+    write_page(rows, tmp_path / "newest.html")
+    assert (tmp_path / "all.html").read_text().count("<section") == MAX_GROUPS
+    assert "groups; all are in" not in (tmp_path / "all.html").read_text()
+    page = (tmp_path / "newest.html").read_text()
+    assert page.count("<section") == MAX_GROUPS and f"The newest {MAX_GROUPS} of {MAX_GROUPS + 3} groups" in page
+    assert "step 3, training" in page and "step 2, training" not in page
+
+
+def test_a_clip_is_linked_whatever_its_name_is_made_of(tmp_path):
+    (row,) = completion_rows(0, [group(totals=(1.0,), video=str(tmp_path / "a 50% #1'\udce9.mp4"))])
+    write_page([{**row, "uid": "a\udce9"}], tmp_path / "completions.html")
+    assert "src='a%2050%25%20%231%27%E9.mp4'" in (tmp_path / "completions.html").read_text()

@@ -2,7 +2,8 @@
 
     {"videoID": "fFjv93ACGo8", "question": "..?", "options": ["A. ..", ..], "answer": "C", "duration": "short"}
 
-JSON lines, a JSON list, or CSV. A file that holds other rows than the yaml says is refused with all lines at fault.
+JSON lines, a JSON list, or CSV. A file that holds other rows than the yaml says is refused with all lines at fault;
+``skip_bad_rows`` leaves those out instead, and says so.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import string
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
@@ -24,11 +27,15 @@ from vidbridge.types import VideoRef
 
 ANSWERS = ("letter", "index", "text")
 MAX_CSV_FIELD = 2**20
+FROM_PARQUET = "pandas.read_parquet(IN).to_json(OUT, orient='records', lines=True)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkFile(FileDataset):
-    """Texts in braces are templates over the fields of a row, and over {file}, the name of its file, and {folder}."""
+    """Texts in braces are templates over the fields of a row.
+
+    Beside them there are {file}, the name of its file, {folder}, and {row}, its number in the file from 1.
+    """
 
     file: str  # * stands for several files
     prompt: str  # "{question}"
@@ -68,8 +75,10 @@ class BenchmarkFile(FileDataset):
                     rows.append(row)
             except ValueError as error:  # a DataError of the row too
                 problems.append(f"{where}: {error}")
+        if problems and not self.skip_bad_rows:
+            raise DataError(f"{listed(problems)}\nbenchmark.data.skip_bad_rows=true leaves them out")
         if problems:
-            raise DataError(listed(problems))
+            print(f"left out, {len(problems)} rows:\n{listed(problems)}", file=sys.stderr)
         if not rows:
             raise NoRows(f"{self.file}: no row" + (f" has {dict(self.only)}" if self.only else ""))
         return rows
@@ -77,32 +86,31 @@ class BenchmarkFile(FileDataset):
     def _lines(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Each row with where it stands."""
         pattern = Path(self.file)
-        paths = sorted(pattern.parent.glob(pattern.name))
+        paths = [pattern] if pattern.is_file() else sorted(pattern.parent.glob(pattern.name))
         if not paths:
             raise DataError(f"benchmark.data.file={self.file}: there is no such file")
         for path in paths:
             if self.folders and path.stem not in self.folders:
                 continue
             of_file = {"file": path.stem, "folder": self.folders.get(path.stem, "")}
-            for where, fields in read_lines(path):
-                yield where, {**fields, **of_file}
+            for number, (where, fields) in enumerate(read_lines(path), start=1):
+                yield where, {**fields, **of_file, "row": number, **fields}  # one's own field of such a name wins
 
     def _row(self, fields: Mapping[str, Any], problem_type: str, names: Mapping[str, str] | None) -> Row:
         options = self._options(fields)
         video = filled(self.video, fields).removeprefix(self.video_prefix)
         if names is not None:
-            stem, dot, ending = video.rpartition(".")
+            stem, dot, ending = video.rpartition(".") if "." in video else (video, "", "")
             if stem not in names:
                 raise ValueError(f"{self.video_names} has no path for the video {stem!r}")
             video = f"{names[stem]}{dot}{ending}"
         question = filled(self.prompt, fields)
         if self.subtitle is not None and (told := str(lookup(fields, self.subtitle) or "").strip()):
             question = f"Subtitles: {told}\n{question}"
-        answer = lookup(fields, self.answer)
         return Row(
             uid=filled(self.id, fields),
             problem=question,
-            solution=f"<answer>{self._letter(answer, options) if options else str(answer).strip()}</answer>",
+            solution=f"<answer>{self._answer(fields, options)}</answer>",
             video=video,
             problem_type=problem_type,
             options=options,
@@ -117,26 +125,40 @@ class BenchmarkFile(FileDataset):
         """Without their letters."""
         if self.options is None:
             return ()
-        found = [lookup(fields, name) for name in self.options] if not isinstance(self.options, str) else None
-        found = lookup(fields, self.options) if found is None else found
-        if isinstance(found, Mapping):
+        if isinstance(self.options, str):
+            found = lookup(fields, self.options)
+        else:
+            found = [lookup(fields, name) for name in self.options]
+        if isinstance(found, Mapping) and sorted(found) == [*LETTERS[: len(found)]]:
             found = [found[letter] for letter in sorted(found)]
         if not isinstance(found, list):
             raise ValueError(f"field {self.options!r} must hold options, found {found!r}")
-        texts = [str(each).strip() for each in found if each is not None and str(each).strip() not in self.no_option]
+        texts = ["" if each is None else str(each).strip() for each in found]
+        while texts and texts[-1] in ("", *self.no_option):
+            texts.pop()
+        if any(text in ("", *self.no_option) for text in texts):  # without it the letters would be those of others
+            raise ValueError(f"an option is empty before the last one, found {found!r}")
         lettered = [re.fullmatch(rf"\(?{letter}[.):]\s*(.*)", text, re.DOTALL) for text, letter in zip(texts, LETTERS)]
         return tuple(match[1] for match in lettered if match) if all(lettered) else tuple(texts)
 
-    def _letter(self, answer: Any, options: Sequence[str]) -> str:
+    def _answer(self, fields: Mapping[str, Any], options: Sequence[str]) -> str:
+        """The letter of an option, or the text where there are none."""
+        found = lookup(fields, self.answer)
+        if not options and not isinstance(found, str):
+            raise ValueError(f"field {self.answer!r} must be a text, found {found!r}")
+        answer = str(found).strip()
+        if not options:
+            return answer
         if self.answer_is == "letter":
-            return letter_of(str(answer).strip())
+            return letter_of(answer)
         if self.answer_is == "index":
-            if not str(answer).isdecimal() or int(answer) >= len(options):
-                raise ValueError(f"field {self.answer!r} must be an index below {len(options)}, found {answer!r}")
-            return LETTERS[int(answer)]
-        places = [place for place, option in enumerate(options) if option == str(answer).strip()]
+            index = answer.removesuffix(".0")  # as a table with gaps is written
+            if not index.isdecimal() or int(index) >= len(options):
+                raise ValueError(f"field {self.answer!r} must be an index below {len(options)}, found {found!r}")
+            return LETTERS[int(index)]
+        places = [place for place, option in enumerate(options) if option == answer]
         if len(places) != 1:
-            raise ValueError(f"field {self.answer!r} must be the text of one option, found {answer!r} and {[*options]}")
+            raise ValueError(f"field {self.answer!r} must be the text of one option, found {found!r} and {[*options]}")
         return LETTERS[places[0]]
 
     def _part(self, fields: Mapping[str, Any], video: str) -> VideoRef | None:
@@ -144,19 +166,21 @@ class BenchmarkFile(FileDataset):
         start, end = [fields.get(name) if name else None for name in (self.start_s, self.end_s)]
         if start is None or end is None:
             return None
-        return VideoRef(path=video, start_s=float(start), end_s=float(end))
+        try:
+            return VideoRef(path=video, start_s=float(start), end_s=float(end))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"fields {self.start_s!r} and {self.end_s!r} must be seconds: {error}") from error
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every row of a file with where it stands; DataError for a file that is none of JSON lines, JSON list and CSV."""
+    if path.suffix == ".parquet":
+        raise DataError(f"{path}: parquet is not read here; make JSON lines of it: {FROM_PARQUET}")
     try:
         if path.suffix == ".csv":
-            csv.field_size_limit(MAX_CSV_FIELD)
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                for number, fields in enumerate(csv.DictReader(file), start=2):
-                    yield f"{path}:{number}", {str(name): value for name, value in fields.items()}
+            yield from _read_csv(path)
             return
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("["):
             found = [(f"{path}: row {number}", each) for number, each in enumerate(json.loads(text), start=1)]
         else:
@@ -170,11 +194,26 @@ def read_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield where, each
 
 
+def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    csv.field_size_limit(MAX_CSV_FIELD)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file)
+        header = next(lines, [])
+        for line in lines:
+            if line and len(line) != len(header):
+                told = f"{len(line)} fields under a header of {len(header)}"
+                raise ValueError(f"line {lines.line_num}: {told}: cut off, or a comma without quotes?")
+            if line:
+                yield f"{path}:{lines.line_num}", dict(zip(header, line))
+
+
 def lookup(fields: Mapping[str, Any], name: str) -> Any:
     """
     >>> lookup({"metadata": {"subject": "Art"}}, "metadata.subject")
     'Art'
     """
+    if name in fields:  # a table may have a column of that name
+        return fields[name]
     found: Any = fields
     for part in name.split("."):
         if not isinstance(found, Mapping) or part not in found:
@@ -188,15 +227,22 @@ def filled(template: str, fields: Mapping[str, Any]) -> str:
     >>> filled("{videoID}.mp4", {"videoID": "fFjv93ACGo8"})
     'fFjv93ACGo8.mp4'
     """
-    try:
-        return template.format_map(fields)
-    except KeyError as error:
-        raise ValueError(f"field {error} is missing; there are {', '.join(fields)}") from error
+    return _Template().vformat(template, (), fields)
+
+
+class _Template(string.Formatter):
+    """Names are fields, or fields inside of others; nothing else about them can be asked."""
+
+    def get_field(self, name: str, args: Sequence[Any], fields: Mapping[str, Any]) -> tuple[Any, str]:
+        found = lookup(fields, name)
+        if found is None:
+            raise ValueError(f"field '{name}' is null")
+        return found, name
 
 
 def _read_names(path: str) -> Mapping[str, str]:
     try:
-        names = json.loads(Path(path).read_text(encoding="utf-8"))
+        names = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"benchmark.data.video_names={path} cannot be read: {error}") from error
     if not isinstance(names, dict):

@@ -8,43 +8,51 @@ import os
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Mapping, Sequence
+from urllib.parse import quote
 
 from vidbridge.text.tags import read_tags
 
 MAX_EMBEDDED_BYTES = 200_000  # larger clips are linked, so that the page stays light
+MAX_GROUPS = 100  # the newest; with their clips at most some 30 MB, however long the run
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em auto; max-width: 100em; padding: 0 1.5em; color: #222; }
 nav { position: sticky; top: 0; background: #fff; padding: .6em 0; border-bottom: 1px solid #ccc; z-index: 1; }
 nav label { margin-right: 1.2em; white-space: nowrap; }
-section { display: grid; grid-template-columns: 240px 1fr; gap: 0 1.6em; padding: 1.2em 0; }
-section { border-bottom: 1px solid #ccc; }
+section { display: grid; grid-template-columns: 240px minmax(0, 1fr); gap: 0 1.6em; padding: 1.2em 0; }
+section { border-bottom: 1px solid #ccc; overflow-wrap: anywhere; }
 video { width: 240px; image-rendering: pixelated; background: #eee; }
 h3 { margin: 0 0 .3em; font-size: 1em; }
 .where { color: #777; font-weight: normal; }
 .siblings { display: grid; grid-template-columns: repeat(auto-fill, minmax(19em, 1fr)); gap: .8em; margin-top: .8em; }
-article { border-left: 4px solid #ccc; background: #f7f7f7; padding: .5em .8em; overflow-wrap: anywhere; }
+article { border-left: 4px solid #ccc; background: #f7f7f7; padding: .5em .8em; }
 article.up { border-color: #2a9d5c; }
 article.down { border-color: #d1495b; }
 .earned { display: flex; justify-content: space-between; font-variant-numeric: tabular-nums; }
-.thinking { color: #666; margin: .4em 0; }
+.text { white-space: pre-wrap; }
+.written { max-height: 32em; overflow: auto; margin-top: .4em; }
+.thinking { color: #666; margin-bottom: .4em; }
 .parts { color: #777; font-size: 12.5px; margin-top: .4em; }
-@media (max-width: 50em) { section { grid-template-columns: 1fr; } }
+@media (max-width: 50em) { section { grid-template-columns: minmax(0, 1fr); } }
 """
 
 
 def write_page(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """One section a group: the clip, the question, and its completions side by side with what they earned and why.
 
-    ``rows`` are those of track/completions.py, siblings next to each other. The newest come first.
+    ``rows`` are those of track/completions.py, siblings next to each other. The newest MAX_GROUPS, the last one first.
     """
     groups = [list(group) for _, group in groupby(rows, lambda row: (row["step"], row["stage"], row["uid"]))]
+    shown = groups[: -MAX_GROUPS - 1 : -1]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    sections = [_section(group, tasks.index(group[0]["task"]), path.parent) for group in reversed(groups)]
+    sections = [_section(group, tasks.index(group[0]["task"]), path.parent) for group in shown]
+    all_are = f"<p>The newest {len(shown)} of {len(groups)} groups; all are in completions.jsonl.</p>\n"
     path.write_text(
-        f"<!doctype html>\n<meta charset='utf-8'>\n<title>completions</title>\n<style>{_STYLE}{_hiding(tasks)}</style>"
-        f"\n<h1>Completions</h1>\n{_choice_of(tasks)}\n{''.join(sections)}",
+        "<!doctype html>\n<meta charset='utf-8'>\n<meta name='viewport' content='width=device-width'>\n"
+        f"<title>completions</title>\n<style>{_STYLE}{_hiding(tasks)}</style>\n<h1>Completions</h1>\n"
+        f"{_choice_of(tasks)}\n{all_are if len(shown) < len(groups) else ''}{''.join(sections)}",
         encoding="utf-8",
+        errors="replace",  # half a surrogate pair, as in the name of a file
     )
 
 
@@ -62,13 +70,12 @@ def _hiding(tasks: Sequence[str]) -> str:
 
 def _section(rows: Sequence[Mapping[str, Any]], task: int, folder: Path) -> str:
     first = rows[0]
-    question = html.escape(first["question"]).replace("\n", "<br>")  # the options stand on lines of their own
     video = _source(Path(first["video"]), folder)
     pointed = "onmouseenter='this.controls=true' onmouseleave='this.controls=false'"
     return (
         f"<section class='t{task}'><video loop muted preload='metadata' {pointed} src='{video}'></video><div>"
         f"<h3>{html.escape(first['uid'])} <span class='where'>step {step_of(first)}</span></h3>"
-        f"{question}<br>reference: <b>{html.escape(first['reference'])}</b>"
+        f"{_text(first['question'])}reference: <b><bdi>{html.escape(first['reference'])}</bdi></b>"
         f"<div class='siblings'>{''.join(map(_card, rows))}</div></div></section>\n"
     )
 
@@ -95,14 +102,20 @@ def _card(row: Mapping[str, Any]) -> str:
 
 def _written(row: Mapping[str, Any]) -> str:
     """The reasoning, and the answer set off from it; as it stands where it has not that form."""
-    cut = "" if row["finished"] else " <b>(cut)</b>"
     tagged = read_tags(row["completion"])
     if tagged is None:
-        return f"<div>{html.escape(row['completion'])}{cut}</div>"
-    return f"<div class='thinking'>{html.escape(tagged.thinking)}</div><div>{html.escape(tagged.answer)}{cut}</div>"
+        parts = _text(row["completion"])
+    else:
+        parts = _text(tagged.thinking, "thinking") + _text(tagged.answer)
+    return f"<div class='written'>{parts}</div>" + ("" if row["finished"] else "<b>(cut)</b>")
+
+
+def _text(text: str, kind: str = "") -> str:
+    """Line by line as it was written, and in its own direction: it must not turn round what stands beside it."""
+    return f"<div class='text {kind}' dir='auto'>{html.escape(text)}</div>"
 
 
 def _source(video: Path, folder: Path) -> str:
     if video.is_file() and video.stat().st_size <= MAX_EMBEDDED_BYTES:
         return "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()
-    return html.escape(os.path.relpath(video, folder), quote=True)
+    return quote(os.fsencode(os.path.relpath(video, folder)))  # whatever bytes its name is made of
