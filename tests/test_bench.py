@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experiments.bench import decode, gpu, harness, judge, learner, plan, rollout, step
-from experiments.bench.shape import TINY
+from experiments.bench.shape import TINY, load_sides, random_group
 
 
 def figures_of(main, path, *options):
@@ -33,8 +33,21 @@ def test_learner(tmp_path):
         assert row["speedup"] == row["repeated_s"] / row["packed_s"] > 0
         assert 0 < row["grad_rel_err"] < 1e-5
         assert row["packed_mb"] is None or row["memory_ratio"] == row["packed_mb"] / row["repeated_mb"]
+    base, *others = rows
+    assert base["speedup_all_logits"] == base["all_logits_s"] / base["packed_s"] > 0
+    assert not any("speedup_all_logits" in row for row in others)
     assert figures["growth_8_to_32"] == rows[2]["packed_s"] / rows[0]["packed_s"]
     assert (tmp_path / "cost.png").stat().st_size > 0
+
+
+def test_logits_at_every_position_give_the_same_gradients_for_more_products():
+    sides = load_sides(TINY)
+    group = random_group(sides.policy.processor, group_size=2, completion_tokens=3, video_tokens=32)
+    both = learner.Learner(sides, group)
+    assert learner.relative_error(both.all_logits(), both.repeated()) < 1e-6
+    # each row but its last 4 places, [512, 32] of the vocabulary: once forward, twice backward
+    more = 6 * 2 * (len(group.encoded.input_ids) - 1) * 512 * 32
+    assert learner.gflop(both.all_logits) - learner.gflop(both.repeated) == pytest.approx(more / 1e9)
 
 
 def test_rollout(tmp_path):

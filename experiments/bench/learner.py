@@ -38,6 +38,7 @@ class Learner:
     sides: Sides
     group: Group
     rows_at_once: int | None = None  # of the repeated side; None: all
+    with_all_logits: bool = False  # time that side too
 
     def packed(self) -> list[torch.Tensor]:
         policy = self.sides.policy
@@ -46,16 +47,28 @@ class Learner:
         loss(logprobs, batch.advantages, batch.loss_mask, batch.token_weights).backward()
         return taken_gradients(policy.module)
 
-    def repeated(self) -> list[torch.Tensor]:
+    def repeated(self, every_position: bool = False) -> list[torch.Tensor]:
         policy, plain = self.sides.policy, self.sides.plain
         advantages, weights = (tensor.to(plain.device) for tensor in self._objective())
         for rows in torch.arange(len(advantages)).split(self.rows_at_once or len(advantages)):
             part = replace(self.group, completions=tuple(self.group.completions[row] for row in rows))
             logprobs = repeated_logprobs(
-                plain, [part], temperature=policy.temperature, suppressed_ids=policy.suppressed_ids
+                plain,
+                [part],
+                temperature=policy.temperature,
+                suppressed_ids=policy.suppressed_ids,
+                every_position=every_position,
             )
             loss(logprobs, advantages[rows], loss_mask([part]).to(plain.device), weights[rows]).backward()
         return taken_gradients(plain)
+
+    def all_logits(self) -> list[torch.Tensor]:
+        """The repeated rows as the paper's trainer has them."""
+        return self.repeated(every_position=True)
+
+    @property
+    def sides_timed(self) -> tuple[str, ...]:
+        return ("packed", "repeated", "all_logits") if self.with_all_logits else ("packed", "repeated")
 
     @property
     def size(self) -> int:
@@ -137,7 +150,7 @@ def measure(learners: dict[str, Learner], repeats: int) -> dict[str, dict[str, A
         {
             f"{side}, {name}": getattr(learner, side)
             for name, learner in learners.items()
-            for side in ("packed", "repeated")
+            for side in learner.sides_timed
         },
         repeats,
     )
@@ -161,6 +174,9 @@ def measure(learners: dict[str, Learner], repeats: int) -> dict[str, dict[str, A
                 "memory_ratio": packed_mb / repeated_mb if packed_mb and repeated_mb else None,
                 "grad_rel_err": relative_error(packed, repeated),
             }
+            if learner.with_all_logits:
+                all_logits_s = seconds[f"all_logits, {name}"]
+                rows[name] |= {"all_logits_s": all_logits_s, "speedup_all_logits": all_logits_s / packed_s}
     return rows
 
 
@@ -192,20 +208,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         "{group_size} x {completion_tokens}, video {video_tokens}".format(**point): point
         for point in points(QUICK_AXES if args.quick else AXES)
     }
-    learners = {name: Learner(sides, random_group(sides.policy.processor, **point)) for name, point in sizes.items()}
+    learners = {
+        name: Learner(sides, random_group(sides.policy.processor, **point), with_all_logits=place == 0)
+        for place, (name, point) in enumerate(sizes.items())
+    }
     measured = measure(learners, args.repeats)
     rows = [{**point, **measured[name]} for name, point in sizes.items()]
     packed_s = {row["group_size"]: row["packed_s"] for row in reversed(rows)}  # of size 8 the base point, the first row
     growth = packed_s[32] / packed_s[8]
     show(
         "forward and backward of one group, packed / repeated; MB beyond the weights",
-        ("G", "T", "video", "seconds", "speed-up", "flops", "MB", "ratio", "error"),
+        ("G", "T", "video", "seconds", "speed-up", "flops", "all logits", "MB", "ratio", "error"),
         [
             (
                 *(str(row[axis]) for axis in AXES),
                 f"{row['packed_s']:.2f} / {row['repeated_s']:.2f}",
                 number(row["speedup"], ".1f"),
                 number(row["flop_ratio"], ".1f"),
+                number(row.get("speedup_all_logits"), ".1f"),
                 f"{number(row['packed_mb'], '.0f')} / {number(row['repeated_mb'], '.0f')}",
                 number(row["memory_ratio"], ".2f"),
                 number(row["grad_rel_err"], ".1e"),

@@ -17,11 +17,17 @@ from vidbridge.types import EncodedPrompt, Group
 
 
 def repeated_logprobs(
-    module: PreTrainedModel, groups: Sequence[Group], *, temperature: float, suppressed_ids: torch.Tensor
+    module: PreTrainedModel,
+    groups: Sequence[Group],
+    *,
+    temperature: float,
+    suppressed_ids: torch.Tensor,
+    every_position: bool = False,
 ) -> torch.Tensor:
     """Log-probabilities [N, T] of completions, each a full row [prompt | completion] with its own copy of the video.
 
-    Prompts are padded left, completions right; what stands on padding means nothing.
+    Prompts are padded left, completions right; what stands on padding means nothing. With ``every_position`` those of
+    the prompt's tokens are computed as well and thrown away, as the paper's released trainer does.
     """
     device = module.device
     prompts = [group.encoded for group in groups for _ in group.completions]
@@ -30,16 +36,19 @@ def repeated_logprobs(
     ids, mask, positions = _left_padded(prompts, pad_id)
     first_positions = torch.tensor([len(p.input_ids) + p.rope_delta for p in prompts])[:, None]
     completion_positions = (first_positions + torch.arange(completion_ids.shape[1])).expand(3, -1, -1)
+    ids = torch.cat([ids, completion_ids], dim=1).to(device)
+    kept = ids.shape[1] if every_position else completion_ids.shape[1] + 1
     logits = module(
-        input_ids=torch.cat([ids, completion_ids], dim=1).to(device),
+        input_ids=ids,
         attention_mask=torch.cat([mask, sampled], dim=1).long().to(device),
         position_ids=torch.cat([positions, completion_positions], dim=2).to(device),
-        logits_to_keep=completion_ids.shape[1] + 1,
+        logits_to_keep=kept,
         use_cache=False,
         **_videos(prompts, device),
     ).logits[:, :-1]
     scaled = (logits.float() / temperature).index_fill(-1, suppressed_ids.to(device), -torch.inf)
-    return scaled.log_softmax(dim=-1).gather(-1, completion_ids.to(device)[..., None]).squeeze(-1)
+    logprobs = scaled.log_softmax(dim=-1).gather(-1, ids[:, 1 - kept :, None]).squeeze(-1)
+    return logprobs[:, -completion_ids.shape[1] :]
 
 
 def generate(

@@ -66,6 +66,9 @@ def _attend_in_windows(
 ) -> tuple[torch.Tensor, None]:
     """For the vision tower: windows of the same size in one call, where transformers would make one for each."""
     lengths = cu_seq_lens_q.diff().tolist()
+    if len(set(lengths)) == 1:  # nothing need be sorted, nor copied
+        alike = (tensor[0].transpose(0, 1).unflatten(0, (-1, lengths[0])) for tensor in (query, key, value))
+        return _sdpa(*alike, scaling=scaling).flatten(0, 1)[None], None
     pieces = [tensor[0].transpose(0, 1).split(lengths) for tensor in (query, key, value)]  # windows of [length, H, D]
     outs: list[torch.Tensor] = [query] * len(lengths)
     for length in set(lengths):

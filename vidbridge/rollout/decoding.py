@@ -92,15 +92,16 @@ def next_hidden(
     hidden = model.embed_tokens(token_ids)
     # at text positions mRoPE is RoPE: all three of its positions are the same
     rotary = model.rotary_emb
-    angles = (positions[:, None, None].float() * rotary.inv_freq.float()).repeat(1, 1, 2)  # [N, 1, D]
+    angles = positions[:, None, None].float() * rotary.inv_freq.float()  # [N, 1, D / 2]
     cos, sin = ((turn * rotary.attention_scaling).to(hidden.dtype) for turn in (angles.cos(), angles.sin()))
+    cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
     for number, layer in enumerate(model.layers):
         own, mlp = layer.self_attn, layer.mlp
         normed = _normed(layer.input_layernorm, hidden)
         query, key, value = (
             _linear(each, normed).unflatten(1, (-1, own.head_dim)) for each in (own.q_proj, own.k_proj, own.v_proj)
         )  # [N, heads, D]
-        query, key = _rotated(torch.cat([query, key], dim=1), cos, sin).split([query.shape[1], key.shape[1]], dim=1)
+        query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
         seen = attention.attend(number, query[:, :, None], key[:, :, None], value[:, :, None], own.scaling)
         hidden = hidden + _linear(own.o_proj, seen.flatten(1))
         normed = _normed(layer.post_attention_layernorm, hidden)
@@ -115,9 +116,8 @@ def _normed(layer: Qwen2_5_VLRMSNorm, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions: heads [N, heads, D], cos and sin [N, 1, D]."""
-    first, second = heads.chunk(2, dim=-1)
-    return torch.addcmul(heads * cos, torch.cat([-second, first], dim=-1), sin)
+    """Rotary positions: heads [N, heads, D], cos and sin [N, 1, D]; of the sines the first half is negated."""
+    return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, dims=-1), sin)
 
 
 def _linear(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:

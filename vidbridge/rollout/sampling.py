@@ -18,10 +18,10 @@ def uniforms_of(seed: int, places: Sequence[int], group_size: int, num_tokens: i
 def draw(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """One token id [N] for each row of log-probabilities [N, V], from uniform numbers [N] in [0, 1).
 
-    The smallest id whose cumulative probability exceeds the number; in 64 bits, so that rounding over a large
+    The smallest id whose cumulative probability exceeds the number; added up in 64 bits, so that rounding over a large
     vocabulary cannot reach a token of probability zero. The rows need not be normalised.
     """
-    cumulative = logprobs.double().exp().cumsum(dim=-1)
+    cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
     return torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True).squeeze(1)
 
 

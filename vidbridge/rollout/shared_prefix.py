@@ -104,7 +104,8 @@ class SharedPrefixRollout:
         logprobs = torch.zeros(num_rows, limit, device=device)
         lengths = torch.zeros(num_rows, dtype=torch.long, device=device)  # 0: not ended yet
         rows = torch.arange(num_rows, device=device).view(-1, group_size)  # [P, W], what stands where in the cache
-        standing = list(range(len(prompts)))  # the prompts of these rows
+        growing = rows.flatten()  # those that have not ended
+        standing = list(range(len(prompts)))  # the prompts of ``rows``
         groups: dict[int, tuple[Completion, ...]] = {}
 
         def finish(prompt: int) -> None:
@@ -119,27 +120,30 @@ class SharedPrefixRollout:
             # a row that has ended goes on while its siblings do; nothing after its length is read
             token_ids[here, column] = token
             logprobs[here, column] = distribution.gather(1, token[:, None]).squeeze(1)
-            growing = here[lengths[here] == 0]
-            lengths[growing[self._ends(token_ids, growing, column)]] = column + 1
             report((column + 1) / limit)
 
-            open_rows = lengths[rows] == 0  # [P, W]
-            num_open = open_rows.sum(dim=1).tolist()
-            for prompt, count in zip(standing, num_open, strict=True):
-                if count == 0 and prompt not in groups:
-                    finish(prompt)
-            num_prompts, width = sum(map(bool, num_open)), max(num_open)
-            if num_prompts == 0 or column + 1 == limit:
-                break
-            if num_prompts * width <= _WORTH_LEAVING * rows.numel():
-                keep = open_rows.any(dim=1).nonzero().flatten()  # [P']
-                # [P', W']: the open ones first; where a prompt has fewer than the others, ended ones fill up
-                slots = open_rows[keep].int().argsort(dim=1, descending=True, stable=True)[:, :width]
-                cache.keep(keep, slots)
-                rows = rows[keep[:, None], slots]
-                standing = [prompt for prompt, count in zip(standing, num_open) if count]
-            here = rows.flatten()
-            logits = step(token_ids[here, column], first_positions[here] + column, column)
+            ends = self._ends(token_ids, growing, column)
+            if ends.any():  # else nothing is to be told, and nobody leaves
+                lengths[growing[ends]] = column + 1
+                growing = growing[~ends]
+                open_rows = lengths[rows] == 0  # [P, W]
+                num_open = open_rows.sum(dim=1).tolist()
+                for prompt, count in zip(standing, num_open, strict=True):
+                    if count == 0 and prompt not in groups:
+                        finish(prompt)
+                num_prompts, width = sum(map(bool, num_open)), max(num_open)
+                if num_prompts == 0:
+                    break
+                if num_prompts * width <= _WORTH_LEAVING * rows.numel():
+                    keep = open_rows.any(dim=1).nonzero().flatten()  # [P']
+                    # [P', W']: the open ones first; where a prompt has fewer than the others, ended ones fill up
+                    slots = open_rows[keep].int().argsort(dim=1, descending=True, stable=True)[:, :width]
+                    cache.keep(keep, slots)
+                    rows = rows[keep[:, None], slots]
+                    standing = [prompt for prompt, count in zip(standing, num_open) if count]
+            if column + 1 < limit:
+                here = rows.flatten()
+                logits = step(token_ids[here, column], first_positions[here] + column, column)
         for prompt in standing:
             if prompt not in groups:  # cut at the limit
                 finish(prompt)
