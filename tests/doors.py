@@ -19,6 +19,7 @@ from typing import Mapping
 
 ROOT = Path(__file__).parents[1]
 FORKS = multiprocessing.get_context("forkserver")
+os.environ["MPLBACKEND"] = "agg"  # read when it is imported
 FORKS.set_forkserver_preload(["train", "evaluate", "build_data", "tests.conftest"])
 
 

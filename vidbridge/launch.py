@@ -39,7 +39,7 @@ from vidbridge.media.video_file import VideoError
 from vidbridge.policy.engine import Diverged
 from vidbridge.ranks import Ending
 from vidbridge.stopping import Stopped, StopSignals, passed_on
-from vidbridge.track.tracker import RECORD
+from vidbridge.track.names import RECORD
 
 PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
 CONF = PACKAGE.parent / "conf"

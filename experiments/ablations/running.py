@@ -26,7 +26,7 @@ from vidbridge.config import ConfigError
 from vidbridge.launch import quoted
 from vidbridge.stopping import handled
 from vidbridge.track.console import Console
-from vidbridge.track.tracker import SUMMARY
+from vidbridge.track.names import SUMMARY
 
 REPOSITORY = Path(__file__).parents[2]
 LOG, LOCK = "output.log", "lock"
