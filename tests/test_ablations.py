@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.ablations import __main__ as ablations
 from experiments.ablations import manifest, results
 from experiments.ablations.manifest import Claim, Manifest, Row
 from experiments.ablations.report import table, write_report
@@ -19,6 +20,7 @@ from experiments.ablations.results import Item, Result, Settings
 from experiments.ablations.running import REPOSITORY, Run, run_missing, runs_of
 from experiments.ablations.scores import difference, score
 from tests.composing import small_run
+from tests.doors import FORKS
 from vidbridge.checks import ConfigError
 from vidbridge.track.console import Console
 
@@ -69,9 +71,13 @@ def runs_in(folder, path=None):
     return runs_of(path.stem, manifest.read(path), folder / "results" / path.stem, folder / "outputs")
 
 
+def fake_command(run):
+    return [sys.executable, "-c", FAKE_RUN, str(run.run_dir)]
+
+
 @pytest.fixture
 def faked(monkeypatch):
-    monkeypatch.setattr(Run, "command", lambda run: [sys.executable, "-c", FAKE_RUN, str(run.run_dir)])
+    monkeypatch.setattr(Run, "command", fake_command)
 
 
 def starts(run):
@@ -173,15 +179,12 @@ def test_a_result_of_other_settings_is_refused_by_name(tmp_path, faked):
         runs_in(tmp_path, study_in(tmp_path, STUDY.replace("steps=4", "steps=5")))
 
 
-RUNNER = """
-import sys
-from tests import test_ablations as tests
-tests.Run.command = lambda run: [sys.executable, "-c", tests.FAKE_RUN, str(run.run_dir)]
-try:
-    tests.run_missing(tests.runs_in(tests.Path(sys.argv[1])), jobs=1, console=tests.Console())
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
+def run_faked(folder):
+    Run.command = fake_command
+    try:
+        run_missing(runs_in(folder), jobs=1, console=Console())
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
@@ -190,11 +193,13 @@ def test_a_study_that_is_killed_goes_on_and_repeats_nothing(signum, tmp_path, fa
     wait = runs[1].run_dir / "wait"
     wait.parent.mkdir(parents=True)
     wait.touch()
-    with subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], cwd=REPOSITORY) as runner:
-        while not starts(runs[1]):
-            time.sleep(0.05)
-        runner.send_signal(signum)
-        assert runner.wait(60) == (130 if signum == signal.SIGTERM else -signum)
+    runner = FORKS.Process(target=run_faked, args=(tmp_path,))
+    runner.start()
+    while not starts(runs[1]):
+        time.sleep(0.05)
+    os.kill(runner.pid, signum)
+    runner.join(60)
+    assert runner.exitcode == (130 if signum == signal.SIGTERM else -signum)
     assert [run.result.exists() for run in runs] == [True, False, False, False]
     # killed outright, it leaves a run behind, which still works when the study is started again
     subprocess.Popen(["sh", "-c", f"sleep 2; rm {wait}"])
@@ -324,24 +329,26 @@ def test_a_broken_result_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_real_rows_survive_a_kill_and_make_a_report(tmp_path, random_qwen_folder):
+def test_real_rows_survive_a_kill_and_make_a_report(tmp_path, random_qwen_folder, monkeypatch, capfd):
     common = [*small_run(random_qwen_folder, tmp_path / "cache"), "steps=6", "checkpoint.every=1", "eval.before=false"]
     rows = "  base: {title: base, trains: false}\n  qa: {title: QA, overrides: [task_mix=qa]}"
     path = study_in(
         tmp_path, f"question: x\nbaseline: base\nseeds: [0]\ncommon: {json.dumps(common)}\nrows:\n{rows}\n"
     )
-    command = [sys.executable, "-m", "experiments.ablations"]
-    run = [*command, "run", str(path), "--outputs", str(tmp_path / "outputs")]
+    run = ["-m", "experiments.ablations", "run", str(path), "--outputs", str(tmp_path / "outputs")]
     qa = tmp_path / "outputs" / "study" / "qa" / "seed0"
-    with subprocess.Popen(run, cwd=REPOSITORY, start_new_session=True) as runner:
+    with subprocess.Popen([sys.executable, *run], cwd=REPOSITORY, start_new_session=True) as runner:
         while not list(qa.glob("checkpoints/step_*")):
             assert runner.poll() is None, (qa / "output.log").read_text()
             time.sleep(0.02)
         (child,) = [int(pid) for pid in Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split()]
         os.kill(runner.pid, signal.SIGKILL)
         os.kill(child, signal.SIGKILL)
-    done = subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr + (qa / "output.log").read_text()
-    assert "base seed 0" not in done.stdout and "going on from step_" in (qa / "output.log").read_text()
-    told = subprocess.run([*command, "report", str(path)], cwd=REPOSITORY, capture_output=True, text=True)
-    assert "2 of 2 runs." in told.stdout and "| QA | 1 |" in told.stdout and not told.stderr
+    capfd.readouterr()
+    monkeypatch.setattr(sys, "argv", run[1:])
+    assert ablations.main() == 0, (qa / "output.log").read_text()
+    assert "base seed 0" not in capfd.readouterr().out and "going on from step_" in (qa / "output.log").read_text()
+    monkeypatch.setattr(sys, "argv", ["experiments.ablations", "report", str(path)])
+    assert ablations.main() == 0
+    told = capfd.readouterr()
+    assert "2 of 2 runs." in told.out and "| QA | 1 |" in told.out and not told.err

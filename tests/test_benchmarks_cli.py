@@ -1,20 +1,19 @@
 """evaluate.py on files of questions and captions, as people start it: killed, on two ranks, with a video missing."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import random_clip
+from tests.doors import ROOT, Door, run
 from vidbridge.journal import read_lines, whole_lines
 from vidbridge.media.write import write_mp4
 
-ROOT = Path(__file__).parents[1]
+EVALUATE = ROOT / "evaluate.py"
 NUM_VIDEOS, NUM_QUESTIONS = 4, 60
 SMALL = ["track=none", "benchmark.frames.max_frames=4", "frames.min_pixels=256", "frames.max_pixels=256"]
 SMALL += ["rollout.max_completion_tokens=6", "benchmark.data.workers=0"]
@@ -48,12 +47,7 @@ def questions(files, model, run_dir, *more):
 
 
 def command(model, run_dir, *overrides):
-    return [sys.executable, "evaluate.py", f"checkpoint={model}", f"hydra.run.dir={run_dir}", *SMALL, *overrides]
-
-
-def run(arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    return [f"checkpoint={model}", f"hydra.run.dir={run_dir}", *SMALL, *overrides]
 
 
 def summary(run_dir):
@@ -64,7 +58,8 @@ def summary(run_dir):
 def answered(files, random_qwen_folder, tmp_path_factory):
     """The folder of an evaluation on the questions that nothing disturbed."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    done = run(questions(files, random_qwen_folder, run_dir))
+    command = [sys.executable, "evaluate.py", *questions(files, random_qwen_folder, run_dir)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return run_dir
 
@@ -93,17 +88,16 @@ def test_every_item_has_a_line_with_what_was_written_and_right(answered):
 
 def test_killed_and_restarted_it_repeats_nothing_and_comes_to_the_same(files, random_qwen_folder, answered, tmp_path):
     arguments = questions(files, random_qwen_folder, tmp_path / "run", "resume=auto")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
-        while len(whole_lines(tmp_path / "run" / "items.jsonl")[0]) < 3:
-            assert process.poll() is None
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    door = Door(EVALUATE, *arguments)
+    while len(whole_lines(tmp_path / "run" / "items.jsonl")[0]) < 3:
+        assert door.process.is_alive()
+        time.sleep(0.002)
+    door.process.kill()
+    assert door.done().returncode == -signal.SIGKILL
     with (tmp_path / "run" / "items.jsonl").open("a") as file:
         file.write('{"uid": "what is 5')  # as a kill in the middle of a line leaves it
     before, _ = whole_lines(tmp_path / "run" / "items.jsonl")
-    done = run(arguments)
+    done = run(EVALUATE, *arguments)
     assert done.returncode == 0, done.stderr
     rows = read_lines(tmp_path / "run" / "items.jsonl")
     assert 3 <= len(before) < len(rows) and rows[: len(before)] == before
@@ -114,7 +108,7 @@ def test_killed_and_restarted_it_repeats_nothing_and_comes_to_the_same(files, ra
 
 @pytest.mark.slow
 def test_two_ranks_come_to_the_same(files, random_qwen_folder, answered, tmp_path):
-    done = run(questions(files, random_qwen_folder, tmp_path / "run", "nproc=2"))
+    done = run(EVALUATE, *questions(files, random_qwen_folder, tmp_path / "run", "nproc=2"))
     assert done.returncode == 0, done.stderr
     assert summary(tmp_path / "run") == summary(answered)
     assert by_uid(tmp_path / "run") == by_uid(answered)
@@ -126,7 +120,8 @@ def by_uid(run_dir):
 
 def test_captions_of_ones_own_file_asked_directly(files, random_qwen_folder, tmp_path):
     done = run(
-        command(
+        EVALUATE,
+        *command(
             random_qwen_folder, tmp_path / "run", "benchmark=caption_jsonl", "benchmark.prompting=direct",
             f"benchmark.data.file={files}/captions.jsonl", f"benchmark.data.root={files}",
         )

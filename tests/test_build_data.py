@@ -1,21 +1,21 @@
 """The doors on data that people bring, from the command line: build_data.py, and training on what it looked at."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import build_data
+from tests import doors
+from tests.composing import config_of
 from tests.data.exporting import export_annotations, export_released
 from tests.media.videos import counting, cut
+from vidbridge import dist
+from vidbridge.checks import ConfigError
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,7 @@ def released(tmp_path_factory):
 
 
 def run(door, *arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / door), *arguments, "data.workers=1"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-    )
+    return doors.run(doors.ROOT / door, *arguments, "data.workers=1")
 
 
 def test_check_is_told_what_is_wrong_and_says_so(raw, tmp_path):
@@ -62,10 +57,17 @@ def test_check_is_told_what_is_wrong_and_says_so(raw, tmp_path):
     assert done.returncode == 1 and "build_data.py build makes files of them" in done.stderr
 
 
-@pytest.mark.parametrize("bad", [["--number", "0"], ["nproc=2"], ["data.rooot=x"]], ids=" ".join)
+@pytest.mark.parametrize("bad", [["--number", "0"], ["data.rooot=x"]], ids=" ".join)
 def test_mistakes_are_named_with_status_2(raw, bad, tmp_path):
     done = run("build_data.py", "preview", *bad, *raw, f"hydra.run.dir={tmp_path}/out")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_ranks_that_would_have_nothing_to_do_are_refused(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    args, config = build_data.parser().parse_args(["preview"]), config_of(*raw, "nproc=2")
+    with pytest.raises(ConfigError, match="nproc=2: only filter makes use of more than one rank"):
+        build_data.run(args, config, {}, tmp_path)
 
 
 @pytest.mark.slow

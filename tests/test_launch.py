@@ -1,20 +1,18 @@
 """Exit statuses, and sweeps in which one job fails."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.composing import small_run
+from tests.doors import ROOT, run
 from vidbridge import launch
 from vidbridge.checks import ConfigError
 from vidbridge.data.rows import DataError
 
-ROOT = Path(__file__).parents[1]
 # A door whose job does nothing but leave a summary, or fail, by seed.
 DOOR = """
 import json
@@ -35,18 +33,7 @@ launch.main(body)
 
 def run_door(tmp_path, *arguments):
     (tmp_path / "door.py").write_text(DOOR)
-    return run(tmp_path / "door.py", tmp_path, *arguments)
-
-
-def run(door, cwd, *arguments):
-    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-    return subprocess.run(
-        [sys.executable, str(door), *arguments],
-        cwd=cwd,
-        env={**environment, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-    )
+    return run(tmp_path / "door.py", *arguments, cwd=tmp_path)
 
 
 def test_bad_data_are_one_message_and_status_1(tmp_path):
@@ -113,12 +100,13 @@ def test_the_doors_are_short():
 
 
 def test_train_refuses_a_misspelt_key_with_status_2(tmp_path):
-    done = run(ROOT / "train.py", tmp_path, "modle=tiny", "hydra.run.dir=run")
+    done = run(ROOT / "train.py", "modle=tiny", "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 2 and "Did you mean 'model'?" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_whole_job_from_the_command_line(tmp_path, random_qwen_folder):
-    done = run(ROOT / "train.py", tmp_path, *small_run(random_qwen_folder, tmp_path / "cache"), "hydra.run.dir=run")
+    command = [sys.executable, str(ROOT / "train.py"), *small_run(random_qwen_folder, tmp_path / "cache")]
+    done = subprocess.run([*command, "hydra.run.dir=run"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "held-out scores" in done.stdout and "hub" not in done.stdout
     written = {path.name for path in (tmp_path / "run").iterdir()}

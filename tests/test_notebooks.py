@@ -1,14 +1,11 @@
 """Every notebook runs from top to bottom."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import random_clip
+from tests.doors import ROOT, run
 from tests.test_ablations import study_in, write_results
 from tests.track.builders import group
 from vidbridge.journal import append_lines
@@ -16,7 +13,6 @@ from vidbridge.media.write import write_mp4
 from vidbridge.track.completions import completion_rows
 from vidbridge.track.items import item_row
 
-ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SAYS = {
     "02_read_completions": ["qa: 0 items earn more, 0 less, 1 the same"],
@@ -39,9 +35,7 @@ def test_notebook_runs(path, tmp_path):
     assert all(not cell["outputs"] for cell in cells if cell["cell_type"] == "code"), "commit notebooks without outputs"
     script = tmp_path / "notebook.py"
     script.write_text("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
-    places = {"VIDBRIDGE_CACHE": str(tmp_path), "VIDBRIDGE_OUTPUTS": str(tmp_path), "MPLBACKEND": "agg"}
-    places |= {"VIDBRIDGE_STUDY": str(tmp_path / "study.yaml")}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **places}
-    done = subprocess.run([sys.executable, str(script)], env=environment, cwd=ROOT, capture_output=True, text=True)
+    places = {"VIDBRIDGE_CACHE": str(tmp_path), "VIDBRIDGE_OUTPUTS": str(tmp_path)}
+    done = run(script, **places, VIDBRIDGE_STUDY=str(tmp_path / "study.yaml"))
     assert done.returncode == 0, done.stderr
     assert any(word in done.stdout for word in SAYS.get(path.stem, ["reference", "<answer>"]))

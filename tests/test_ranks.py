@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from tests.composing import config_of, small_run
+from tests.doors import ROOT, Door
 from vidbridge import launch
 from vidbridge.checks import ConfigError
 from vidbridge.ranks import Ending, cause
 
-ROOT = Path(__file__).parents[1]
 # A door whose run is over in no time: by seed something happens to its second rank, or to both.
 DOOR = """
 import os, signal, sys, time
@@ -52,27 +52,17 @@ if __name__ == "__main__":
 """
 
 
-def started(tmp_path, *arguments, launcher=(sys.executable,), door=DOOR, **environment):
-    """A door on its way; its process leads a session of its own."""
+def started(tmp_path, *arguments, door=DOOR, **environment):
+    """A door on its way."""
     if door is DOOR:
         (tmp_path / "door.py").write_text(DOOR)
-    kept = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-    return subprocess.Popen(
-        [*launcher, str(tmp_path / "door.py" if door is DOOR else door), *arguments],
-        cwd=tmp_path,
-        env={**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return Door(tmp_path / "door.py" if door is DOOR else door, *arguments, cwd=tmp_path, **environment)
 
 
 def run(tmp_path, *arguments, **more):
     """Its exit status, stdout and stderr."""
-    process = started(tmp_path, *arguments, **more)
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
+    done = started(tmp_path, *arguments, **more).done()
+    return done.returncode, done.stdout, done.stderr
 
 
 def run_two(tmp_path, seed):
@@ -132,13 +122,13 @@ def test_a_rank_that_dies_ends_the_others_and_its_last_words_are_told(seed, how,
 
 
 def test_a_launcher_that_is_killed_leaves_no_orphans(tmp_path):
-    process = started(tmp_path, "seed=7", "nproc=2", "hydra.run.dir=run")
+    door = started(tmp_path, "seed=7", "nproc=2", "hydra.run.dir=run")
     pids = [tmp_path / "run" / f"pid_{rank}" for rank in (0, 1)]
     while not all(path.exists() and path.read_text() for path in pids):
-        assert process.poll() is None
+        assert door.process.is_alive()
         time.sleep(0.05)
-    process.kill()
-    process.communicate()
+    door.process.kill()
+    door.done()
     assert all(gone(path.read_text()) for path in pids)
 
 
@@ -151,14 +141,13 @@ def test_a_job_of_a_sweep_may_have_many_ranks(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_to_a_sweep_is_one_to_its_job(tmp_path):
-    process = started(tmp_path, "-m", "seed=7,0", "nproc=2", "hydra.sweep.dir=sweep")
+    door = started(tmp_path, "-m", "seed=7,0", "nproc=2", "hydra.sweep.dir=sweep")
     pid = tmp_path / "sweep" / "0" / "pid_1"
     while not pid.exists() or not pid.read_text():
-        assert process.poll() is None
+        assert door.process.is_alive()
         time.sleep(0.05)
-    process.terminate()
-    process.communicate()
-    assert process.returncode == 143 and gone(pid.read_text())
+    door.process.terminate()
+    assert door.done().returncode == 143 and gone(pid.read_text())
     assert not (tmp_path / "sweep" / "1").exists()  # the other job was not started
 
 
@@ -216,7 +205,9 @@ def test_two_torchrun_agents_complete_a_run(tmp_path, random_qwen_folder):
     port = 20000 + os.getpid() % 20000
     agent = (*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}")
     arguments = [*small_run(random_qwen_folder, tmp_path / "cache"), "hydra.run.dir=run"]
-    agents = [started(tmp_path, *arguments, launcher=agent, door=ROOT / "train.py") for _ in range(2)]
+    command = [*agent, str(ROOT / "train.py"), *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    agents = [subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes) for _ in range(2)]
     printed = [process.communicate(timeout=240) for process in agents]
     assert [process.returncode for process in agents] == [0, 0], printed
     assert sorted(out.count("held-out scores") for out, _ in printed) == [0, 1]

@@ -16,7 +16,7 @@ from vidbridge.choices import Resume, Split
 from vidbridge.config import Config, GrpoConfig, TaskMixConfig
 from vidbridge.evaluate import Evaluator, held_out
 from vidbridge.journal import whole_lines
-from vidbridge.track.items import ITEMS
+from vidbridge.track.names import ITEMS
 from vidbridge.track.tracker import Tracker
 
 FREE_HERE = [key for key in FREE if key != "benchmark"]  # what may differ when an evaluation goes on

@@ -37,7 +37,7 @@ from vidbridge.policy.engine import Diverged
 from vidbridge.ranks import Ending
 from vidbridge.stopping import Stopped, StopSignals
 from vidbridge.sweep import Job, JobFailed, print_jobs, run_job
-from vidbridge.track.tracker import RECORD
+from vidbridge.track.names import RECORD
 
 PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
 CONF = PACKAGE.parent / "conf"

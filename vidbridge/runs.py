@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from vidbridge.checkpoint import newest
 from vidbridge.checks import ConfigError
-from vidbridge.track.tracker import SUMMARY
+from vidbridge.track.names import SUMMARY
 
 OF_THE_RUN = "seed model frames data tasks task_mix reward judge rollout engine optim eval".split()
 WHOLE_RUNS = ("model", "experiment", "debug")  # choices that are about many of these at once

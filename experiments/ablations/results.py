@@ -18,9 +18,9 @@ import numpy as np
 
 from vidbridge.checks import ConfigError
 from vidbridge.journal import read_lines
-from vidbridge.track.items import ITEMS, earned, is_scored
-from vidbridge.track.metrics_file import METRICS, series
-from vidbridge.track.tracker import SUMMARY
+from vidbridge.track.items import earned, is_scored
+from vidbridge.track.metrics_file import series
+from vidbridge.track.names import ITEMS, METRICS, SUMMARY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

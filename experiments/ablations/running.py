@@ -26,7 +26,7 @@ from vidbridge.checks import ConfigError
 from vidbridge.stopping import handled
 from vidbridge.sweep import quoted
 from vidbridge.track.console import Console
-from vidbridge.track.tracker import SUMMARY
+from vidbridge.track.names import SUMMARY
 
 REPOSITORY = Path(__file__).parents[2]
 LOG, LOCK = "output.log", "lock"

@@ -31,6 +31,7 @@ PAPER = FrameBudget(fps=None, max_frames=16, min_pixels=128 * 28 * 28, max_pixel
 FPS = 24
 # A step of the demo, without the evaluations around it.
 DEMO = ["task_mix=proxy", "track=none", "eval.every=0", "eval.num_items=1", "eval.num_samples=1", "checkpoint.every=0"]
+FEW = ["prompts_per_step=2", "data.num_rows={train: 4, val: 1, test: 1}"]
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ def cache_seconds(path: Path, folder: Path, repeats: int) -> dict[str, float]:
     return medians({"cold": cold, "warm": partial(reader, VideoRef(path=path.name), PAPER)}, repeats)
 
 
-def waiting(folder: Path, steps: int) -> dict[str, float]:
+def waiting(folder: Path, steps: int, *overrides: str) -> dict[str, float]:
     """The part of a step's time in the demo in which it waits for data; the first steps are left out."""
-    command = [sys.executable, "train.py", *DEMO, f"steps={steps}", f"hydra.run.dir={folder}"]
+    command = [sys.executable, "train.py", *DEMO, f"steps={steps}", f"hydra.run.dir={folder}", *overrides]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     timed = [line for line in lines if "time/step_s" in line][1:]
@@ -177,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         started = time.monotonic()
         opened = opening(folder / "rows.jsonl", num_rows)
         CONSOLE.print(f"written and opened {num_rows} rows in {time.monotonic() - started:.0f} s")
-        trained = waiting(folder / "run", steps)
+        trained = waiting(folder / "run", steps, *([*FEW, f"paths.cache={folder}"] if args.quick else []))
     show_rows(rows)
     CONSOLE.print(
         f"waits for data: {trained['wait_frac']:.2%} of a step of {trained['step_s']:.2f} s; "

@@ -1,14 +1,12 @@
 """The table of replies: what it keeps, what it lets go, and who may share it."""
 
 import json
-import subprocess
-import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from tests.doors import FORKS
 from tests.judges.builders import every_kind, grade
 from tests.ranks import on_ranks
 from vidbridge import dist
@@ -139,22 +137,22 @@ def test_many_keys_at_once():
     assert cache.get([]) == {}
 
 
-WRITER = """
-import sys
-from vidbridge.judges.cache import ReplyCache
-path, name = sys.argv[1:]
-for number in range(60):
-    cache = ReplyCache(path) if number % 20 == 0 else cache
-    cache.put({f"{name} {number}": name, f"shared {number}": name})
-    assert cache.get([f"{name} {number}"]) == {f"{name} {number}": name}
-"""
+def write(path, name):
+    for number in range(60):
+        if number % 20 == 0:
+            cache = ReplyCache(path)
+        cache.put({f"{name} {number}": name, f"shared {number}": name})
+        assert cache.get([f"{name} {number}"]) == {f"{name} {number}": name}
 
 
 def test_several_processes_share_a_file(tmp_path):
     path = str(tmp_path / "judge.sqlite")
-    root = Path(__file__).parents[2]
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name], cwd=root) for name in "abc"]
-    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    writers = [FORKS.Process(target=write, args=(path, name)) for name in "abc"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(timeout=60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
     cache = ReplyCache(path)
     assert len(cache) == 3 * 60 + 60
     assert set(cache.get([f"shared {number}" for number in range(60)]).values()) <= set("abc")

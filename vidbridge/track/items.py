@@ -14,8 +14,6 @@ import numpy as np
 from vidbridge.text.tags import read_tags
 from vidbridge.types import Group
 
-ITEMS = "items.jsonl"
-
 
 def item_row(group: Group) -> dict[str, Any]:
     """One item; lists run over its completions. ``source`` is the video that it was made from.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-METRICS = "metrics.jsonl"
-
 
 def series(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric, where it was logged.

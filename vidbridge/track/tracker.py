@@ -18,16 +18,11 @@ from vidbridge.track.console import Console
 from vidbridge.track.curves import draw_curves
 from vidbridge.track.diagnosis import draw_diagnosis
 from vidbridge.track.dips import early_dips
-from vidbridge.track.items import ITEMS
-from vidbridge.track.metrics_file import METRICS
+from vidbridge.track.names import COMPLETIONS, CURVES, DIAGNOSIS, ITEMS, METRICS, PAGE, RECORD, SUMMARY
 from vidbridge.track.page import write_page
 from vidbridge.track.wandb_sink import WandbSink
 from vidbridge.types import Group, StepResult
 from vidbridge.watchdog import Watchdog
-
-COMPLETIONS, SUMMARY = "completions.jsonl", "summary.json"
-CURVES, DIAGNOSIS, PAGE = "curves.png", "diagnosis.png", "completions.html"
-RECORD = (METRICS, COMPLETIONS, ITEMS)  # what grows while a run goes on
 
 
 class Tracker:
