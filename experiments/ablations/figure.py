@@ -1,4 +1,4 @@
-"""report.png: a panel a task, a line a row; filled is greedy, hollow is sampled, the grey line is the baseline."""
+"""report.png: a panel a task, a line a row; filled is greedy, hollow is sampled, the pale lines are the baseline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def draw(
     cells: Sequence[Cell], titles: Mapping[str, str], columns: Mapping[str, str], *, baseline: str, path: Path
 ) -> None:
     places = {row: -place for place, row in enumerate(titles)}
-    figure = Figure(figsize=(2.6 + 2.9 * len(columns), 1.2 + 0.42 * len(titles)), layout="constrained")
+    figure = Figure(figsize=(2.6 + 2.9 * len(columns), 1.4 + 0.42 * len(titles)), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, (task, title) in zip(panels, columns.items()):
         for offset, (kind, style) in zip((0.14, -0.14), _STYLES.items()):
@@ -32,5 +32,6 @@ def draw(
         axes.set_title(title, fontsize="medium")
         axes.set_yticks(list(places.values()), list(titles.values()))
         axes.grid(axis="x", alpha=0.3)
-    panels[0].legend(fontsize="small", loc="best")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower right", ncols=len(labels), fontsize="small", frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": None})  # the same bytes from the same library
