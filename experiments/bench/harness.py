@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-CONSOLE = Console()
+CONSOLE = Console(width=None if sys.stdout.isatty() else 120)  # a file has room for every column
 CPU = torch.device("cpu")
 _CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux: writing 5 forgets the peak
 
