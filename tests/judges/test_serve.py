@@ -131,7 +131,7 @@ def test_a_run_with_the_remote_judge_is_the_run_with_the_exact_one(url, tmp_path
         run_dir = tmp_path / name
         run_dir.mkdir()
         cfg = composed(
-            "debug=smoke", f"paths.cache='{tmp_path}/cache'", "data.num_rows={train: 4, val: 2, test: 2}", "steps=2",
+            "debug=smoke", f"paths.cache='{tmp_path}/cache'", "data.num_rows={train: 8, val: 4, test: 4}", "steps=2",
             "prompts_per_step=4", *overrides,
         )  # fmt: skip
         train.train(launch.to_dataclasses(cfg), launch.public(cfg), run_dir)
