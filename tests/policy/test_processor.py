@@ -1,4 +1,4 @@
-"""Prompts against the Hugging Face chat template, processor and rotary positions; and every refusal."""
+"""Prompts against the Hugging Face chat template and processor, with their positions; and every refusal."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import AutoTokenizer, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.conftest import random_clip, video_prompt
@@ -60,32 +60,17 @@ def test_widening_ids_equals_tokenising_the_widened_text(processor):
         assert ours.input_ids.tolist() == ids
 
 
-def test_positions_equal_the_models_own(processor, random_qwen_folder):
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_qwen_folder).model
-    # seconds of one temporal patch of two frames: at 2 fps 1 s, at 1 fps 2 s
-    for prompt, seconds in zip(ragged_prompts(), [[1.0], [1.0, 2.0], [1.0]]):
-        ours = processor.encode(prompt)
-        positions, deltas = model.get_rope_index(
-            ours.input_ids[None],
-            mm_token_type_ids=(ours.input_ids == model.config.video_token_id).long()[None] * 2,
-            video_grid_thw=ours.video_grid_thw,
-            second_per_grid_ts=torch.tensor(seconds),
-        )
-        assert torch.equal(ours.position_ids, positions[:, 0])
-        assert ours.rope_delta == int(deltas)
-
-
-def test_positions_by_hand(processor):
-    """2 temporal patches of 2 s (1 fps) and 2 tokens per second: time runs 0, 4; 2 x 2 merged patches each."""
-    ours = processor.encode(video_prompt(random_clip(4, 16, 16, fps=1.0)))
+@pytest.mark.parametrize(("duration_s", "span"), [(20.0, 35), (300.0, 525)])
+def test_the_question_follows_the_videos_last_moment(processor, duration_s, span):
+    """16 frames are 8 grids: of 20 s every 2.5 s, 5 positions apart, so 0..35; of 300 s every 37.5 s, 75 apart."""
+    ours = processor.encode(video_prompt(random_clip(16, 24, 32, fps=16 / duration_s)))
     video = (ours.input_ids == processor.config.video_token_id).nonzero()[:, 0]
-    first = int(video[0])
-    assert (ours.position_ids[:, video] - first).tolist() == [
-        [0, 0, 0, 0, 4, 4, 4, 4],
-        [0, 0, 1, 1, 0, 0, 1, 1],
-        [0, 1, 0, 1, 0, 1, 0, 1],
-    ]
-    assert ours.position_ids[:, first - 1].tolist() == [first - 1] * 3
+    first, after = int(video[0]), int(video[-1]) + 1
+    assert len(video) == 8 * 3 * 4
+    assert ours.position_ids[0, video].tolist() == [first + span // 7 * grid for grid in range(8) for _ in range(12)]
+    assert ours.position_ids[:, after].tolist() == [first + span + 1] * 3
+    num_text = len(ours.input_ids) - after
+    assert len(ours.input_ids) + ours.rope_delta == first + span + 1 + num_text
 
 
 @pytest.mark.parametrize("fps", [1.0, 2.0, 3.0, 6.0, 0.7])

@@ -2,7 +2,7 @@
 
 Does what the Hugging Face processor of the family does for video prompts, without constructing it (it needs
 torchvision): renders the chat template, cuts frames into patches, widens each video placeholder to one token for each
-merged patch, and asks the model class for the rotary positions.
+merged patch, and gives every token its rotary positions.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig
 from transformers.utils import cached_file
 
 from vidbridge.media.frames import FrameBudget
 from vidbridge.media.patches import patchify
+from vidbridge.policy.positions import mrope_positions
 from vidbridge.types import Clip, EncodedPrompt, Prompt
 
-VIDEO_TOKEN_TYPE = 2  # what the model class calls video in mm_token_type_ids
 # Settings files of the image and video side; the later one wins where both speak.
 PREPROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
 
@@ -134,14 +134,6 @@ class Processor:
         unused = range(len(self.tokenizer), self.config.text_config.vocab_size)
         return torch.tensor(sorted((special | set(unused)) - {self.eos_id}), dtype=torch.long)
 
-    @cached_property
-    def _rope_model(self) -> Qwen2_5_VLModel:
-        # Only for its get_rope_index: one layer and no memory, so that positions are those of the installed library.
-        config = Qwen2_5_VLConfig.from_dict(self.config.to_dict())
-        config.text_config.num_hidden_layers = config.vision_config.depth = 1
-        with torch.device("meta"):
-            return Qwen2_5_VLModel(config)
-
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Tensors of one prompt, ready for the assistant's turn.
 
@@ -164,16 +156,20 @@ class Processor:
                 f"max_prompt_tokens={self.max_prompt_tokens}: use fewer frames or pixels, or a shorter text"
             )
 
-        seconds = [self.config.vision_config.temporal_patch_size / frames_per_second(clip) for clip in prompt.clips]
-        token_types = (ids == self.config.video_token_id).long() * VIDEO_TOKEN_TYPE
-        positions, deltas = self._rope_model.get_rope_index(
-            ids[None], mm_token_type_ids=token_types[None], video_grid_thw=grids, second_per_grid_ts=seconds
+        vision = self.config.vision_config
+        positions, delta = mrope_positions(
+            ids,
+            grids,
+            [vision.temporal_patch_size / frames_per_second(clip) for clip in prompt.clips],
+            video_token_id=self.config.video_token_id,
+            merge_size=vision.spatial_merge_size,
+            tokens_per_second=vision.tokens_per_second,
         )
         nothing = np.empty((0, 3 * self.numbers["temporal_patch_size"] * self.numbers["patch_size"] ** 2), np.float32)
         return EncodedPrompt(
             input_ids=ids,
-            position_ids=positions[:, 0],
-            rope_delta=int(deltas),
+            position_ids=positions,
+            rope_delta=delta,
             pixel_values=torch.from_numpy(np.concatenate([nothing, *(patches for patches, _ in videos)])),
             video_grid_thw=grids,
         )
