@@ -54,12 +54,14 @@ def repeated_logprobs(
 def generate(
     module: PreTrainedModel, prompt: EncodedPrompt, *, num_return_sequences: int, **options: Any
 ) -> torch.Tensor:
-    """Completions [num_return_sequences, T] of one prompt by ``generate``, which places the video itself."""
+    """Completions [num_return_sequences, T] of one prompt by ``generate``, at the prompt's own positions."""
     ids = prompt.input_ids[None].to(module.device)
+    # generate wants the place in the row before the three rotary positions, and goes on counting from the last ones
+    positions = torch.cat([torch.arange(ids.shape[1])[None], prompt.position_ids])[:, None]
     return module.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == module.config.video_token_id).long() * 2,
+        position_ids=positions.to(module.device),
         num_return_sequences=num_return_sequences,
         **_videos([prompt], module.device),
         **options,

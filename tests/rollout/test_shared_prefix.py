@@ -34,21 +34,10 @@ def make_rollout(policy, *, max_completion_tokens=16, max_rows=64):
 
 def test_greedy_equals_generate_token_for_token(policy, encoded, random_qwen_folder):
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_qwen_folder)
-    seconds = [[1.0], [1.0, 2.0], [1.0]]  # of one temporal patch: 2 frames at 2 fps, the fifth video at 1 fps
     completions = make_rollout(policy, max_completion_tokens=24).generate(encoded, 1, seed=0, greedy=True)
-    for prompt, second_per_grid_ts, (completion,) in zip(encoded, seconds, completions):
-        ids = prompt.input_ids[None]
-        expected = plain.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values_videos=prompt.pixel_values,
-            video_grid_thw=prompt.video_grid_thw,
-            second_per_grid_ts=second_per_grid_ts,
-            mm_token_type_ids=(ids == plain.config.video_token_id).long() * 2,
-            suppress_tokens=policy.suppressed_ids.tolist(),
-            do_sample=False,
-            max_new_tokens=24,
-        )[0, ids.shape[1] :].tolist()
+    for prompt, (completion,) in zip(encoded, completions):
+        options = {"do_sample": False, "max_new_tokens": 24, "suppress_tokens": policy.suppressed_ids.tolist()}
+        expected = generate(plain, prompt, num_return_sequences=1, **options)[0].tolist()
         assert list(completion.token_ids) == expected
 
 
