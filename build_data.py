@@ -9,17 +9,19 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping
 
 from vidbridge import build, dist, launch
 from vidbridge.checks import ConfigError
 from vidbridge.config import Config
 from vidbridge.data.commands.check import check
-from vidbridge.data.commands.difficulty import SPREADS, filter_rows
+from vidbridge.data.commands.difficulty import SPREADS, Advance, filter_rows
 from vidbridge.data.commands.job import alone
 from vidbridge.data.commands.materialise import materialise
 from vidbridge.data.commands.preview import preview
 from vidbridge.data.commands.write_qa import write_qa
+from vidbridge.tasks.base import Task
+from vidbridge.types import Group, Sample
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,7 +66,10 @@ def run(args: argparse.Namespace, config: Config, public: Mapping[str, Any], run
             case "write_qa":
                 write_qa(job, writer)
             case "filter":
-                answer = partial(evaluator.scored, num_samples=args.samples)
+
+                def answer(task: Task, samples: Mapping[int, Sample], advance: Advance) -> Iterator[list[Group]]:
+                    return evaluator.scored(task, samples, args.samples, advance=advance)
+
                 filter_rows(job, answer, evaluator.reward.maximum, spread=args.spread, threshold=args.threshold)
 
 

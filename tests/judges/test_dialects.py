@@ -9,6 +9,7 @@ import pytest
 from tests.composing import composed
 from tests.judges.builders import every_kind, grade, openai_judge
 from tests.judges.dialects import ELSEWHERE, REFUSES, Dialect, choice, elsewhere, openai_error, speaking, thinks
+from vidbridge import launch
 from vidbridge.checks import ConfigError
 from vidbridge.judges import dialect as module
 from vidbridge.judges import pacing
@@ -17,7 +18,6 @@ from vidbridge.judges.cache import ReplyCache
 from vidbridge.judges.exact import ExactJudge
 from vidbridge.judges.openai import OpenAIChat, address
 from vidbridge.parts import build_judge
-from vidbridge import launch
 
 EXACT = ExactJudge().ask(every_kind())
 

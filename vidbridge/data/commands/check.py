@@ -11,11 +11,11 @@ from typing import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import track
 
 from vidbridge.data.commands.job import Job
 from vidbridge.data.cost import estimated_tokens
 from vidbridge.media.video_file import VideoError
+from vidbridge.progress import track
 from vidbridge.tasks.base import DataError
 from vidbridge.types import Montage, Sample, VideoRef
 
@@ -42,7 +42,7 @@ def check(job: Job, *, strict: bool) -> None:
     videos = sorted({path for group in samples.values() for sample in group for path in paths_of(sample)})
     durations: dict[str, float] = {}
     with ThreadPoolExecutor(job.dataset.reader.width) as pool:
-        for path, result in track(pool.map(_probe(job), videos), total=len(videos), description="videos"):
+        for path, result in track(pool.map(_probe(job), videos), "videos", len(videos)):
             if isinstance(result, VideoError):
                 problems.append(str(result))
             else:
