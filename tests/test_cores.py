@@ -1,6 +1,7 @@
 """Cores, quotas and other people's processes, out of files such as Linux has them and out of real processes."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -118,8 +119,6 @@ def test_a_process_beside_us_is_seen():
     ],
 )
 def test_too_many_threads_are_told_with_what_to_set(machine, threads, ranks, busy, told):
-    import re
-
     found = advice(threads, ranks, busy)
     assert re.match(told, found) if told else found == ""
 
