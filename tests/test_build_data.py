@@ -52,6 +52,7 @@ def test_check_is_told_what_is_wrong_and_says_so(raw, tmp_path):
     assert done.returncode == 1 and done.stderr.endswith(f"error: 3 problems, all in {tmp_path}/out/problems.txt\n")
     told = (tmp_path / "out" / "problems.txt").read_text()
     assert "half.mp4: " in told
+    assert "videos ..\n" in done.stdout  # and once in half a minute how far it is
     assert "bad.jsonl:1: an event needs start < end" in told and "nowhere.mp4: no such video file [missing]" in told
     done = run("build_data.py", "filter", *raw, f"hydra.run.dir={tmp_path}/out2")
     assert done.returncode == 1 and "build_data.py build makes files of them" in done.stderr
