@@ -43,8 +43,8 @@ def allowed() -> set[int]:
 
 def usable() -> int:
     """How many threads can compute at once: the cores allowed, or what a container's quota is worth, if that is less."""
-    quotas = [quota for quota in _quotas() if quota > 0]
-    return max(1, min(len(allowed()), math.ceil(min(quotas, default=math.inf)) if quotas else len(allowed())))
+    quotas = [math.ceil(quota) for quota in _quotas() if quota > 0]
+    return min([len(allowed()), *quotas])
 
 
 def others_busy(since: Usage) -> float:
@@ -76,18 +76,18 @@ def advice(threads: int, ranks: int, busy: float) -> str:
 
 
 def _busy_s(cores: set[int]) -> float | None:
-    """Seconds that these cores have computed since the system started."""
+    """Seconds that these cores have computed since the system started; None where it does not tell."""
     try:
         lines = (_PROC / "stat").read_text().splitlines()
     except OSError:
         return None
-    ticks = 0
+    ticks: list[int] = []
     for line in lines:
         name, *numbers = line.split()
         if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cores:
             user, nice, system, _idle, _iowait, irq, softirq = map(int, numbers[:7])  # a guest's time is in user already
-            ticks += user + nice + system + irq + softirq
-    return ticks / os.sysconf("SC_CLK_TCK") if ticks else None
+            ticks.append(user + nice + system + irq + softirq)
+    return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
 
 
 def _quotas() -> Iterator[float]:
@@ -116,13 +116,11 @@ def _upwards(root: Path, path: str) -> Iterator[Path]:
 
 
 def _quota_v2(file: Path) -> float:
-    """
-    "400000 100000" is worth 4 cores; "max 100000" and no file 0: there is no limit.
-    """
+    """What "400000 100000" is worth, 4.0 cores; 0 for "max 100000" and without a file: there is no limit."""
     try:
         quota, period = file.read_text().split()
         return int(quota) / int(period)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         return 0.0
 
 
