@@ -6,7 +6,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from vidbridge import launch
+from vidbridge.choices import Prompting
 from vidbridge.config import Config
+from vidbridge.text.prompts import PromptTemplate
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -17,6 +19,12 @@ def composed(*overrides: str) -> DictConfig:
 
 def config_of(*overrides: str) -> Config:
     return launch.to_dataclasses(composed(*overrides))
+
+
+def templates(prompt: str = "tiny", prompting: Prompting = Prompting.thinking) -> dict[str, PromptTemplate]:
+    """By task, those of conf/prompt."""
+    chosen = config_of(f"prompt={prompt}").prompt
+    return {task: chosen.template(task, prompting) for task in chosen.tasks}
 
 
 def small_run(model_folder: object, cache: object) -> list[str]:
