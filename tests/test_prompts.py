@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import runpy
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -12,8 +15,8 @@ from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
 from tests import doors
-from tests.composing import composed, config_of, templates
-from vidbridge import launch
+from tests.composing import composed, config_of, small_run, templates
+from vidbridge import build, launch
 from vidbridge.checkpoint import CheckpointError, check_same
 from vidbridge.checks import ConfigError, check_template
 from vidbridge.choices import Prompting
@@ -87,10 +90,8 @@ def test_every_prompt_goes_with_every_model_and_every_task(prompt, model):
 
 CHOICES = {
     "": "tiny",
-    "model=qwen2_5_vl_7b": "qwen",
-    "model=qwen2_5_vl_3b debug=smoke": "qwen",
+    "model=qwen2_5_vl_7b debug=smoke": "qwen",
     "experiment=vidbridge_7b": "qwen",
-    "experiment=vidbridge_3b": "qwen",
     "experiment=tiny_base": "tiny",
     "experiment=vidbridge_7b model=tiny": "tiny",
     "experiment=vidbridge_7b prompt=tiny": "tiny",
@@ -113,18 +114,29 @@ def test_one_text_can_be_changed_and_that_of_the_direct_variant_follows_where_it
     assert (thinking.text, direct.text) == ("{question}", "{question} In a word.")
 
 
+BAD_TEXTS = {  # of a task that is asked with its question
+    "Describe it.": "{question} is missing; there must be {question}",
+    "{question} {options}": "{options} is no placeholder. Known: {question}; a brace that is meant as one ",
+    "{qestion}": "{qestion} is no placeholder. Did you mean 'question'?",
+    "{question!r}": "{question!r} is no placeholder",
+    "{question:>9}": "{question:>9} is no placeholder",
+    "{question.__class__}": "{question.__class__} is no placeholder",
+    "{question} {}": "{} is no placeholder",
+    "{question} }": "a brace stands alone",
+    "{question} {": "a brace stands alone",
+}
+
+
+@pytest.mark.parametrize("text", BAD_TEXTS)
+def test_a_text_that_cannot_be_filled_is_refused(text):
+    with pytest.raises(ConfigError) as refusal:
+        check_template("prompt.tasks.caption.thinking", text, ["question"])
+    assert f"prompt.tasks.caption.thinking: {BAD_TEXTS[text]}" in str(refusal.value)
+
+
 REFUSED = {
-    "prompt.tasks.qa.thinking='{question}'": "prompt.tasks.qa.thinking: {options} is missing; there must be {question}",
-    "prompt.tasks.caption.thinking='Describe it.'": "prompt.tasks.caption.thinking: {question} is missing",
-    "prompt.tasks.caption.thinking='{question} {options}'": "{options} is no placeholder. Known: {question};",
+    "prompt.tasks.qa.thinking='{question}'": "prompt.tasks.qa.thinking: {options} is missing; there must be",
     "prompt.tasks.caption.direct='{question} {foo}'": "caption.direct: {foo} is no placeholder. Known: {question};",
-    "prompt.tasks.caption.direct='{qestion}'": "{qestion} is no placeholder. Did you mean 'question'?",
-    "prompt.tasks.caption.thinking='{question!r}'": "{question!r} is no placeholder",
-    "prompt.tasks.caption.thinking='{question:>9}'": "{question:>9} is no placeholder",
-    "prompt.tasks.caption.thinking='{question.__class__}'": "{question.__class__} is no placeholder",
-    "prompt.tasks.caption.thinking='{question} {}'": "{} is no placeholder",
-    "prompt.tasks.caption.thinking='{question} }'": "prompt.tasks.caption.thinking: a brace stands alone",
-    "prompt.tasks.caption.thinking='{question} {'": "prompt.tasks.caption.thinking: a brace stands alone",
     "prompt.system.thinking='{question}'": "prompt.system.thinking: {question} is no placeholder. Known: none;",
     "~prompt.tasks.caption": "prompt.tasks.caption.thinking is missing: the text that asks 'caption', with {question}",
     "~prompt.tasks.caption.direct ~prompt.tasks.caption.thinking": "prompt.tasks.caption.thinking is missing",
@@ -132,11 +144,9 @@ REFUSED = {
     "benchmark=qa_jsonl task=[caption] task_mix=caption ~prompt.tasks.qa": "prompt.tasks.qa.thinking is missing",
     "+prompt.tasks.caption.dirct='{question}'": "there is no variant 'dirct'. Did you mean 'direct'?",
     "prompt.tasks.captoin.thinking=x": "prompt.tasks.captoin: there is no such key. Did you mean 'caption'?",
-    "prompt.sistem.thinking=x": "prompt.sistem: there is no such key. Did you mean 'system'?",
-    "prompt.tasks.qa.thinking=null": "prompt.tasks.qa.thinking",
     "prompt=qwan": "prompt: there is no 'qwan'. Did you mean 'qwen'?",
     "prompt=???": "You must specify 'prompt'",  # as with a model's yaml that chooses none
-    "tasks.qa._target_=vidbridge.rewards.choice.Choice": "tasks.qa._target_: vidbridge.rewards.choice.Choice is no task",
+    "tasks.qa._target_=vidbridge.rewards.choice.Choice": "vidbridge.rewards.choice.Choice is no task",
 }
 
 
@@ -153,19 +163,22 @@ def test_a_mistake_is_refused_by_its_key(overrides):
     assert REFUSED[overrides] in launch.explain(refusal.value)
 
 
-DOORS = [["train.py"], ["train.py", "plan=true"], ["evaluate.py"], ["build_data.py", "preview"]]
+DOORS = ["train.py", "train.py plan=true", "evaluate.py", "build_data.py preview"]
 
 
-def test_every_door_refuses_before_anything_starts(tmp_path):
-    mistake = "prompt.tasks.qa.thinking='{question} {foo}'"
-    opened = [
-        doors.Door(doors.ROOT / door, *arguments, mistake, "model.path=/nowhere", f"hydra.run.dir={tmp_path}/{number}")
-        for number, (door, *arguments) in enumerate(DOORS)
-    ]
-    for number, done in enumerate(door.done() for door in opened):
-        assert done.returncode == 2 and done.stdout == ""
-        assert done.stderr.startswith("error: prompt.tasks.qa.thinking: {foo} is no placeholder. Known: {question} and")
-        assert not list((tmp_path / str(number)).glob("*"))
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_refuses_before_anything_starts(door, tmp_path, monkeypatch, capsys):
+    name, *arguments = door.split()
+    arguments += ["prompt.tasks.qa.thinking='{question} {foo}'", "model.path=/nowhere", f"hydra.run.dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setitem(os.environ, "HYDRA_FULL_ERROR", "")  # which the door sets: put back afterwards
+    monkeypatch.delenv("HYDRA_FULL_ERROR")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(doors.ROOT / name), run_name="__main__")
+    assert end.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: prompt.tasks.qa.thinking: {foo} is no placeholder. Known: {q")
+    assert not list(tmp_path.iterdir())
 
 
 TEXT = st.text(st.sampled_from("{}question options!:.0 \n"), max_size=20)
@@ -227,6 +240,31 @@ def test_a_run_of_another_prompt_is_another_run(tmp_path):
     check_same(one, launch.public(composed()), tmp_path)
     with pytest.raises(CheckpointError, match="(?s)prompt.tasks.qa.thinking: {question}.* -> {options} {question}"):
         check_same(one, other, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("prompting", Prompting)
+def test_evaluate_asks_in_the_variant_of_the_benchmark(prompting, random_qwen_folder, cache, tmp_path):
+    chosen = ["task=[caption]", "task_mix=caption", "track=none", f"benchmark.prompting={prompting.value}"]
+    cfg = composed(*small_run(random_qwen_folder, cache), *chosen)
+    evaluator, _ = build.build_evaluation(
+        launch.to_dataclasses(cfg), public=launch.public(cfg), run_dir=tmp_path
+    )
+    (task,) = evaluator.tasks["test"].values()
+    assert task.template == templates("tiny", prompting)["caption"]
+    assert evaluator.direct == (prompting is Prompting.direct) == (task.template.system is None)
+
+
+def test_training_reasons_whatever_the_benchmark_asks_for(random_qwen_folder, cache, tmp_path):
+    chosen = ["task=[caption]", "task_mix=caption", "track=none", "benchmark.prompting=direct"]
+    cfg = composed(*small_run(random_qwen_folder, cache), *chosen)
+    trainer = build.build_trainer(launch.to_dataclasses(cfg), public=launch.public(cfg), run_dir=tmp_path)
+    tasks = [*trainer.step_fn.mixture.tasks.values(), *trainer.evaluator.tasks["test"].values()]
+    assert {task.template for task in tasks} == {templates("tiny")["caption"]} and not trainer.evaluator.direct
 
 
 def test_what_the_model_reads_has_a_place_for_the_video_and_ends_where_its_reply_begins(untrained_folder):
