@@ -98,5 +98,5 @@ def ask(
         tracker.console.say(f"{len(left_out)} items could not be used, and count neither as right nor as wrong")
     return {
         "scores": {kind: part.to_dict() for kind, part in scores.items()},
-        "benchmark": {"name": asked.name, "left_out": left_out, **numbers},
+        "benchmark": {"name": asked.name, "prompting": asked.prompting.value, "left_out": left_out, **numbers},
     }

@@ -12,14 +12,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from omegaconf import MISSING
 
 from vidbridge.algo.advantages import AdvantageScale
 from vidbridge.algo.loss import LossNorm, RatioLevel
-from vidbridge.checks import check_covered, check_reward, require, require_known, require_positive, reward_weights
+from vidbridge.checks import (
+    ConfigError,
+    check_covered,
+    check_reward,
+    check_template,
+    did_you_mean,
+    require,
+    require_known,
+    require_positive,
+    reward_weights,
+)
 from vidbridge.choices import Attention, Dtype, Prompting, Resume, Schedule, Split, WandbMode
+from vidbridge.text.prompts import PromptTemplate
 
 
 @dataclass
@@ -51,6 +62,40 @@ class FramesConfig:
     min_pixels: int = MISSING
     max_pixels: int = MISSING
     total_pixels: Optional[int] = None  # of all frames of a video together; null: max_pixels each
+
+
+@dataclass
+class SystemMessages:
+    thinking: Optional[str] = None  # null: none, where a chat template may add its own; "": an empty one
+    direct: Optional[str] = None
+
+
+@dataclass
+class PromptConfig:
+    """How tasks are put to the model, in two variants (choices.Prompting): to reason first, and to answer at once."""
+
+    name: str = MISSING
+    system: SystemMessages = field(default_factory=SystemMessages)
+    # The text after the videos, by task and variant. Without "direct" that is the text of "thinking".
+    tasks: Dict[str, Dict[str, str]] = field(default_factory=dict)
+
+    def template(self, task: str, prompting: Prompting) -> PromptTemplate:
+        texts = self.tasks[task]
+        text = texts.get(prompting.value, texts[Prompting.thinking.value])
+        return PromptTemplate(text=text, system=getattr(self.system, prompting.value))
+
+    def check(self, task: str, placeholders: Sequence[str]) -> None:
+        """ConfigError unless both variants can be made for a task that fills these placeholders."""
+        names = " and ".join(f"{{{name}}}" for name in placeholders)
+        where = f"prompt.tasks.{task}"
+        if "thinking" not in self.tasks.get(task, {}):
+            near = "" if task in self.tasks else did_you_mean(task, self.tasks)
+            raise ConfigError(f"{where}.thinking is missing: the text that asks '{task}', with {names}.{near}")
+        for variant, text in self.tasks[task].items():
+            require_known("variant", variant, [each.value for each in Prompting], where)
+            check_template(f"{where}.{variant}", text, placeholders)
+        for variant, text in vars(self.system).items():
+            check_template(f"prompt.system.{variant}", text or "", ())
 
 
 @dataclass
@@ -252,6 +297,7 @@ class Config:
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     data: Any = MISSING
     tasks: Dict[str, Any] = field(default_factory=dict)
     task_mix: TaskMixConfig = MISSING

@@ -37,6 +37,8 @@ from vidbridge.policy.engine import Diverged
 from vidbridge.ranks import Ending
 from vidbridge.stopping import Stopped, StopSignals
 from vidbridge.sweep import Job, JobFailed, print_jobs, run_job
+from vidbridge.targets import make
+from vidbridge.tasks.base import Task
 from vidbridge.track.names import RECORD
 
 PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
@@ -215,7 +217,21 @@ def to_dataclasses(cfg: DictConfig) -> Config:
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     refuse_extras(config, "")
+    check_prompts(config)
     return config
+
+
+def check_prompts(config: Config) -> None:
+    """ConfigError unless every task that may be asked has templates, with its own placeholders and no others."""
+    for where, nodes in {"tasks": config.tasks, "benchmark.tasks": config.benchmark.tasks}.items():
+        for name, node in nodes.items():
+            try:
+                task = make(config, f"{where}.{name}", node)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+            if not isinstance(task, Task):
+                raise ConfigError(f"{where}.{name}._target_: {node['_target_']} is no task")
+            config.prompt.check(name, task.placeholders)
 
 
 def refuse_extras(config: Any, where: str) -> None:

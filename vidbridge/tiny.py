@@ -143,9 +143,10 @@ def texts_of(tasks: Mapping[str, Task], *, num_samples: int = 400) -> list[str]:
     """
     spoilers = (Spoiler(plain=1.0), Spoiler(hedged=1.0), Spoiler(guessed=1.0))
     rng = np.random.default_rng(0)
-    texts = [prompts.SYSTEM, "system", "user", "assistant", *LETTERS[:8], *CONNECTIVES, *HEDGES]
+    texts = ["system", "user", "assistant", *LETTERS[:8], *CONNECTIVES, *HEDGES]
     texts += [*SHAPES, *COLOURS, *SIZES, *KINDS]
     for task in tasks.values():
         for sample in map(task.sample, range(min(num_samples, len(task)))):
-            texts += [task.ask(sample), task.gold(sample), *(each.completion(sample, rng) for each in spoilers)]
+            texts += [*prompts.texts_in(task.messages(sample)), task.gold(sample)]
+            texts += [each.completion(sample, rng) for each in spoilers]
     return texts

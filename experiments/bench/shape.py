@@ -18,7 +18,7 @@ from vidbridge.policy.engine_local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.text.prompts import SYSTEM, chat
+from vidbridge.text.prompts import PromptTemplate
 from vidbridge.tiny import SPECIAL_TOKENS, word_tokenizer
 from vidbridge.types import Clip, Completion, EncodedPrompt, Group, Prompt, Sample
 
@@ -30,6 +30,7 @@ QUESTION = (
     "and what has changed in the end? Describe the events one after the other, each in a short sentence of its own, "
     "and say at last which of them you are least sure about."
 )
+SYSTEM = "Note what you see in <think> </think>, then reply in <answer> </answer>."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +207,8 @@ def random_clip(video_tokens: int, *, seed: int, num_frames: int = NUM_FRAMES) -
 
 
 def random_prompt(video_tokens: int, *, seed: int) -> Prompt:
-    return Prompt(messages=chat(QUESTION, num_videos=1), clips=(random_clip(video_tokens, seed=seed),))
+    messages = PromptTemplate(text=QUESTION, system=SYSTEM).messages({}, num_videos=1)
+    return Prompt(messages=messages, clips=(random_clip(video_tokens, seed=seed),))
 
 
 def encode(processor: Processor, video_tokens: int, *, seed: int) -> EncodedPrompt:

@@ -134,6 +134,10 @@ class Processor:
         unused = range(len(self.tokenizer), self.config.text_config.vocab_size)
         return torch.tensor(sorted((special | set(unused)) - {self.eos_id}), dtype=torch.long)
 
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """What the model reads up to the assistant's turn, with one placeholder for each video."""
+        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Tensors of one prompt, ready for the assistant's turn.
 
@@ -146,7 +150,7 @@ class Processor:
         ]
         grids = torch.tensor([grid for _, grid in videos], dtype=torch.long).reshape(-1, 3)
 
-        text = self.tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
+        text = self.render(prompt.messages)
         ids = torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
         ids = self._widen_placeholders(ids, grids)
         if len(ids) > self.max_prompt_tokens:
