@@ -35,7 +35,8 @@ def origins(sample: Sample, number: int, times_s: np.ndarray) -> Origins:
         shown = [(paths.index(video.parts[at].path), time_s) for at, time_s in montage_times(video, times_s)]
         return Origins(sources=tuple(map(_name, paths)), frames=_darkened(shown, times_s, video.dark_s))
     meta: Mapping[str, Any] = sample.meta if len(sample.videos) == 1 else {}
-    sources, shown = (_name(video.path),), [(0, video.start_s + float(time_s)) for time_s in times_s]
+    sources: tuple[str, ...] = (_name(video.path),)
+    shown = [(0, video.start_s + float(time_s)) for time_s in times_s]
     if pieces := _numbers(meta.get("pieces"), 3):  # source, start and end, one after another
         parts = tuple(VideoRef(path=str(int(source)), start_s=start_s, end_s=end_s) for source, start_s, end_s in pieces)
         shown = [(int(parts[at].path), time_s) for at, time_s in montage_times(Montage(parts=parts), times_s)]

@@ -22,8 +22,9 @@ def completion_rows(
     stage: str = "training",
     advantages: Sequence[Sequence[float]] = (),
 ) -> list[dict[str, Any]]:
-    """Rows with the keys of COLUMNS and "clips". What could not be scored has total None, and no parts in a whole group.
+    """Rows with the keys of COLUMNS, "clips" and "group", the number of the group in its table.
 
+    What could not be scored has total None, and no parts in a whole group.
     ``clips``: of each group's prompt. ``stage`` says where in the run they were written: training, held_out/greedy, ..;
     ``advantages`` are there only where they were learnt from, otherwise None.
     """
@@ -45,6 +46,7 @@ def completion_rows(
                     "advantage": advantages[number][place] if advantages else None,
                     "gates": dict(reward.gates) if reward else {},
                     "terms": {name: value for name, value in reward.terms.items() if value == value} if reward else {},
+                    "group": number,  # the same item may come twice in a step
                     "clips": [clip.to_dict() for clip in clips[number]],
                 }
             )

@@ -46,7 +46,7 @@ def write_page(rows: Sequence[Mapping[str, Any]], path: Path, *, run_dir: Path) 
     ``rows`` are those of track/completions.py, siblings next to each other; their clips lie in ``run_dir``. The newest
     MAX_GROUPS, the last one first.
     """
-    groups = [list(group) for _, group in groupby(rows, lambda row: (row["step"], row["stage"], row["uid"]))]
+    groups = [list(group) for _, group in groupby(rows, group_of)]
     newest = groups[: -MAX_GROUPS - 1 : -1]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     sections = [_section(group, tasks.index(group[0]["task"]), run_dir, path.parent) for group in newest]
@@ -93,6 +93,11 @@ def _figure(source: str, lines: Iterable[str] = ()) -> str:
         f"<figure><video loop muted preload='metadata' {pointed} src='{source}'></video>"
         f"<figcaption>{caption}</figcaption></figure>"
     )
+
+
+def group_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What siblings have in common, and no others; rows of older runs do not number their groups."""
+    return row["step"], row["stage"], row["uid"], row.get("group")
 
 
 def step_of(row: Mapping[str, Any]) -> str:
