@@ -1,6 +1,6 @@
-"""A folder as people have them, to try "Your own videos" of the README on: ``python -m experiments.own_videos own``.
+"""A folder as people have them, to try "Your own videos" of the README: ``python -m experiments.own_videos data/own``.
 
-``own/videos``: short clips of moving shapes in four containers, codecs and sizes, one of them a download that broke off.
+``data/own/videos``: short clips of moving shapes in four containers, codecs and sizes, one a download that broke off.
 Beside them what happens, in the three forms that data=raw reads: steps of half the videos as COIN has them, of the
 other half as ActivityNet Captions has them, and questions and captions of all in JSONL. The words are those that the
 embedded model knows.

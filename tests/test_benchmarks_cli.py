@@ -42,7 +42,8 @@ def questions(files, model, run_dir, *more):
     fields += ["benchmark.data.answer_is=index", "benchmark.data.video='{clip}'", "benchmark.data.id='{q}'"]
     return command(
         model, run_dir, "benchmark=qa_jsonl", f"benchmark.data.file={files}/qa.jsonl", f"benchmark.data.root={files}",
-        *fields, "benchmark.data.categories=[kind]", "benchmark.num_samples=2", "rollout.max_rows=2", "track=none", *more,
+        *fields, "benchmark.data.categories=[kind]", "benchmark.num_samples=2", "rollout.max_rows=2",
+        "track=none", *more,
     )
 
 

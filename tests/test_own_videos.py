@@ -95,7 +95,8 @@ def test_the_tables_say_once_what_was_seen_and_where_it_is_from(ran):
         # each frame is that of the file it is said to be of
         for source, name in enumerate(clip["sources"]):
             mine = [number for number, origin in enumerate(clip["origins"]) if origin[0] == source]
-            own = shown_at(ran.parent / "data" / "own" / "videos" / name, [clip["origins"][number][1] for number in mine])
+            path = ran.parent / "data" / "own" / "videos" / name
+            own = shown_at(path, [clip["origins"][number][1] for number in mine])
             assert np.abs(frames[mine].astype(int) - own).mean(axis=(1, 2, 3)).max() < 6
 
 
@@ -162,8 +163,9 @@ def test_overfit_from_the_command_line(data, folder, tmp_path):
 
 def overfit(data, folder, tmp_path):
     if data == "raw":
-        root, files = folder / "data" / "own" / "videos", [f"{folder}/data/own/{name}" for name in ("coin.json", "questions.jsonl")]
-        more = [f"data.root={root}", f"data.annotations=[{','.join(files)}]", "data.video_name='{id}'"]
+        own = folder / "data" / "own"
+        more = [f"data.root={own}/videos", f"data.annotations=[{own}/coin.json,{own}/questions.jsonl]"]
+        more += ["data.video_name='{id}'"]
     else:
         path = export_released(tmp_path, [Caption(), DarkEventInfer(), MixVidQA(), QA()], 4)
         more = [f"data.root={tmp_path}/videos", f"data.files.train={path}"]

@@ -36,8 +36,8 @@ def test_events_of_one_video_in_another_order():
 
 def test_of_a_file_cut_before_the_row_tells():
     cut = of(VideoRef(path="cut.mp4"), pieces=[[1, 0.0, 1.0], [0, 0.0, 1.0], [1, 1.0, 2.0]], dark=[0.0, 1.0])
-    assert cut.sources == ("video 1", "video 2")
-    assert cut.frames == (None, (0, 0.5), (1, 1.5), (1, 2.5))  # the file goes on after its last piece
+    assert cut.sources == ("video 2", "video 1")  # as they are shown
+    assert cut.frames == (None, (1, 0.5), (0, 1.5), (0, 2.5))  # the file goes on after its last piece
 
 
 @pytest.mark.parametrize("value", [True, "night", [1, 2, 3, 4], [[None, 1, 2]], [["a", "b"]], [float("nan"), 1], {}])

@@ -119,7 +119,8 @@ def test_the_same_item_sampled_and_greedy_is_two_sections(tmp_path):
 
 def test_a_text_on_the_page_keeps_its_lines_and_its_direction_to_itself(tmp_path):
     (row,) = rows_of(0, group(totals=(1.0,)))
-    write_page([{**row, "completion": "one\n  two \u202e", "finished": False}], tmp_path / "completions.html", run_dir=tmp_path)
+    row |= {"completion": "one\n  two \u202e", "finished": False}
+    write_page([row], tmp_path / "completions.html", run_dir=tmp_path)
     page = (tmp_path / "completions.html").read_text()
     assert ".text { white-space: pre-wrap; }" in page
     assert "<div class='text ' dir='auto'>one\n  two \u202e</div></div><b>(cut)</b>" in page  # what is ours is outside

@@ -31,22 +31,23 @@ def origins(sample: Sample, number: int, times_s: np.ndarray) -> Origins:
     """
     video = sample.videos[number]
     if isinstance(video, Montage):
-        paths = list(dict.fromkeys(part.path for part in video.parts))
-        shown = [(paths.index(video.parts[at].path), time_s) for at, time_s in montage_times(video, times_s)]
-        return Origins(sources=tuple(map(_name, paths)), frames=_darkened(shown, times_s, video.dark_s))
-    meta: Mapping[str, Any] = sample.meta if len(sample.videos) == 1 else {}
-    sources: tuple[str, ...] = (_name(video.path),)
-    shown = [(0, video.start_s + float(time_s)) for time_s in times_s]
-    if pieces := _numbers(meta.get("pieces"), 3):  # source, start and end, one after another
-        parts = tuple(VideoRef(path=str(int(source)), start_s=start_s, end_s=end_s) for source, start_s, end_s in pieces)
-        shown = [(int(parts[at].path), time_s) for at, time_s in montage_times(Montage(parts=parts), times_s)]
-        sources = tuple(f"video {1 + source}" for source in range(1 + max(source for source, _ in shown)))
-    dark_s = _numbers([meta.get("dark")], 2)
-    return Origins(sources=sources, frames=_darkened(shown, times_s, dark_s[0] if dark_s else None))
+        parts, dark_s = video.parts, video.dark_s
+    else:
+        meta: Mapping[str, Any] = sample.meta if len(sample.videos) == 1 else {}
+        pieces = _numbers(meta.get("pieces"), 3)  # source from 0, start and end, one after another
+        parts = tuple(VideoRef(path=f"video {nth + 1:g}", start_s=start, end_s=end) for nth, start, end in pieces)
+        dark_s = next(((start, end) for start, end in _numbers([meta.get("dark")], 2)), None)
+    if not parts:
+        assert isinstance(video, VideoRef)
+        plain = [(0, video.start_s + float(time_s)) for time_s in times_s]
+        return Origins(sources=(_name(video.path),), frames=_darkened(plain, times_s, dark_s))
+    paths = list(dict.fromkeys(part.path for part in parts))
+    shown = [(paths.index(parts[at].path), time_s) for at, time_s in montage_times(Montage(parts=parts), times_s)]
+    return Origins(sources=tuple(map(_name, paths)), frames=_darkened(shown, times_s, dark_s))
 
 
 def _darkened(
-    shown: Sequence[tuple[int, float]], times_s: np.ndarray, dark_s: Sequence[float] | None
+    shown: Sequence[tuple[int, float]], times_s: np.ndarray, dark_s: tuple[float, float] | None
 ) -> tuple[tuple[int, float] | None, ...]:
     if dark_s is None:
         return tuple(shown)
