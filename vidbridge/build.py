@@ -172,8 +172,12 @@ def build_evaluated(config: Config, processor: Processor) -> QwenVLPolicy:
 
 
 def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, job_type: str) -> Tracker:
+    tables = {
+        "completions_every": config.track.completions_every,
+        "completions_groups": config.track.completions_groups,
+    }
     if not dist.is_first():
-        return SilentTracker(run_dir, hang_s=config.hang_s)
+        return SilentTracker(run_dir, **tables, hang_s=config.hang_s)
     names = labels(config, trains=job_type == "train")
     tags = [str(names[key]) for key in ("model", "algo", "task_mix", "reward") if names[key]]
     track = config.track
@@ -188,14 +192,7 @@ def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, j
             tags=[*tags, *track.tags],
             config=public,
         )
-    return Tracker(
-        run_dir,
-        Console(),
-        sink,
-        completions_every=track.completions_every,
-        completions_groups=track.completions_groups,
-        hang_s=config.hang_s,
-    )
+    return Tracker(run_dir, Console(), sink, **tables, hang_s=config.hang_s)
 
 
 def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:

@@ -299,6 +299,7 @@ class Config:
     frames: FramesConfig = field(default_factory=FramesConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     data: Any = MISSING
+    train_rows: Optional[int] = None  # of each task, the first so many, the same in every pass; null: all
     tasks: Dict[str, Any] = field(default_factory=dict)
     task_mix: TaskMixConfig = MISSING
     reward: Dict[str, Any] = field(default_factory=dict)
@@ -315,6 +316,8 @@ class Config:
 
     def __post_init__(self) -> None:
         require(self.steps is None or self.steps > 0, f"steps must be positive or null, got {self.steps}")
+        rows = self.train_rows
+        require(rows is None or rows > 0, f"train_rows must be positive or null, got {rows}")
         require_positive("", self, "prompts_per_step", "nproc", "hang_s")
         require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         require(self.profile_steps >= 0, f"profile_steps must not be negative, got {self.profile_steps}")

@@ -48,7 +48,7 @@ class Scores:
 
     mean: float
     tasks: Mapping[str, TaskScore]
-    shown: tuple[Group, ...] = ()  # the first group of each task, for the reader
+    shown: tuple[Group, ...] = ()  # the first group of each task that was asked here, for the reader
     items: Mapping[str, Sequence[ItemRow]] = field(default_factory=dict)  # by task, in the order of its rows
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Evaluator:
             lacking = {index: sample for index, sample in samples.items() if sample.uid not in rows}
             advance((len(samples) - len(lacking)) * num_samples)
             for groups in self.scored(task, lacking, num_samples, greedy):
-                if 0 in lacking and not any(group.sample.task == name for group in shown):
+                if not any(group.sample.task == name for group in shown):
                     shown.append(groups[0])
                 fresh = [item_row(group) for group in groups]
                 note(fresh)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
@@ -29,7 +29,7 @@ from vidbridge.rollout.base import RolloutEngine
 from vidbridge.sft import SftStep
 from vidbridge.step import GrpoStep
 from vidbridge.targets import make
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.base import Row, Task
 from vidbridge.track.console import Console
 from vidbridge.types import StepResult
 
@@ -47,9 +47,16 @@ def build_tasks(
     prompting: Prompting = Prompting.thinking,
 ) -> dict[str, dict[str, Task]]:
     """Every task with its rows, by split. Rows that do not exist yet are made now, before the bar starts."""
+
+    def rows(task: Task, split: str) -> Sequence[Row]:
+        found = dataset.rows(task, split)
+        if split != "train" or config.train_rows is None:
+            return found
+        return [found[index] for index in range(min(config.train_rows, len(found)))]
+
     tasks = build_plain_tasks(config, dataset, processor, prompting)
     return {
-        split: {name: replace(task, rows=dataset.rows(task, split)) for name, task in tasks.items()}
+        split: {name: replace(task, rows=rows(task, split)) for name, task in tasks.items()}
         for split in sorted(splits)
     }
 

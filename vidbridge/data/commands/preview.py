@@ -10,14 +10,13 @@ import html
 import io
 from typing import Sequence
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from vidbridge.data.commands.job import Job
-from vidbridge.media.decode import montage_times
+from vidbridge.media.origins import origins
 from vidbridge.policy.processor import Processor
 from vidbridge.text.prompts import Messages
-from vidbridge.types import Clip, Montage, Sample
+from vidbridge.types import Clip, Sample
 
 FRAMES_A_LINE, HEIGHT, BORDER, CAPTION = 12, 96, 4, 14  # pixels
 COLOURS = ((31, 119, 180), (255, 127, 14), (120, 120, 120))  # of the first source shown, of the second, of the dark
@@ -68,20 +67,7 @@ def as_text(messages: Messages) -> str:
 
 def sources_of(sample: Sample, clip: Clip) -> list[int]:
     """Of each frame: 0 and 1 for the first and second video shown, 2 for the dark."""
-    (video,) = sample.videos
-    sources = np.zeros(len(clip.times_s), int)
-    dark_s = sample.meta.get("dark")
-    if isinstance(video, Montage):
-        paths = list(dict.fromkeys(part.path for part in video.parts))
-        sources = np.array([paths.index(video.parts[at].path) for at, _ in montage_times(video, clip.times_s)])
-        dark_s = video.dark_s
-    elif pieces := sample.meta.get("pieces"):
-        ends = np.cumsum([end_s - start_s for _, start_s, end_s in pieces])
-        at = np.minimum(np.searchsorted(ends, clip.times_s, side="right"), len(pieces) - 1)
-        sources = np.array([pieces[place][0] for place in at])
-    if dark_s is not None:
-        sources[(clip.times_s >= dark_s[0]) & (clip.times_s < dark_s[1])] = 2
-    return [int(source) for source in sources]
+    return [2 if origin is None else origin[0] for origin in origins(sample, 0, clip.times_s).frames]
 
 
 def contact_sheet(clip: Clip, sources: Sequence[int]) -> Image.Image:
