@@ -87,7 +87,7 @@ def renamed(weights, prefix):
     [
         (lambda w: renamed(w, "base_model.model."), "begin with 'base_model.model.'"),  # peft
         (lambda w: renamed(w, "module."), "begin with 'module.'"),  # torch's data parallelism
-        (lambda w: without(w, "model.layers.1."), r"lack model.language_model.layers.1.input_\S+, .* and 9 more.* cut by"),
+        (lambda w: without(w, "model.layers.1."), r"lack model.language_model.layers.1.input_.* and 9 more.* cut by"),
         (lambda w: without(w, "visual."), "lack model.visual.blocks.0.attn.proj.bias"),
         (lambda w: without(w, "lm_head."), "lack lm_head.weight, .* tie_word_embeddings=true"),
         (

@@ -69,9 +69,9 @@ def read_config(path: str) -> Qwen2_5_VLConfig:
 
 
 def read_preprocessing(path: str) -> dict[str, dict[str, Any]]:
-    """Return {file of SECTIONS: its numbers}; a section of processor_config.json wins over the file, as in transformers.
+    """Return {file of SECTIONS: its numbers}; ValueError when there are none.
 
-    ValueError when there is neither.
+    A section of processor_config.json wins over the file, as in transformers.
     """
     processor = read_json(path, PROCESSOR) or {}
     found = {name: processor.get(section) or read_json(path, name) for name, section in SECTIONS.items()}
@@ -104,7 +104,8 @@ def flatten_config(path: Path) -> None:
     scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "rope_type", "type")}
     # "mrope" is what these versions call the default with three positions a token
     kind = rope.get("rope_type", "default")
-    text |= {"rope_theta": rope["rope_theta"], "rope_scaling": {**scaling, "type": "mrope" if kind == "default" else kind}}
+    scaling["type"] = "mrope" if kind == "default" else kind
+    text |= {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
     dtype = content.pop("dtype", text.get("dtype"))
     for name in ("dtype", "model_type"):
         text.pop(name, None)
