@@ -17,7 +17,7 @@ from vidbridge.checks import ConfigError
 from vidbridge.data.rows import DataError
 from vidbridge.data.sizes import TaskSizes
 from vidbridge.memory import Memory, ModelSize, Moment, Sharding
-from vidbridge.policy.processor import read_config
+from vidbridge.policy.model_folder import read_config
 
 GIGA = 10**9
 SIZES = [

@@ -32,6 +32,7 @@ from vidbridge.parts import (
     build_step,
     build_tasks,
 )
+from vidbridge.policy.engine_files import load_weights
 from vidbridge.policy.loading import resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
@@ -161,13 +162,11 @@ def build_sampler(config: Config, job: Job, processor: Processor) -> Evaluator:
 
 
 def build_evaluated(config: Config, processor: Processor) -> QwenVLPolicy:
-    """The model at ``model.path``, or with the weights of a checkpoint, which its own engine must read."""
-    if config.model.checkpoint is None:
-        return build_policy(config, processor, trains=False)
-    policy = build_policy(replace(config, steps=1), processor, trains=True)
-    assert policy.engine is not None
-    with dist.together():
-        policy.engine.load(Path(config.model.checkpoint))
+    """The model at ``model.path``, or with the weights of a checkpoint in their place."""
+    policy = build_policy(config, processor, trains=False)
+    if config.model.checkpoint is not None:
+        with dist.together():
+            load_weights(policy.module, Path(config.model.checkpoint))
     return policy
 
 

@@ -15,6 +15,7 @@ from vidbridge import dist
 from vidbridge.algo.logprobs import linear_logprobs
 from vidbridge.policy.attention import last_hidden, packed_attention
 from vidbridge.policy.engine import Engine
+from vidbridge.policy.model_folder import flatten_config
 from vidbridge.policy.packing import fill_rows, masked, pack, packed_tokens
 from vidbridge.policy.processor import Processor
 from vidbridge.types import Batch, Group
@@ -155,6 +156,7 @@ class QwenVLPolicy:
             if dist.is_first():
                 module = module if self.saved_dtype is None else copy.deepcopy(module).to(self.saved_dtype)
                 module.save_pretrained(path)
+                flatten_config(Path(path))
                 self.processor.save(path)
                 Path(path, "README.md").write_text(model_card(module, tags))
 
