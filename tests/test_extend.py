@@ -6,12 +6,12 @@ import json
 import re
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 import train
 from tests.composing import composed, config_of, small_run
 from vidbridge import build, launch
 from vidbridge.checks import ConfigError
+from vidbridge.policy.processor import Processor
 
 BREVITY = '''
 """Pays for short answers."""
@@ -139,21 +139,20 @@ def test_a_new_task_without_a_template_is_refused(user_folder):
         config_of(search, "allowed_targets=[my_]", "+task=counting", "~prompt.tasks.counting")
 
 
-def test_a_new_prompt(user_folder, random_qwen_folder):
-    read = []
+def test_a_new_prompt(user_folder, random_qwen_folder, monkeypatch):
+    read, render = [], Processor.render
 
-    def tokenized(tokenizer, text, *rest, **more):
-        read.append(text)
-        return real(tokenizer, text, *rest, **more)
+    def rendered(self, messages):
+        read.append(render(self, messages))
+        return read[-1]
 
-    real = PreTrainedTokenizerFast.__call__
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PreTrainedTokenizerFast, "__call__", tokenized)
-        summary, _ = run_with(user_folder, random_qwen_folder, "prompt=short", "task=[qa]", "task_mix=qa")
+    monkeypatch.setattr(Processor, "render", rendered)
+    summary, _ = run_with(user_folder, random_qwen_folder, "prompt=short", "task=[qa]", "task_mix=qa")
     assert summary["prompt"] == "short"
-    prompts = {text for text in read if text.startswith("<|im_start|>")}
-    assert len(prompts) >= 4 and all("<think>" not in text and "one letter" not in text for text in prompts)
-    assert all(re.search(r"<\|vision_end\|>What [^\n]*\? A\. ", text) for text in prompts)
+    assert len(set(read)) >= 4  # two rows of a split, of two
+    # the chat template of this model has a system message of its own, where there is none
+    start = "<|im_start|>system\nthe square is red<|im_end|>\n<|im_start|>user\n<|vision_start|><|video_pad|>"
+    assert all(re.fullmatch(re.escape(start) + r"<.vision_end.>What [^\n]*\? A\. (.|\n)*", text) for text in read)
 
 
 def test_modules_that_are_not_named_in_allowed_targets_are_refused(user_folder, random_qwen_folder):

@@ -144,6 +144,8 @@ REFUSED = {
     "benchmark=qa_jsonl task=[caption] task_mix=caption ~prompt.tasks.qa": "prompt.tasks.qa.thinking is missing",
     "+prompt.tasks.caption.dirct='{question}'": "there is no variant 'dirct'. Did you mean 'direct'?",
     "prompt.tasks.captoin.thinking=x": "prompt.tasks.captoin: there is no such key. Did you mean 'caption'?",
+    "prompt.tasks.caption.thinking=null": "prompt.tasks.caption.thinking must be a text, got None",
+    "prompt.tasks.caption='{question}'": "prompt.tasks.caption",
     "prompt=qwan": "prompt: there is no 'qwan'. Did you mean 'qwen'?",
     "prompt=???": "You must specify 'prompt'",  # as with a model's yaml that chooses none
     "tasks.qa._target_=vidbridge.rewards.choice.Choice": "vidbridge.rewards.choice.Choice is no task",

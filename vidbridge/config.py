@@ -76,8 +76,16 @@ class PromptConfig:
 
     name: str = MISSING
     system: SystemMessages = field(default_factory=SystemMessages)
-    # The text after the videos, by task and variant. Without "direct" that is the text of "thinking".
-    tasks: Dict[str, Dict[str, str]] = field(default_factory=dict)
+    # The text after the videos, by task and variant; without "direct" that is the text of "thinking".
+    tasks: Dict[str, Any] = field(default_factory=dict)  # OmegaConf 2.3 cannot merge into Dict[str, Dict[str, str]]
+
+    def __post_init__(self) -> None:
+        for task, texts in self.tasks.items():
+            where = f"prompt.tasks.{task}"
+            require(isinstance(texts, dict), f"{where} must have a text by variant, like {where}.thinking")
+            for variant, text in texts.items():
+                require_known("variant", variant, [each.value for each in Prompting], where)
+                require(isinstance(text, str), f"{where}.{variant} must be a text, got {text!r}")
 
     def template(self, task: str, prompting: Prompting) -> PromptTemplate:
         texts = self.tasks[task]
@@ -92,7 +100,6 @@ class PromptConfig:
             near = "" if task in self.tasks else did_you_mean(task, self.tasks)
             raise ConfigError(f"{where}.thinking is missing: the text that asks '{task}', with {names}.{near}")
         for variant, text in self.tasks[task].items():
-            require_known("variant", variant, [each.value for each in Prompting], where)
             check_template(f"{where}.{variant}", text, placeholders)
         for variant, text in vars(self.system).items():
             check_template(f"prompt.system.{variant}", text or "", ())
