@@ -6,7 +6,7 @@ The oracle of tests and of check_model, and the baseline of the benchmarks.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Iterator, Sequence
+from typing import Iterator, Sequence
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
