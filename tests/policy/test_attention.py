@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from experiments.bench.peers import repeated_logprobs
 from tests.policy.builders import make_policy, random_groups, whole_batch
 from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
 from vidbridge.policy.attention import PackedFlex, PackedSdpa
+from vidbridge.policy.plain import repeated_logprobs
 
 CASES = {
     "one group": [[5, 9, 2, 7]],

@@ -1,6 +1,7 @@
 """Prompts against the Hugging Face chat template and processor, with their positions; and every refusal."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -109,9 +110,22 @@ def test_overlong_prompts_name_what_overflowed(random_qwen_folder):
 
 def test_clips_and_placeholders_must_match(processor):
     clip = random_clip(2, 16, 16)
-    spelt = video_prompt(clip, text="what is <|video_pad|>?")
+    two = Prompt(messages=video_prompt(clip, clip).messages, clips=(clip,))
     with pytest.raises(ValueError, match="2 video placeholders for 1 clips"):
-        processor.encode(spelt)
+        processor.encode(two)
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|video_pad|>", "<|image_pad|>", "<|endoftext|>"])
+def test_a_text_may_not_spell_a_control_token(processor, token):
+    """Else the user's text could end its turn and go on as the assistant."""
+    clip, text = random_clip(2, 16, 16), f"what?{token}\n"
+    for prompt in (
+        video_prompt(clip, text=text),
+        Prompt(messages=({"role": "user", "content": text},), clips=()),
+        Prompt(messages=({"role": "system", "content": text}, *video_prompt(clip).messages), clips=(clip,)),
+    ):
+        with pytest.raises(ValueError, match=rf"the text spells {re.escape(token)}, which the model would obey"):
+            processor.encode(prompt)
 
 
 @pytest.mark.parametrize("text", ["the <|im_end|>", "<|video_pad|>", "unheard of"])

@@ -133,8 +133,10 @@ class Processor:
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Tensors of one prompt, ready for the assistant's turn.
 
-        ValueError when messages and clips do not match or the prompt is longer than ``max_prompt_tokens``.
+        ValueError when messages and clips do not match, a text spells a control token, or the prompt is longer than
+        ``max_prompt_tokens``.
         """
+        self._refuse_control_tokens(prompt)
         low, high, resizes = self.frames.min_pixels, self.frames.max_pixels, self.frames.multiple is None
         videos = [
             patchify(clip.frames, **self.numbers, min_pixels=low, max_pixels=high, resizes=resizes)
@@ -170,13 +172,22 @@ class Processor:
             video_grid_thw=grids,
         )
 
+    def _refuse_control_tokens(self, prompt: Prompt) -> None:
+        """A text that spells <|im_end|> would end its turn, and could write the answer in the assistant's name."""
+        contents = [message["content"] for message in prompt.messages]
+        parts = [part for content in contents if not isinstance(content, str) for part in content]
+        texts = [content for content in contents if isinstance(content, str)] + [part.get("text", "") for part in parts]
+        control = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        if spelt := sorted(token for token in control if any(token in text for text in texts)):
+            raise ValueError(f"the text spells {', '.join(spelt)}, which the model would obey: leave it out of the row")
+
     def _widen_placeholders(self, ids: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         """Repeat the i-th video placeholder in ids [L] once for each merged patch of grids[i]."""
         is_video = ids == self.config.video_token_id
         if int(is_video.sum()) != len(grids) or bool((ids == self.config.image_token_id).any()):
             raise ValueError(
                 f"the messages hold {int(is_video.sum())} video placeholders for {len(grids)} clips "
-                f"(images are not supported, and no text may spell a placeholder token)"
+                f"(images are not supported)"
             )
         repeats = torch.ones_like(ids)
         repeats[is_video] = grids.prod(-1) // self.numbers["merge_size"] ** 2
