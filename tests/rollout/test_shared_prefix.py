@@ -11,6 +11,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from experiments.bench.peers import generate
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
+from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rollout.cache import Decode, SharedPrefixCache
 from vidbridge.rollout.sampling import StopStrings, draw, truncate, uniforms_of
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
@@ -49,6 +50,48 @@ def test_sampler_and_learner_logprobs_agree(policy, encoded):
     assert len(rows) == 12
     for row, logprobs, mask in zip(rows, learner, batch.loss_mask):
         torch.testing.assert_close(torch.tensor(row.sampler_logprobs), logprobs[mask], atol=1e-4, rtol=0)
+
+
+class Adapted(torch.nn.Module):
+    """A linear layer with a low-rank adapter, whose ``weight`` is the one without it, as peft has it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.down = torch.nn.Parameter(torch.randn(2, layer.in_features) / 4)
+        self.up = torch.nn.Parameter(torch.randn(layer.out_features, 2) / 4)
+
+    weight = property(lambda self: self.layer.weight)
+    bias = property(lambda self: self.layer.bias)
+    in_features = property(lambda self: self.layer.in_features)
+    out_features = property(lambda self: self.layer.out_features)
+
+    def forward(self, rows):
+        return self.layer(rows) + rows @ self.down.T @ self.up.T
+
+
+def test_an_adapter_is_sampled_with(random_qwen_folder, encoded):
+    """In every projection of every layer; with the weights alone the gap was 7.6."""
+    policy = make_policy(random_qwen_folder, temperature=0.8)
+    before = make_rollout(policy).generate(encoded, 4, seed=1)
+    torch.manual_seed(0)
+    for layer in policy.module.model.language_model.layers:
+        for part, names in ((layer.self_attn, "qkvo"), (layer.mlp, ("gate", "up", "down"))):
+            for name in names:
+                setattr(part, f"{name}_proj", Adapted(getattr(part, f"{name}_proj")))
+    completions = make_rollout(policy).generate(encoded, 4, seed=1)
+    assert completions != before
+    batch = whole_batch(policy, sampled_groups(ragged_prompts(), encoded, completions))
+    assert batch.sampler_logprobs is not None
+    gap = (policy.logprobs(batch)[0] - batch.sampler_logprobs)[batch.loss_mask].abs().max().item()
+    assert gap < 1e-4
+
+
+def test_an_adapter_on_the_head_is_refused(random_qwen_folder):
+    policy = make_policy(random_qwen_folder)
+    policy.module.lm_head = Adapted(policy.module.lm_head)
+    with pytest.raises(ValueError, match="lm_head is a Adapted"):
+        QwenVLPolicy(policy.module, policy.processor)
 
 
 @pytest.mark.parametrize("greedy", [True, False])

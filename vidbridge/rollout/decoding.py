@@ -120,9 +120,10 @@ def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, dims=-1), sin)
 
 
-def _linear(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
-    """``layer(rows)``. A CPU multiplies a tall matrix by few columns faster than few rows by a wide one."""
-    if rows.is_cuda or layer.out_features < layer.in_features:
+def _linear(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """Return ``layer(rows)``. A CPU multiplies a tall matrix by few columns faster than few rows by a wide one."""
+    # a layer of another class, such as one with an adapter, may do more than multiply by its weight
+    if type(layer) is not nn.Linear or rows.is_cuda or layer.out_features < layer.in_features:
         return layer(rows)
     out = (layer.weight @ rows.T).T
     return out if layer.bias is None else out + layer.bias
