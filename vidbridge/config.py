@@ -39,6 +39,15 @@ class PathsConfig:
 
 
 @dataclass
+class ShapeConfig:
+    """The numbers of a released model's config.json that plan=true needs where that file is not at hand."""
+
+    text: Dict[str, Any] = field(default_factory=dict)  # empty: nothing is known without the file
+    vision: Dict[str, Any] = field(default_factory=dict)
+    tie_word_embeddings: bool = False
+
+
+@dataclass
 class ModelConfig:
     name: str = MISSING
     path: str = MISSING  # a Hugging Face id or a folder in the same format
@@ -51,6 +60,7 @@ class ModelConfig:
     max_prompt_tokens: int = 8192  # a longer prompt is refused, never cut
     random_weights: bool = False  # ignore path: start from an untrained embedded model (experiment=tiny_base)
     saved_dtype: Optional[Dtype] = None  # of the final model on disk; null: as trained
+    shape: ShapeConfig = field(default_factory=ShapeConfig)
 
 
 @dataclass

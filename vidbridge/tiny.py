@@ -34,7 +34,7 @@ SPECIAL_TOKENS = (
 )
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # a token each, but not special: they are text
 _WORD = r" ?\w+|[^\w\s]|\s"
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message.role + '\\n' -}}"
     "{%- if message.content is string -%}{{- message.content -}}{%- else -%}"
@@ -130,7 +130,7 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=list(SPECIAL_TOKENS),
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
     )
