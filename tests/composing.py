@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 
 from vidbridge import launch
 from vidbridge.choices import Prompting
-from vidbridge.config import Config, PromptConfig
+from vidbridge.config import Config
+from vidbridge.prompt_config import PromptConfig
 from vidbridge.text.prompts import PromptTemplate
 
 

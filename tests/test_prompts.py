@@ -18,9 +18,10 @@ from tests import doors
 from tests.composing import composed, config_of, small_run, templates
 from vidbridge import build, launch
 from vidbridge.checkpoint import CheckpointError, check_same
-from vidbridge.checks import ConfigError, check_template
+from vidbridge.checks import ConfigError
 from vidbridge.choices import Prompting
 from vidbridge.policy.processor import Processor
+from vidbridge.prompt_config import check_template
 from vidbridge.tasks.base import Task
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer

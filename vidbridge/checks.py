@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-import string
-from typing import Any, Dict, Iterable, Sequence
+from typing import Any, Dict, Iterable
 
 REWARD_PARTS = ("name", "gates", "terms")  # every other key of a reward node is a task with its weights
 
@@ -70,19 +69,3 @@ def check_covered(where: str, reward: Dict[str, Any], scored: Iterable[str], *, 
         require_known("task", task, known, where)
     for task in scored:
         require(task in reward, f"{where} has no weights for the task '{task}'; add {where}.{task}.<term>")
-
-
-def check_template(where: str, text: str, placeholders: Sequence[str]) -> None:
-    """ConfigError unless every placeholder, like {question}, stands in ``text``, and no other braces do."""
-    known = " and ".join(f"{{{name}}}" for name in placeholders) or "none"
-    twice = "a brace that is meant as one is written twice, {{ or }}"
-    try:
-        parts = [part for part in string.Formatter().parse(text) if part[1] is not None]  # without the text at the end
-    except ValueError as error:
-        raise ConfigError(f"{where}: a brace stands alone ({error}); placeholders: {known}; {twice}") from error
-    for _, name, form, conversion in parts:
-        found = "".join([name or "", f"!{conversion}" if conversion else "", f":{form}" if form else ""])
-        near = did_you_mean(name or "", placeholders)
-        require(found in placeholders, f"{where}: {{{found}}} is no placeholder.{near} Known: {known}; {twice}")
-    for name in placeholders:
-        require(any(part[1] == name for part in parts), f"{where}: {{{name}}} is missing; there must be {known}")

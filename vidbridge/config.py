@@ -12,25 +12,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional
 
 from omegaconf import MISSING
 
 from vidbridge.algo.advantages import AdvantageScale
 from vidbridge.algo.loss import LossNorm, RatioLevel
-from vidbridge.checks import (
-    ConfigError,
-    check_covered,
-    check_reward,
-    check_template,
-    did_you_mean,
-    require,
-    require_known,
-    require_positive,
-    reward_weights,
-)
+from vidbridge.checks import check_covered, check_reward, require, require_known, require_positive, reward_weights
 from vidbridge.choices import Attention, Dtype, Prompting, Resume, Schedule, Split, WandbMode
-from vidbridge.text.prompts import PromptTemplate
+from vidbridge.prompt_config import PromptConfig
 
 
 @dataclass
@@ -72,47 +62,6 @@ class FramesConfig:
     min_pixels: int = MISSING
     max_pixels: int = MISSING
     total_pixels: Optional[int] = None  # of all frames of a video together; null: max_pixels each
-
-
-@dataclass
-class SystemMessages:
-    thinking: Optional[str] = None  # null: none, where a chat template may add its own; "": an empty one
-    direct: Optional[str] = None
-
-
-@dataclass
-class PromptConfig:
-    """How tasks are put to the model, in two variants (choices.Prompting): to reason first, and to answer at once."""
-
-    name: str = MISSING
-    system: SystemMessages = field(default_factory=SystemMessages)
-    # The text after the videos, by task and variant; without "direct" that is the text of "thinking".
-    tasks: Dict[str, Any] = field(default_factory=dict)  # OmegaConf 2.3 cannot merge into Dict[str, Dict[str, str]]
-
-    def __post_init__(self) -> None:
-        for task, texts in self.tasks.items():
-            where = f"prompt.tasks.{task}"
-            require(isinstance(texts, dict), f"{where} must have a text by variant, like {where}.thinking")
-            for variant, text in texts.items():
-                require_known("variant", variant, [each.value for each in Prompting], where)
-                require(isinstance(text, str), f"{where}.{variant} must be a text, got {text!r}")
-
-    def template(self, task: str, prompting: Prompting) -> PromptTemplate:
-        texts = self.tasks[task]
-        text = texts.get(prompting.value, texts[Prompting.thinking.value])
-        return PromptTemplate(text=text, system=getattr(self.system, prompting.value))
-
-    def check(self, task: str, placeholders: Sequence[str]) -> None:
-        """ConfigError unless both variants can be made for a task that fills these placeholders."""
-        names = " and ".join(f"{{{name}}}" for name in placeholders)
-        where = f"prompt.tasks.{task}"
-        if "thinking" not in self.tasks.get(task, {}):
-            near = "" if task in self.tasks else did_you_mean(task, self.tasks)
-            raise ConfigError(f"{where}.thinking is missing: the text that asks '{task}', with {names}.{near}")
-        for variant, text in self.tasks[task].items():
-            check_template(f"{where}.{variant}", text, placeholders)
-        for variant, text in vars(self.system).items():
-            check_template(f"prompt.system.{variant}", text or "", ())
 
 
 @dataclass

@@ -20,7 +20,7 @@ class PromptTemplate:
     ({'role': 'user', 'content': [{'type': 'video'}, {'type': 'text', 'text': 'What is {x}? Answer in {braces}.'}]},)
     """
 
-    text: str  # follows the videos; checks.check_template says what may stand in it
+    text: str  # follows the videos; prompt_config.check_template says what may stand in it
     system: str | None = None  # None: no system message
 
     def messages(self, texts: Mapping[str, str], *, num_videos: int) -> Messages:
