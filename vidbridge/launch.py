@@ -1,8 +1,8 @@
 """How a run starts and ends: Hydra composes, mistakes become one message. The jobs of a sweep: sweep.py.
 
 Exit status: 0 done, 1 the data are bad, the disk is full, the run diverged, a rank died (or a job of a sweep failed;
-with plan=true: it does not fit; check_model: the model is not what is assumed), 2 the configuration is wrong, 143 and 130 stopped by SIGTERM and SIGINT. With many
-ranks (ranks.py) it is the same.
+with plan=true: it does not fit; check_model: a row is not ok), 2 the configuration is wrong, 143 and 130 stopped by
+SIGTERM and SIGINT. With many ranks (ranks.py) it is the same.
 What nobody foresaw keeps its traceback; HYDRA_FULL_ERROR=1 shows the traceback of everything.
 """
 
