@@ -20,7 +20,7 @@ _MMAP_THRESHOLD = -3  # of glibc's mallopt: bytes from which a block has pages o
 
 @contextmanager
 def pages_of_their_own() -> Iterator[None]:
-    """Give every tensor pages that go back to the system when it is freed; glibc keeps many, and they count."""
+    """Give every tensor pages that go back to the system when it is freed: glibc would keep some, and count them."""
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**16)
     yield
