@@ -10,13 +10,14 @@ replayed finds its inputs where they were. Kernels, their speed and their roundi
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import Variable
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vidbridge.policy import attention
@@ -63,17 +64,20 @@ class OnDevice(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        strangers = [
-            each for each in tree_leaves((args, kwargs))
-            if isinstance(each, torch.Tensor) and not isinstance(each, OnDevice) and each.ndim > 0
-        ]
-        if strangers and func not in MAY_MEET_THE_CPU:
+        if func not in MAY_MEET_THE_CPU and any(
+            isinstance(each, torch.Tensor) and not isinstance(each, OnDevice) and each.ndim > 0
+            for each in tree_leaves((args, kwargs))
+        ):
             raise RuntimeError(f"{func}: expected all tensors to be on one device, found cuda:0 and cpu")
-        graph = Graph.capturing
-        if graph is not None:
-            return graph.record(func, args, kwargs)
-        out = kernel_of(func)(*inner(args), **inner(kwargs))
-        return outer(func, args, kwargs, out)
+        if Graph.capturing is not None:
+            return Graph.capturing.record(func, args, kwargs)
+        return outer(func, args, kernel_of(func)(*inner(args), **inner(kwargs)))
+
+    def __repr__(self, **unused) -> str:
+        return f"on cuda:0: {self.inner}"
+
+    def __format__(self, form: str) -> str:
+        return format(fetch(self), form)
 
     def __deepcopy__(self, memo):
         copy = OnDevice(self.inner.clone())
@@ -84,9 +88,16 @@ def inner(tree):
     return tree_map_only(OnDevice, lambda tensor: tensor.inner, tree)
 
 
-def outer(func, args, kwargs, out):
-    """What the numbers ``out`` are on the device; what was changed in place, or is a view, stays related to it."""
-    return return_and_correct_aliasing(func, args, kwargs, tree_map_only(torch.Tensor, OnDevice, out))
+def outer(func, args, out):
+    """What the numbers ``out`` are on the device; what was changed in place is what it was."""
+    if is_mutable(func):
+        return args[0] if isinstance(args[0], OnDevice) else None
+    return tree_map_only(torch.Tensor, OnDevice, out)
+
+
+@cache
+def is_mutable(func) -> bool:
+    return func._schema.is_mutable
 
 
 def kernel_of(func):
@@ -124,18 +135,19 @@ class Graph:
         assert func not in HOST_WAITS, f"{func}: the host may not wait for a stream that is captured"
         strangers = [each for each in tree_leaves(args) if isinstance(each, torch.Tensor) and each.ndim > 0]
         assert all(isinstance(each, OnDevice) for each in strangers), f"{func}: brings a tensor from the host"
+        chosen = func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+        bools = [each for each in strangers[1:] if each.dtype == torch.bool]
+        assert not (chosen and bools), f"{func} by a mask: the host may not wait for a stream that is captured"
         arguments, options = inner(args), inner(kwargs)
-        if func._schema.is_mutable:
-            for tensor in tree_leaves((arguments, options)):
-                if isinstance(tensor, torch.Tensor):
-                    self.undo.append((tensor, tensor.clone()))
+        if is_mutable(func):
+            self.undo.append((arguments[0], arguments[0].clone()))
         out = kernel_of(func)(*arguments, **options)
         self.calls.append((func, arguments, options, out))
-        return outer(func, args, kwargs, out)
+        return outer(func, args, out)
 
     def end(self) -> None:
         for func, *_, out in self.calls:
-            if not (func._schema.is_mutable or func.is_view):
+            if not (is_mutable(func) or func.is_view):
                 for tensor in tree_leaves(out):
                     if tensor.is_floating_point():
                         tensor.fill_(torch.nan)
@@ -148,7 +160,7 @@ class Graph:
         self.replays += 1
         for func, arguments, options, out in self.calls:
             again = kernel_of(func)(*arguments, **options)
-            if not (func._schema.is_mutable or func.is_view):
+            if not (is_mutable(func) or func.is_view):
                 for tensor, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
                     tensor.copy_(new)
 
@@ -170,9 +182,11 @@ class Calls(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.backward:
-            with self:  # else what is called on the way back would not be looked at
-                kwargs["grad_tensors"] = kwargs.pop("gradient", None)
-                return torch.autograd.backward(args[0], **kwargs)
+            (loss,) = args
+            with self:  # what is called on the way back is looked at too
+                return Variable._execution_engine.run_backward(
+                    (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+                )
         if func in HOST_READS and isinstance(args[0], OnDevice):
             assert func is not torch.Tensor.numpy, "can't convert cuda:0 tensor to numpy"
             found = fetch(args[0].detach())
@@ -197,9 +211,10 @@ class Calls(TorchFunctionMode):
         dtypes = [each for each in targets if isinstance(each, torch.dtype)]
         dtypes += [each.dtype for each in targets if isinstance(each, torch.Tensor)]
         for place in places:
+            assert isinstance(tensor, OnDevice) or place.type == "cpu" or Graph.capturing is None, "sent while capturing"
             tensor = put(tensor) if place.type == "cuda" else fetch(tensor)
         for dtype in dtypes:
-            tensor = torch._to_copy(tensor, dtype=dtype) if tensor.dtype != dtype else tensor
+            tensor = tensor.to(dtype)
         return tensor
 
 
