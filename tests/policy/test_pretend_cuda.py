@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from experiments.bench import gpu, plan
+from experiments.bench.harness import seconds_of
 from tests.policy.builders import make_policy, ragged_prompts, random_groups, sampled_groups, whole_batch
 from tests.pretend_cuda import DEVICE, Graph, OnDevice, pretend_cuda
 from tests.steps import SameForHalf, make_step, timeless
@@ -103,15 +106,17 @@ def test_sampler_and_learner_agree_on_the_device(random_qwen_folder, pretend_cud
     assert gap.max().item() < 1e-4
 
 
-def test_gpu_bench(pretend_cuda, monkeypatch):
+@pytest.mark.slow
+def test_gpu_bench(pretend_cuda, monkeypatch, tmp_path):
     """Every part of it, each called once."""
-    monkeypatch.setattr(gpu, "medians", lambda functions, repeats: {name: (f(), 1.0)[1] for name, f in functions.items()})
-    policy = gpu.load_policy(gpu.TINY, DEVICE)
-    group = gpu.random_group(policy.processor, video_tokens=32, group_size=2, completion_tokens=4)
-    figures = gpu.measure(policy, group, 1, copied=1000, multiplied=8)
-    assert figures["grad_rel_err"] < 0.05
+    monkeypatch.setattr(gpu, "medians", lambda functions, repeats: {name: seconds_of(f) for name, f in functions.items()})
+    path = tmp_path / "figures.json"
+    assert gpu.main(["--size", "tiny", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert figures["gpu"] == "pretended" and [row["part"] for row in figures["rows"]] == list(gpu.PARTS)
 
 
+@pytest.mark.slow
 def test_plan_bench(pretend_cuda):
     assert set(plan.measure(plan.Setting(device="cuda", quick=True))) == {"rollout", "learner"}
 
