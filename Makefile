@@ -8,7 +8,7 @@ ARGS ?=
 LMMS := .venv-lmms/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types train sweep eval-lmms clean
+.PHONY: help setup demo test test-all test-gpu lint types train sweep eval-lmms clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: setup ## the fast tests
 
 test-all: setup ## every test, with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov=vidbridge $(ARGS)
+
+test-gpu: setup ## those that need a CUDA device; skipped with a reason where there is none
+	$(BIN)/python -m pytest -m gpu -rs tests/gpu $(ARGS)
 
 lint: setup ## flake8, import order, floors of the house
 	$(BIN)/python -m flake8

@@ -42,7 +42,7 @@ class Learner:
 
     def packed(self) -> list[torch.Tensor]:
         policy = self.sides.policy
-        batch = policy.collate([self.group], *self._objective())
+        batch = policy.collate([self.group], *self._objective()).to(policy.module.device)
         logprobs, _ = policy.logprobs(batch)
         loss(logprobs, batch.advantages, batch.loss_mask, batch.token_weights).backward()
         return taken_gradients(policy.module)
