@@ -1,8 +1,8 @@
 """How a run starts and ends: Hydra composes, mistakes become one message. The jobs of a sweep: sweep.py.
 
 Exit status: 0 done, 1 the data are bad, the disk is full, the run diverged, a rank died (or a job of a sweep failed;
-with plan=true: it does not fit; check_model: a row is not ok), 2 the configuration is wrong, 143 and 130 stopped by
-SIGTERM and SIGINT. With many ranks (ranks.py) it is the same.
+with plan=true: it does not fit; check_model: the model is not what is assumed), 2 the configuration is wrong, 143 and
+130 stopped by SIGTERM and SIGINT. With many ranks (ranks.py) it is the same.
 What nobody foresaw keeps its traceback; HYDRA_FULL_ERROR=1 shows the traceback of everything.
 """
 
@@ -38,6 +38,8 @@ from vidbridge.policy.engine import Diverged
 from vidbridge.ranks import Ending
 from vidbridge.stopping import Stopped, StopSignals
 from vidbridge.sweep import Job, JobFailed, print_jobs, run_job
+from vidbridge.targets import make
+from vidbridge.tasks.base import Task
 from vidbridge.track.names import CHECK, RECORD
 
 PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
@@ -217,7 +219,21 @@ def to_dataclasses(cfg: DictConfig) -> Config:
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     refuse_extras(config, "")
+    check_prompts(config)
     return config
+
+
+def check_prompts(config: Config) -> None:
+    """ConfigError unless every task that may be asked has templates, with its own placeholders and no others."""
+    for where, nodes in {"tasks": config.tasks, "benchmark.tasks": config.benchmark.tasks}.items():
+        for name, node in nodes.items():
+            try:
+                task = make(config, f"{where}.{name}", node)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+            if not isinstance(task, Task):
+                raise ConfigError(f"{where}.{name}._target_: {node['_target_']} is no task")
+            config.prompt.check(name, task.placeholders)
 
 
 def refuse_extras(config: Any, where: str) -> None:
