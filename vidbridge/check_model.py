@@ -65,19 +65,20 @@ class Subject:
         return forward.reference_of(self.policy, forward.sample(self.policy, self.rollout, self.items[:2]))
 
 
+# By the name of the row.
 CHECKS: Mapping[str, Callable[[Subject], Row]] = {
-    "the chat template": lambda it: inputs.check_template(it.processor, it.items),
+    "chat template": lambda it: inputs.check_template(it.processor, it.items),
     "control tokens in texts": lambda it: inputs.check_control_tokens(it.processor, it.items[0]),
-    "pixels against the Hugging Face processor": lambda it: inputs.check_pixels(it.processor, it.config.model.path),
-    "positions against the trained rule": lambda it: inputs.check_positions(it.processor, it.items),
-    "the packed row against repeated rows": lambda it: forward.check_packed(it.policy, it.reference),
-    "the greedy rollout": lambda it: forward.check_greedy(it.policy, it.rollout, it.items[:2], it.reference.band),
-    "the sampler against the learner": lambda it: forward.check_sampler(
+    "pixels": lambda it: inputs.check_pixels(it.processor, it.config.model.path),
+    "positions": lambda it: inputs.check_positions(it.processor, it.items),
+    "packed row = repeated rows": lambda it: forward.check_packed(it.policy, it.reference),
+    "greedy rollout": lambda it: forward.check_greedy(it.policy, it.rollout, it.items[:2], it.reference.band),
+    "sampler = learner": lambda it: forward.check_sampler(
         it.policy, it.reference.groups, it.reference.band
     ),
-    "whether it sees": lambda it: sight.check_sight(it.policy, it.tasks),
-    "right answers against those of other rows": lambda it: sight.check_answers(it.policy, it.tasks),
-    "the time and memory of a training step": lambda it: check_step(it),
+    "it sees": lambda it: sight.check_sight(it.policy, it.tasks),
+    "right answers": lambda it: sight.check_answers(it.policy, it.tasks),
+    "a training step": lambda it: check_step(it),
 }
 
 
@@ -118,16 +119,16 @@ def build_subject(config: Config) -> Subject:
 def rows_of(subject: Subject, announce: Callable[[str], object]) -> list[Row]:
     """All rows of the table; ``announce`` is told what is being looked at."""
     rows: list[Row] = []
-    for number, (title, check) in enumerate(CHECKS.items(), start=1):
-        announce(f"{number} of {len(CHECKS)}: {title} ..")
+    for number, (name, check) in enumerate(CHECKS.items(), start=1):
+        announce(f"{number} of {len(CHECKS)}: {name} ..")
         try:
             rows.append(check(subject))
         except (ValueError, torch.OutOfMemoryError) as error:
             text = str(error).splitlines()[0]
             if rows and not rows[0].ok:  # without a template no prompt can be made
-                rows.append(Row(name=title, ok=None, found=f"skipped: it needs the chat template ({text})"))
+                rows.append(Row(name=name, ok=None, found=f"skipped: it needs the chat template ({text})"))
             else:
-                rows.append(Row(name=title, ok=False, found=text, advice="mend what the message names"))
+                rows.append(Row(name=name, ok=False, found=text, advice="mend what the message names"))
     return rows
 
 
