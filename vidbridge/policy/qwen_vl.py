@@ -185,4 +185,7 @@ Started from `{origin}`. It answers questions about videos as `<think>..</think>
 
     model = {type(module).__name__}.from_pretrained("this folder")
     tokenizer = AutoTokenizer.from_pretrained("this folder")
+
+Its rotary positions are those of Qwen2.5-VL's training (transformers 4.49.0, vLLM): text after a video goes on from the
+largest position in it. transformers since 5.3 places it elsewhere: evaluate with vLLM, or pass ``position_ids``.
 """
