@@ -52,45 +52,56 @@ def test_sampler_and_learner_logprobs_agree(policy, encoded):
         torch.testing.assert_close(torch.tensor(row.sampler_logprobs), logprobs[mask], atol=1e-4, rtol=0)
 
 
-class Adapted(torch.nn.Module):
-    """A linear layer with a low-rank adapter, whose ``weight`` is the one without it, as peft has it."""
+class LowRank(torch.nn.Module):
+    """As an adapter wraps a layer: ``weight`` is that of the layer inside, what is added stands beside it."""
 
-    def __init__(self, layer):
+    def __init__(self, layer, seed):
         super().__init__()
         self.layer = layer
-        self.down = torch.nn.Parameter(torch.randn(2, layer.in_features) / 4)
-        self.up = torch.nn.Parameter(torch.randn(layer.out_features, 2) / 4)
-
-    weight = property(lambda self: self.layer.weight)
-    bias = property(lambda self: self.layer.bias)
-    in_features = property(lambda self: self.layer.in_features)
-    out_features = property(lambda self: self.layer.out_features)
+        generator = torch.Generator().manual_seed(seed)
+        self.down = 0.5 * torch.randn(2, layer.in_features, generator=generator)
+        self.up = 0.5 * torch.randn(layer.out_features, 2, generator=generator)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.in_features, self.out_features = layer.in_features, layer.out_features
 
     def forward(self, rows):
         return self.layer(rows) + rows @ self.down.T @ self.up.T
 
 
-def test_an_adapter_is_sampled_with(random_qwen_folder, encoded):
-    """In every projection of every layer; with the weights alone the gap was 7.6."""
-    policy = make_policy(random_qwen_folder, temperature=0.8)
-    before = make_rollout(policy).generate(encoded, 4, seed=1)
-    torch.manual_seed(0)
-    for layer in policy.module.model.language_model.layers:
-        for part, names in ((layer.self_attn, "qkvo"), (layer.mlp, ("gate", "up", "down"))):
-            for name in names:
-                setattr(part, f"{name}_proj", Adapted(getattr(part, f"{name}_proj")))
-    completions = make_rollout(policy).generate(encoded, 4, seed=1)
-    assert completions != before
-    batch = whole_batch(policy, sampled_groups(ragged_prompts(), encoded, completions))
-    assert batch.sampler_logprobs is not None
-    gap = (policy.logprobs(batch)[0] - batch.sampler_logprobs)[batch.loss_mask].abs().max().item()
-    assert gap < 1e-4
+def wrap(module):
+    for layer in module.model.language_model.layers:
+        layer.mlp.up_proj = LowRank(layer.mlp.up_proj, seed=1)  # wide: multiplied by its weight where it is plain
+        layer.self_attn.q_proj = LowRank(layer.self_attn.q_proj, seed=2)
 
 
-def test_an_adapter_on_the_head_is_refused(random_qwen_folder):
+def hook(module):
+    """Adapters that are no modules change what a layer gives by a hook."""
+    for layer in module.model.language_model.layers:
+        layer.mlp.up_proj.register_forward_hook(lambda layer, inputs, output: 1.5 * output)
+        layer.input_layernorm.register_forward_hook(lambda layer, inputs, output: 1.5 * output)
+
+
+@pytest.mark.parametrize("adapt", [wrap, hook])
+def test_sampling_follows_an_adapter(random_qwen_folder, adapt):
+    """The sampler's layers are written out; one that reads a weight where the learner calls the layer would part."""
     policy = make_policy(random_qwen_folder)
-    policy.module.lm_head = Adapted(policy.module.lm_head)
-    with pytest.raises(ValueError, match="lm_head is a Adapted"):
+    encoded = [policy.processor.encode(prompt) for prompt in ragged_prompts()]
+    plain = make_rollout(policy).generate(encoded, 2, seed=1)
+    adapt(policy.module)
+    completions = make_rollout(policy).generate(encoded, 2, seed=1)
+    assert completions != plain
+    batch = whole_batch(policy, sampled_groups(ragged_prompts(), encoded, completions))
+    learner = policy.logprobs(batch)[0].detach()
+    rows = [completion for group in completions for completion in group]
+    for row, logprobs, mask in zip(rows, learner, batch.loss_mask, strict=True):
+        torch.testing.assert_close(torch.tensor(row.sampler_logprobs), logprobs[mask], atol=1e-4, rtol=0)
+
+
+def test_an_adapter_around_lm_head_is_refused(random_qwen_folder):
+    """The learner multiplies by its weight, chunk by chunk."""
+    policy = make_policy(random_qwen_folder)
+    policy.module.lm_head = LowRank(policy.module.lm_head, seed=3)
+    with pytest.raises(ValueError, match="lm_head is a LowRank"):
         QwenVLPolicy(policy.module, policy.processor)
 
 

@@ -82,11 +82,9 @@ class QwenVLPolicy:
             raise ValueError(
                 f"temperature must be > 0 and max_packed_tokens >= 1, got {temperature} and {max_packed_tokens}"
             )
-        if type(module.lm_head) is not nn.Linear:
-            raise ValueError(
-                f"lm_head is a {type(module.lm_head).__name__}: the learner multiplies by its weight alone and would "
-                f"leave out what else it does, such as an adapter"
-            )
+        if type(module.lm_head) is not nn.Linear:  # token_logprobs multiplies by its weight, a few tokens at a time
+            kind = type(module.lm_head).__name__
+            raise ValueError(f"lm_head is a {kind} in the place of a Linear: an adapter there would not be trained")
         self.module = module
         self.processor = processor
         self.engine = engine

@@ -119,8 +119,10 @@ def next_hidden(
     return _normed(model.norm, hidden)
 
 
-def _normed(layer: Qwen2_5_VLRMSNorm, rows: torch.Tensor) -> torch.Tensor:
-    """``layer(rows)`` of a Qwen2_5_VLRMSNorm in one operation."""
+def _normed(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """``layer(rows)``; of a plain Qwen2_5_VLRMSNorm in one operation."""
+    if not _is_plain(layer, Qwen2_5_VLRMSNorm):
+        return layer(rows)
     return F.rms_norm(rows, layer.weight.shape, layer.weight, layer.variance_epsilon)
 
 
@@ -130,9 +132,13 @@ def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 def _linear(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
-    """Return ``layer(rows)``. A CPU multiplies a tall matrix by few columns faster than few rows by a wide one."""
-    # a layer of another class, such as one with an adapter, may do more than multiply by its weight
-    if type(layer) is not nn.Linear or rows.is_cuda or layer.out_features < layer.in_features:
+    """``layer(rows)``. A CPU multiplies a tall matrix by few columns faster than few rows by a wide one."""
+    if rows.is_cuda or not _is_plain(layer, nn.Linear) or layer.out_features < layer.in_features:
         return layer(rows)
     out = (layer.weight @ rows.T).T
     return out if layer.bias is None else out + layer.bias
+
+
+def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Does ``layer`` do what its class does, with its own weight? An adapter that wraps or hooks it must be called."""
+    return type(layer) is kind and not layer._forward_hooks and not layer._forward_pre_hooks
