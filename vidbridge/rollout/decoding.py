@@ -119,7 +119,7 @@ def next_hidden(
     return _normed(model.norm, hidden)
 
 
-def _normed(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+def _normed(layer: Qwen2_5_VLRMSNorm, rows: torch.Tensor) -> torch.Tensor:
     """``layer(rows)``; of a plain Qwen2_5_VLRMSNorm in one operation."""
     if not _is_plain(layer, Qwen2_5_VLRMSNorm):
         return layer(rows)
@@ -131,7 +131,7 @@ def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, dims=-1), sin)
 
 
-def _linear(layer: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+def _linear(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
     """``layer(rows)``. A CPU multiplies a tall matrix by few columns faster than few rows by a wide one."""
     if rows.is_cuda or not _is_plain(layer, nn.Linear) or layer.out_features < layer.in_features:
         return layer(rows)
