@@ -2,9 +2,9 @@
 
     bash experiments/gpu_day.sh [OUT_DIR] [--dry-run] [--only attention,bench] [--size 7b] [--seconds 540]
 
-Each part is a process of its own with a limit, and those after it run whatever becomes of it; time that one leaves is
-for the next. OUT_DIR gets gpu_day.json (the device, every test by name, every row of the bench), gpu_day.md (the same as
-tables) and a log for each part. With --only, what the files know of other parts stays.
+Each part is a process of its own with a limit, and those after it run whatever becomes of it; time that one leaves
+is for the next. OUT_DIR gets gpu_day.json (the device, every test by name, every row of the bench), gpu_day.md (the same
+as tables) and a log for each part. With --only, what the files know of other parts stays.
 
 Exit status: 0 all passed, 1 a part failed or ran out of time, 2 wrong arguments or a missing package, 3 no CUDA device.
 """
@@ -205,8 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run or not there:
         print(f"device: {device['name']}" if there else "there is no CUDA device here: every part would be skipped")
         for name, part in parts.items():
-            verb = "would run" if there else "skipped"
-            print(f"{verb}: {name}, {part.what}, at most {scale * part.limit_s:.0f} s: python {' '.join(part.arguments)}")
+            verb, limit_s = "would run" if there else "skipped", scale * part.limit_s
+            print(f"{verb}: {name}, {part.what}, at most {limit_s:.0f} s: python {' '.join(part.arguments)}")
         return 0 if there else 3
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

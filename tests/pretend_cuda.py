@@ -211,7 +211,8 @@ class Calls(TorchFunctionMode):
         dtypes = [each for each in targets if isinstance(each, torch.dtype)]
         dtypes += [each.dtype for each in targets if isinstance(each, torch.Tensor)]
         for place in places:
-            assert isinstance(tensor, OnDevice) or place.type == "cpu" or Graph.capturing is None, "sent while capturing"
+            comes = place.type == "cuda" and not isinstance(tensor, OnDevice)
+            assert not (comes and Graph.capturing), "sent to a stream that is captured"
             tensor = put(tensor) if place.type == "cuda" else fetch(tensor)
         for dtype in dtypes:
             tensor = tensor.to(dtype)

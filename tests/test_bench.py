@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from experiments.bench import decode, gpu, harness, judge, learner, needed, plan, rollout, step
-from experiments.bench.shape import TINY, load_sides, random_group
+from experiments.bench.shape import FRAMES, TINY, load_sides, random_group, write_folder
+from vidbridge.policy.loading import load_model
+from vidbridge.policy.processor import Processor
 
 
 def figures_of(main, path, *options):
@@ -96,7 +98,8 @@ def test_gpu_in_its_tiny_size_needs_none(tmp_path):
     device, compilations, of_learner, of_rollout, of_step = figures["rows"]
     assert [row["part"] for row in figures["rows"]] == list(gpu.PARTS) and figures["size"] == "tiny"
     assert device["peak_is_measured"] and device["copy_gb_per_s"] > 0
-    assert compilations["compilations"] == 0 and len(compilations["seconds"]) == 4  # the CPU's attention is not compiled
+    assert compilations["compilations"] == 0  # the CPU's attention is not compiled
+    assert len(compilations["seconds"]) == compilations["lengths"] == 4
     assert of_learner["mfu"] > 0 and of_learner["speedup"] == of_learner["repeated_s"] / of_learner["packed_s"] > 0
     assert of_learner["grad_rel_err"] < 0.05  # of bfloat16
     assert of_rollout["decode_bandwidth_frac"] == of_rollout["decode_bound_s"] / of_rollout["decode_step_s"] > 0
@@ -125,6 +128,15 @@ def test_a_part_of_the_gpu_bench_that_fails_or_is_late_leaves_a_row(tmp_path, mo
         {"part": "two", "figure": 3},
         {"part": "three", "failed": "no time was left"},
     ]
+
+
+def test_a_random_folder_is_one_that_the_package_reads(tmp_path):
+    """The numbers of the shape, the words of the shapes world, 16 bits."""
+    write_folder(tmp_path, TINY, torch.device("cpu"))
+    module = load_model(str(tmp_path), dtype="bfloat16", device="cpu")
+    assert module.lm_head.weight.shape == (512, 32) and module.lm_head.weight.dtype == torch.bfloat16
+    processor, text = Processor.from_folder(tmp_path, FRAMES), "<answer>the red square moves left</answer>"
+    assert processor.decode(processor.encode_completion(text)) == text
 
 
 def test_needed_work_by_hand():

@@ -10,9 +10,16 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from transformers.utils.logging import disable_progress_bar
 
+import vidbridge
 from vidbridge.media.frames import FrameBudget
 from vidbridge.policy.engine_local import LocalEngine
 from vidbridge.policy.loading import load_model
@@ -22,6 +29,7 @@ from vidbridge.text.prompts import PromptTemplate
 from vidbridge.tiny import SPECIAL_TOKENS, word_tokenizer
 from vidbridge.types import Clip, Completion, EncodedPrompt, Group, Prompt, Sample
 
+EMBEDDED = Path(vidbridge.__file__).parent / "assets" / "tiny_qwen2_5_vl"
 PATCH, MERGE, TEMPORAL = 14, 2, 2  # of every Qwen2.5-VL
 NUM_FRAMES = 16
 FRAMES = FrameBudget(fps=None, max_frames=NUM_FRAMES, min_pixels=(PATCH * MERGE) ** 2, max_pixels=2**20)
@@ -179,8 +187,8 @@ def random_module(config: Qwen2_5_VLConfig, device: torch.device) -> PreTrainedM
 
 
 def write_folder(folder: Path, shape: Shape, device: torch.device) -> None:
-    """A model folder as it would come from the hub, with random weights in bfloat16."""
-    config = write_settings(folder, shape)
+    """A model folder as from the hub: random weights in bfloat16, and the words of the shapes world."""
+    config = write_settings(folder, shape, AutoTokenizer.from_pretrained(EMBEDDED))
     random_module(config, device).save_pretrained(folder)
 
 
@@ -188,11 +196,17 @@ def engine_for(module: PreTrainedModel) -> LocalEngine:
     return LocalEngine(module, lr=1e-6, total_updates=100, schedule="constant")
 
 
-def write_settings(folder: Path, shape: Shape) -> Qwen2_5_VLConfig:
-    """Everything of a model folder but the weights."""
-    # two tokens a word, with and without a space before it; a few rows of the embedding stay empty, as in the real one
-    words = [f"word{number}" for number in range(shape.vocab_size // 2 - 100)]
-    tokenizer = word_tokenizer([SYSTEM, QUESTION, "system user assistant", *words])
+def all_words(vocab_size: int) -> PreTrainedTokenizerFast:
+    """Two tokens a word, with and without a space before it; a few rows of the embedding stay empty, as in Qwen's."""
+    words = [f"word{number}" for number in range(vocab_size // 2 - 100)]
+    return word_tokenizer([SYSTEM, QUESTION, "system user assistant", *words])
+
+
+def write_settings(
+    folder: Path, shape: Shape, tokenizer: PreTrainedTokenizerFast | None = None
+) -> Qwen2_5_VLConfig:
+    """Everything of a model folder but the weights; None: a tokenizer that fills the vocabulary."""
+    tokenizer = tokenizer or all_words(shape.vocab_size)
     assert len(tokenizer) <= shape.vocab_size
     tokenizer.save_pretrained(folder)
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))))

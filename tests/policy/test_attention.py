@@ -104,7 +104,7 @@ def test_with_gradient_checkpointing(random_qwen_folder, plain):
 @pytest.mark.parametrize("head_size", [8, 16])
 def test_every_place_sees_its_prompt_and_its_own_past(kind, lengths, head_size, monkeypatch):
     """Against one dense mask, written as the rule is spoken. Both kinds, 4 query heads on 2 key heads."""
-    # It would refuse to differentiate on a CPU, where its compiler has no backward kernel; what is not compiled has one.
+    # It refuses to differentiate on a CPU, where its compiler has no backward kernel; what is not compiled has one.
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     ids = packed_ids(lengths)
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ import torch
 
 from experiments.bench import gpu, plan
 from experiments.bench.harness import seconds_of
-from tests.policy.builders import make_policy, ragged_prompts, random_groups, sampled_groups, whole_batch
+from tests.policy.builders import make_policy, ragged_prompts, random_groups, whole_batch
 from tests.pretend_cuda import DEVICE, Graph, OnDevice, pretend_cuda
 from tests.steps import SameForHalf, make_step, timeless
 from vidbridge.rollout.cache import Decode, SharedPrefixCache
@@ -25,10 +25,11 @@ def both(folder, **options):
     return [make_policy(folder, temperature=0.7, device=device, **options) for device in ("cpu", "cuda")]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "checkpointing"), [("float32", False), pytest.param("bfloat16", True, marks=pytest.mark.slow)]
+)
 def test_learner(random_qwen_folder, pretend_cuda, dtype, checkpointing):
-    """Log-probabilities, entropies and the new weights after two micro-batches and an update."""
+    """Log-probabilities, entropies and the new 32-bit weights after two micro-batches and an update."""
     results = []
     for policy in both(random_qwen_folder, dtype=dtype, gradient_checkpointing=checkpointing):
         groups = random_groups(policy, LENGTHS)
@@ -39,7 +40,7 @@ def test_learner(random_qwen_folder, pretend_cuda, dtype, checkpointing):
             policy.backward(-(logprobs * batch.loss_mask).sum())
             found += [logprobs.detach().cpu(), entropies.cpu()]
         assert logprobs.device == entropies.device == policy.module.device
-        results.append((found, policy.update(), [weight.detach().cpu() for weight in policy.module.parameters()]))
+        results.append((found, policy.update(), [weight.detach().cpu() for weight in policy.engine.masters]))
     (found, metrics, weights), (found_there, metrics_there, weights_there) = results
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == "float32" else {"rtol": 0.1, "atol": 0.1}
     torch.testing.assert_close(found_there, found, **tolerance)
@@ -47,31 +48,32 @@ def test_learner(random_qwen_folder, pretend_cuda, dtype, checkpointing):
     torch.testing.assert_close(weights_there, weights, rtol=0, atol=2.1e-3)  # lr 1e-3, either way
 
 
-@pytest.mark.parametrize("greedy", [False, True])
-def test_rollout(random_qwen_folder, pretend_cuda, monkeypatch, greedy):
+def test_rollout(random_qwen_folder, pretend_cuda, monkeypatch):
     """Captured again when room grows and when rows leave; every other token is a replay. Tokens as on the CPU."""
     monkeypatch.setattr("vidbridge.rollout.cache.FIRST_COLUMNS", 3)
-    versions = []
-    step = DecodeStep.__call__
-    monkeypatch.setattr(
-        DecodeStep, "__call__", lambda self, *args: (step(self, *args), versions.append((id(self), self.cache.version)))[0]
-    )
+    versions, step = [], DecodeStep.__call__
+
+    def counted(self, *inputs):
+        logits = step(self, *inputs)
+        versions.append((id(self), self.cache.version))
+        return logits
+
+    monkeypatch.setattr(DecodeStep, "__call__", counted)
     here, there = both(random_qwen_folder)
     encoded = [here.processor.encode(prompt) for prompt in ragged_prompts()]
     groups = []
     for policy in (here, there):
         versions.clear()
         rollout = SharedPrefixRollout(policy, max_completion_tokens=24, temperature=0.7, stop=["grows"], top_p=0.95)
-        groups.append([done for group in rollout.generate(encoded, 8, seed=1, greedy=greedy) for done in group])
+        groups.append([done for group in rollout.generate(encoded, 8, seed=1) for done in group])
     assert [done.token_ids for done in groups[1]] == [done.token_ids for done in groups[0]]
     for one, other in zip(*groups, strict=True):
         assert one.sampler_logprobs == pytest.approx(other.sampler_logprobs, abs=1e-4)
-    assert pretend_cuda.captured == len(set(versions)) > 3
-    assert len(versions) > pretend_cuda.captured
+    assert len(versions) > pretend_cuda.captured == len(set(versions)) > 3
 
 
 def test_step_with_all_there_is(shapes_tasks, untrained_folder, pretend_cuda):
-    """A reference, refills, two epochs and the gradients' diagnosis; then a checkpoint goes on on the other device."""
+    """A reference, refills, two epochs and the gradients' diagnosis; sampler and learner agree."""
     tasks = {name: shapes_tasks[name] for name in ("caption", "mix_vid_qa")}
     options = {"reward": SameForHalf, "kl_beta": 0.1, "max_refills": 1, "ppo_epochs": 2, "every": 1}
     here, there = (make_step(tasks, untrained_folder, device=device, **options) for device in ("cpu", "cuda"))
@@ -97,19 +99,10 @@ def test_a_checkpoint_goes_from_one_device_to_the_other(random_qwen_folder, pret
         }
 
 
-def test_sampler_and_learner_agree_on_the_device(random_qwen_folder, pretend_cuda):
-    _, policy = both(random_qwen_folder)
-    encoded = [policy.processor.encode(prompt) for prompt in ragged_prompts()]
-    completions = SharedPrefixRollout(policy, max_completion_tokens=8, temperature=0.7).generate(encoded, 2, seed=3)
-    batch = whole_batch(policy, sampled_groups(ragged_prompts(), encoded, completions)).to(DEVICE)
-    gap = (policy.logprobs(batch)[0].detach() - batch.sampler_logprobs).abs()[batch.loss_mask]
-    assert gap.max().item() < 1e-4
-
-
 @pytest.mark.slow
 def test_gpu_bench(pretend_cuda, monkeypatch, tmp_path):
     """Every part of it, each called once."""
-    monkeypatch.setattr(gpu, "medians", lambda functions, repeats: {name: seconds_of(f) for name, f in functions.items()})
+    monkeypatch.setattr(gpu, "medians", lambda calls, repeats: {name: seconds_of(call) for name, call in calls.items()})
     path = tmp_path / "figures.json"
     assert gpu.main(["--size", "tiny", "--json", str(path)]) == 0
     figures = json.loads(path.read_text())
@@ -167,7 +160,8 @@ class TestThePretendedDevice:
         _, there = both(random_qwen_folder)
         encoded = [there.processor.encode(ragged_prompts()[0])]
         monkeypatch.setattr("vidbridge.rollout.cache.FIRST_COLUMNS", 3)
-        monkeypatch.setattr(SharedPrefixCache, "version", property(lambda self: 1, lambda self, value: None), raising=False)
+        stuck = property(lambda self: 1, lambda self, value: None)
+        monkeypatch.setattr(SharedPrefixCache, "version", stuck, raising=False)
         with pytest.raises(IndexError):
             SharedPrefixRollout(there, max_completion_tokens=8).generate(encoded, 4, seed=1)
 
