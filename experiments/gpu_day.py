@@ -3,7 +3,7 @@
     bash experiments/gpu_day.sh [OUT_DIR] [--dry-run] [--only attention,bench] [--size 7b] [--seconds 540]
 
 Each part is a process of its own with a limit, and those after it run whatever becomes of it; time that one leaves
-is for the next. OUT_DIR gets gpu_day.json (the device, every test by name, every row of the bench), gpu_day.md (the same
+is for the next. OUT_DIR gets gpu_day.json (the device, every test by name, every row of the bench), gpu_day.md (it
 as tables) and a log for each part. With --only, what the files know of other parts stays.
 
 Exit status: 0 all passed, 1 a part failed or ran out of time, 2 wrong arguments or a missing package, 3 no CUDA device.
