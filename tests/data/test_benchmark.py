@@ -111,13 +111,13 @@ def test_captions_have_no_options(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"answer": "E"}, "file.jsonl:1: 1: the answer must be a letter from A to C, found 'E'"),
-        ({"options": "grows"}, "must hold options, found 'grows'"),
-        ({"options": ["grows"]}, "options must be 2 to 26 different texts"),
+        ({"answer": "E"}, "file.jsonl:1: field 'answer': the answer 'E' is neither an option nor its letter"),
+        ({"options": "grows"}, "field 'options': expected a list of texts, found 'grows'"),
+        ({"options": ["grows"], "answer": "A"}, "options must be 2 to 26 texts"),
         ({"options": ["grows", "", "spins"]}, "an option is empty before the last one, found ['grows', '', 'spins']"),
-        ({"options": {"B": "grows", "C": "spins"}}, "must hold options, found {'B': 'grows', 'C': 'spins'}"),
+        ({"options": {"B": "grows", "C": "spins"}}, "field 'options': expected the keys A, B, .., found B, C"),
         ({"question": None}, "file.jsonl:1: field 'question' is null"),
-        ({"answer": None}, "1: the answer must be a letter from A to C, found 'None'"),
+        ({"answer": None}, "field 'answer': the answer '' is neither an option nor its letter"),
         ({"video": None}, None),
     ],
 )
@@ -134,12 +134,17 @@ def test_what_is_wrong_with_a_row_is_said_with_its_line(change, message, tmp_pat
 def test_all_bad_rows_are_listed_at_once(tmp_path):
     with pytest.raises(DataError) as error:
         read(tmp_path, QUESTION, {**QUESTION, "answer": "Z", "id": "2"}, QUESTION)
-    assert "file.jsonl:2: 2: the answer" in str(error.value) and "file.jsonl:3: id '1' is that of" in str(error.value)
+    assert "file.jsonl:2: field 'answer': the answer 'Z'" in str(error.value)
+    assert "file.jsonl:3: id '1' is that of" in str(error.value)
 
 
 @pytest.mark.parametrize(
     "change, answer, message",
-    [({"answer_is": "index"}, 3, "index below 3, found 3"), ({"answer_is": "text"}, "runs", "text of one option")],
+    [
+        ({"answer_is": "index"}, 3, "field 'answer' must be a number from 0 to 2, found 3"),
+        ({"answer_is": "number"}, 0, "field 'answer' must be a number from 1 to 3, found 0"),
+        ({"answer_is": "text"}, "runs", "neither an option"),
+    ],
 )
 def test_an_index_or_a_text_of_no_option_is_refused(change, answer, message, tmp_path):
     with pytest.raises(DataError, match=message):
@@ -147,16 +152,17 @@ def test_an_index_or_a_text_of_no_option_is_refused(change, answer, message, tmp
 
 
 def test_bad_rows_are_left_out_and_listed_when_that_is_asked_for(tmp_path, capsys):
-    rows = [QUESTION, {**QUESTION, "id": "2", "options": ["grows", "Spins ", "spins"]}, {**QUESTION, "id": "3"}]
+    rows = [QUESTION, {**QUESTION, "id": "2", "options": ["grows", "spins", "Spins "]}, {**QUESTION, "id": "3"}]
     with pytest.raises(DataError, match="benchmark.data.skip_bad_rows=true leaves them out"):
         read(tmp_path, *rows)
     assert [row.uid for row in read(tmp_path, *rows, skip_bad_rows=True)] == ["1", "3"]
-    assert "left out, 1 rows:\n" in (said := capsys.readouterr().err) and "file.jsonl:2: 2: options must be" in said
+    said = capsys.readouterr().err
+    assert "left out, 1 rows:\n" in said and "file.jsonl:2: 2: the right option must be unlike" in said
 
 
 def test_an_index_that_a_table_made_a_float_of(tmp_path):
     assert read(tmp_path, {**QUESTION, "answer": 1.0}, answer_is="index")[0].answer == "B"
-    with pytest.raises(DataError, match="index below 3, found 1.5"):
+    with pytest.raises(DataError, match="a number from 0 to 2, found 1.5"):
         read(tmp_path, {**QUESTION, "answer": 1.5}, answer_is="index")
 
 
@@ -216,7 +222,7 @@ def test_files_that_are_none(tmp_path):
         BenchmarkFile(file=str(tmp_path / "list.json"), **settings).rows(QA(), "test")
     with pytest.raises(NoRows, match="no train rows"):
         BenchmarkFile(file=str(tmp_path / "list.json"), **settings).rows(QA(), "train")
-    with pytest.raises(ValueError, match="answer_is must be one of letter, index, text"):
+    with pytest.raises(ValueError, match="answer_is must be one of letter, index, number, text"):
         BenchmarkFile(file="x", **settings, answer_is="word")
 
 

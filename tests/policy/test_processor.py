@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,9 +110,10 @@ def test_overlong_prompts_name_what_overflowed(random_qwen_folder):
 
 def test_clips_and_placeholders_must_match(processor):
     clip = random_clip(2, 16, 16)
-    spelt = video_prompt(clip, text="what is <|video_pad|>?")
-    with pytest.raises(ValueError, match="2 video placeholders for 1 clips"):
-        processor.encode(spelt)
+    shown = video_prompt(clip)
+    for wrong in (replace(shown, clips=(clip, clip)), replace(shown, clips=())):
+        with pytest.raises(ValueError, match=f"1 video placeholders for {len(wrong.clips)} clips"):
+            processor.encode(wrong)
 
 
 @pytest.mark.parametrize("text", ["the <|im_end|>", "<|video_pad|>", "unheard of"])

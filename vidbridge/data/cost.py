@@ -18,7 +18,7 @@ from vidbridge.types import Montage, Sample, VideoRef
 
 def estimated_tokens(sample: Sample, task: Task, processor: Processor) -> float:
     """Tokens of the question and of the videos. What cannot be read counts as nothing: who decodes it will say so."""
-    text = len(processor.tokenizer(task.ask(sample), add_special_tokens=False).input_ids)
+    text = len(processor.chat_tokens.text_ids(task.ask(sample)))
     return text + sum(_video_tokens(video, task, processor) for video in sample.videos)
 
 

@@ -6,15 +6,18 @@ import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self, Sequence
 
 from vidbridge.data.base import SPLITS, Dataset
+from vidbridge.data.rows import listed
 from vidbridge.media.reader import VideoReader
 from vidbridge.tasks.base import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileDataset(Dataset):
+    section: ClassVar[str] = "data"  # of the configuration, for messages
+
     workers: int = 2  # processes that decode
     deadline_s: float = 60.0  # for one video
     cache: str = ".cache/frames"  # of decoded frames
@@ -35,6 +38,11 @@ class FileDataset(Dataset):
 
     def lenient(self) -> Self:
         return replace(self, skip_bad_rows=True, max_bad_frac=0.999)
+
+    def refuse(self, problems: Sequence[str]) -> None:
+        """DataError with what is wrong with rows, unless they are to be left out."""
+        if problems and not self.skip_bad_rows:
+            raise DataError(f"{listed(problems)}\n{self.section}.skip_bad_rows=true leaves them out")
 
     @cached_property
     def reader(self) -> VideoReader:

@@ -56,9 +56,7 @@ class Raw(FileDataset):
     @cached_property
     def annotated(self) -> list[Annotation]:
         """All videos, or parts of them, whose length is known."""
-        problems = self._read[1]
-        if problems and not self.skip_bad_rows:
-            raise DataError(listed(problems))
+        self.refuse(self._read[1])
         durations, unreadable = self._durations
         if unreadable:
             told = f"{len(unreadable)} of {len(durations)} videos cannot be opened\n{listed(unreadable)}"

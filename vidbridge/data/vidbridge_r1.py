@@ -16,8 +16,7 @@ import numpy as np
 from vidbridge.data.base import SPLITS, NoRows
 from vidbridge.data.files import FileDataset, check_split
 from vidbridge.data.jsonl import JsonlIndex, JsonlRows
-from vidbridge.data.rows import listed
-from vidbridge.tasks.base import DataError, Row, Task
+from vidbridge.tasks.base import Row, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,6 @@ class VidbridgeR1(FileDataset):
         assert file is not None
         if file not in self._indices:
             index = JsonlIndex.of(Path(file))
-            if index.problems and not self.skip_bad_rows:
-                raise DataError(listed(index.problems))
+            self.refuse(index.problems)
             self._indices[file] = index
         return self._indices[file]

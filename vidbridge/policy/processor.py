@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 from vidbridge.media.frames import FrameBudget
 from vidbridge.media.patches import patchify
 from vidbridge.policy.positions import mrope_positions
+from vidbridge.text.chat_tokens import ChatTokens
 from vidbridge.types import Clip, EncodedPrompt, Prompt
 
 # Settings files of the image and video side; the later one wins where both speak.
@@ -127,6 +128,11 @@ class Processor:
         return self.eos_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
     @cached_property
+    def chat_tokens(self) -> ChatTokens:
+        """How texts become tokens; what a text spells is never one of the control tokens, placeholders included."""
+        return ChatTokens(self.tokenizer, self.config.video_token_id, self.config.image_token_id)
+
+    @cached_property
     def suppressed_ids(self) -> torch.Tensor:
         """[K] int64, ids a completion never holds: special tokens but EOS, and rows of the embedding without a word."""
         special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
@@ -146,8 +152,7 @@ class Processor:
         ]
         grids = torch.tensor([grid for _, grid in videos], dtype=torch.long).reshape(-1, 3)
 
-        text = self.tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
+        ids = torch.tensor(self.chat_tokens.ids(prompt.messages), dtype=torch.long)
         ids = self._widen_placeholders(ids, grids)
         if len(ids) > self.max_prompt_tokens:
             num_video = int((ids == self.config.video_token_id).sum())
@@ -180,7 +185,7 @@ class Processor:
         if int(is_video.sum()) != len(grids) or bool((ids == self.config.image_token_id).any()):
             raise ValueError(
                 f"the messages hold {int(is_video.sum())} video placeholders for {len(grids)} clips "
-                f"(images are not supported, and no text may spell a placeholder token)"
+                f"(images are not supported)"
             )
         repeats = torch.ones_like(ids)
         repeats[is_video] = grids.prod(-1) // self.numbers["merge_size"] ** 2
@@ -188,7 +193,7 @@ class Processor:
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Token ids of an assistant's turn, EOS included; ValueError for tokens the policy may never produce."""
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = self.chat_tokens.text_ids(text)
         banned = set(self.suppressed_ids.tolist()) | {self.eos_id}
         if found := sorted(banned & set(ids)):
             tokens = self.tokenizer.convert_ids_to_tokens(found)
