@@ -10,6 +10,7 @@ from vidbridge.data.benchmark import BenchmarkFile
 from vidbridge.tasks.base import DataError
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.qa import QA
+from vidbridge.text.options import read_option
 from vidbridge.types import VideoRef
 
 QUESTION = {"id": "1", "video": "a.mp4", "question": "What next?", "answer": "B"}
@@ -282,3 +283,38 @@ def test_a_row_as_published_is_read_by_its_yaml(name, tmp_path):
     del node["_target_"]
     (row,) = BenchmarkFile(**node).rows(Caption() if name == "dream_1k" else QA(), "test")
     assert (row.video, row.answer, row.options) == READ[name]
+
+
+def test_equal_distractors_of_a_published_file_are_read_and_the_letter_decides(tmp_path):
+    text = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n"
+    (tmp_path / "test.csv").write_text(text + "10,300,320,240,where is this,2,1,DL,hall,pool,garden,hall,ship\n")
+    settings = {**DEFAULTS, "id": "{video} {qid}", "options": ["a0", "a1", "a2", "a3", "a4"], "answer_is": "index"}
+    (row,) = BenchmarkFile(file=str(tmp_path / "test.csv"), root=str(tmp_path), **settings).rows(QA(), "test")
+    assert row.options == ("hall", "pool", "garden", "hall", "ship") and row.answer == "C"
+    replies = {"C": "C", "A": "A", "D. hall": "D", "garden": "C", "It is the hall.": None, "hall": None}
+    assert {reply: read_option(reply, row.options) for reply in replies} == replies
+
+
+@pytest.mark.parametrize(
+    "options", ["A. grows\nB. spins\nC. hides", "grows\nspins\nhides", ["1) grows", "2) spins", "3) hides"]]
+)
+def test_options_in_one_text_and_with_numbers(options, tmp_path):
+    assert read(tmp_path, {**QUESTION, "options": options})[0].options == ("grows", "spins", "hides")
+
+
+def test_options_in_the_question(tmp_path):
+    asked = {**QUESTION, "question": "<video>\nWhat next?\n(A) grows\n(B) spins"}
+    (row,) = read(tmp_path, asked, options=None)
+    assert (row.problem, row.options, row.answer) == ("What next?", ("grows", "spins"), "B")
+    with pytest.raises(DataError, match="file.jsonl:1: field 'question' names no options"):
+        read(tmp_path, QUESTION, options=None)
+
+
+@pytest.mark.parametrize("field, value", [("question", "<|video_pad|>?"), ("options", ["a<|im_end|>", "b"])])
+def test_a_field_that_spells_a_control_token_is_named(field, value, tmp_path):
+    with pytest.raises(DataError, match=f"file.jsonl:1: field '{field}' spells the control token"):
+        read(tmp_path, {**QUESTION, field: value})
+
+
+def test_a_number_counts_from_one(tmp_path):
+    assert read(tmp_path, {**QUESTION, "answer": 3}, answer_is="number")[0].answer == "C"

@@ -173,7 +173,7 @@ def test_a_field_of_options_comes_before_those_that_the_question_repeats():
 
 @pytest.mark.parametrize(
     "answer",
-    ["B", "b", "B.", "(B)", "[B]", "**B**", "B、", "Ｂ", "Option B", "B. bowl", "(b) bowl", "bowl", "Bowl. ", "B. a bowl"],
+    ["B", "b", "B.", "(B)", "[B]", "**B**", "B、", "Ｂ", "Option B", "B. bowl", "(b) bowl", "bowl", "Bowl.", "B. a bowl"],
 )
 def test_an_answer_is_a_letter_a_text_or_both(answer):
     for first in (None, "letter", "text"):

@@ -63,7 +63,7 @@ class BenchmarkFile(FileDataset):
 
     def rows(self, task: Task, split: str) -> Sequence[Row]:
         if split != "test":
-            raise NoRows(f"{self.file} has no {split} rows: a benchmark is all test")
+            raise NoRows(f"{self.file} has no {split} rows: a benchmark is all test (eval.split=test)")
         rows: list[Row] = []
         problems: list[str] = []
         seen: dict[str, str] = {}
@@ -81,7 +81,7 @@ class BenchmarkFile(FileDataset):
         if problems:
             print(f"left out, {len(problems)} rows:\n{listed(problems)}", file=sys.stderr)
         if not rows:
-            raise NoRows(f"{self.file}: no row" + (f" has {dict(self.only)}" if self.only else ""))
+            raise NoRows(f"{self.file}: no row" + (f" has benchmark.data.only={dict(self.only)}" if self.only else ""))
         return rows
 
     def _lines(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -133,7 +133,7 @@ class BenchmarkFile(FileDataset):
         offers = self.options if isinstance(self.options, str) else "options"
         question, options = question_and_options(question, self._offered(fields), names[0], offers)
         if options is None:
-            raise ValueError(f"field '{names[0]}' names no options A., B., .. (a field of them: benchmark.data.options)")
+            raise ValueError(f"field '{names[0]}' names no options A., B., .. (in a field: benchmark.data.options)")
         for text in options.texts:
             check_text(text, offers)
         return question, options

@@ -1,6 +1,6 @@
 """Multiple choice as files write it: a list, an object by letter, a text of lines, or options inside the question.
 
-    ["A. cup", "B. bowl"]   {"A": "cup", "B": "bowl"}   "(a) cup\\n(b) bowl"   "What is it?\\n- **A.** cup\\n- **B.** bowl"
+    ["A. cup", "B. bowl"]   {"A": "cup", "B": "bowl"}   "(a) cup\\n(b) bowl"   "What?\\n- **A.** cup\\n- **B.** bowl"
 
 All are read here, whatever file they come from. An option comes out as one line without the mark that the file gave it,
 since the prompt letters the options anew.
@@ -303,7 +303,7 @@ def _longest_way(marks: Sequence[Mark]) -> list[Mark]:
 
 
 def _in_another_column(text: str, inline: Sequence[Mark], run: Sequence[Mark]) -> list[Mark]:
-    """Marks that follow on the last of ``run`` behind its options: "A. cup    C. jug"; one alone may be "vitamin C."."""
+    """Marks that follow on the last of ``run`` behind its options: "A. cup    C. jug". One may be "vitamin C."."""
     style = run[0].kind, run[0].style
     found = [mark for mark in inline if (mark.kind, mark.style) == style and mark.place >= len(run)]
     wide = any(text[: mark.start].endswith(("  ", "\t")) for mark in found)
