@@ -314,7 +314,7 @@ def test_one_line_of_jsonl_with_an_object_in_it_is_no_activity_net(tmp_path):
 
 def test_where_too_few_videos_are_set_aside_a_fraction_that_works_is_named(folder):
     small = raw(folder, "questions.jsonl", held_out_frac=0.001)
-    with pytest.raises(NoRows, match="the test split: 0 of 16 videos, with data.held_out_frac=0.001, is empty") as error:
+    with pytest.raises(NoRows, match="test split: 0 of 16 videos, with data.held_out_frac=0.001, is empty") as error:
         small.rows(QA().with_rows((), BUDGET), "test")
     named = re.search(r"data.held_out_frac=(0\.\d+) gives test rows of qa", str(error.value))
     enough = raw(folder, "questions.jsonl", held_out_frac=float(named[1]))
@@ -345,6 +345,7 @@ def test_an_annotation_that_is_longer_than_its_file_is_cut_to_it_for_all_tasks(a
             (clip,) = task.prompt(sample).clips
             assert clip.times_s[-1] < 4 * task.num_sources
             assert len(clip.frames) == pytest.approx(8 * task.num_sources, abs=1)  # 2 a second
-    problems = [f"{name}: annotated as 60 s long, {name} lasts 4.00 s: is it the same video?" for name in ("a.mp4", "b.mp4")]
+    problem = "{0}: annotated as 60 s long, {0} lasts 4.00 s: is it the same video?"
+    problems = [problem.format(name) for name in ("a.mp4", "b.mp4")]
     assert data.row_problems() == (problems if told else [])
     assert ("is it the same video?" in capsys.readouterr().err) == told

@@ -92,6 +92,7 @@ def test_a_question_is_split_or_left_as_it_is_or_refused(question):
         ["e.g. this", "i.e. that"],
         ["A", "B"],
         ["T-shirt", "U-turn"],
+        ["C: drive", "D: drive"],
     ],
 )
 def test_what_only_looks_like_marks_stays(options):
@@ -103,6 +104,7 @@ def test_what_only_looks_like_marks_stays(options):
     [
         ["A. cup", "B. bowl", "jug"],  # all but one
         ["B. bowl", "A. cup"],  # whose letter counts?
+        ["B. cup", "C. bowl", "D. jug"],
         ["A. cup", "B) bowl"],
         ["A. A. cup", "B. B. bowl"],
     ],

@@ -21,7 +21,7 @@ _UPPER, _LOWER, _NUMBER = "upper", "lower", "number"  # in the order in which th
 # A mark: "A.", "(b)", "[C]:", "**D.**", "1)", "Option A:", "- A.", "A、", "Ａ．", "A - "; the bullet is part of it.
 _BULLET = r"(?:(?:[-+*•·●▪◦‣–—]|\#{1,6})[ \t]+)?"
 _DRESS = r"(?:[(\[{（【*_`]|(?:option|choice|answer)[ \t]+|选项[ \t]*){0,6}"
-_LABEL = r"[A-Za-zＡ-Ｚａ-ｚ]|\d{1,2}"
+_LABEL = r"(?-i:[A-Za-zＡ-Ｚａ-ｚ]|[0-9０-９]{1,2})"
 _TAIL = r"(?:\\?[.):\]}、．：）】*_`]){1,6}|[ \t]+[-–—](?=[ \t])"
 _MARK = rf"(?P<lead>{_DRESS})(?P<label>{_LABEL})(?P<tail>{_TAIL})[ \t]*"
 _AT_START = re.compile(rf"[ \t]*(?P<bullet>{_BULLET}){_MARK}", re.IGNORECASE)
@@ -338,10 +338,14 @@ def _option(text: str, mark: Mark) -> str:
 
 
 def _refuse_lettered(texts: Sequence[str], how: str) -> None:
-    """ValueError where options begin with letters of options, and yet these are no marks of theirs."""
-    marks = [mark if mark is not None and mark.kind != _NUMBER else None for mark in map(_mark_of, texts)]
-    places = [None if mark is None else mark.place for mark in marks]
-    own = sum(place == number for number, place in enumerate(places))
-    shuffled = sorted(-1 if place is None else place for place in places) == [*range(len(texts))]
-    if len(texts) > 1 and (own > 1 or shuffled):
+    """ValueError where options begin with letters of options, and yet these are no marks of theirs.
+
+    Two of them have the letter of their own place, or all together have A, B, C .. in another order, or B, C, D ..
+    """
+    marks = {at: mark for at, mark in enumerate(map(_mark_of, texts)) if mark is not None and mark.kind != _NUMBER}
+    places = [mark.place for mark in marks.values()]
+    own = sum(at == mark.place for at, mark in marks.items())
+    shuffled = {*places} == {*range(len(texts))} and len(texts) > 1
+    later = len(texts) > 2 and len(places) == len(texts) and places == [*range(places[0], places[0] + len(texts))]
+    if own > 1 or shuffled or later:
         raise ValueError(f"the options carry letters, {how}: {[*texts]}")
