@@ -64,6 +64,19 @@ def test_check_is_told_what_is_wrong_and_says_so(raw, tmp_path):
     assert done.returncode == 1 and "build_data.py build makes files of them" in done.stderr
 
 
+def test_a_preview_needs_no_model(raw, tmp_path):
+    """Neither a folder nor a hub that can be reached: without the weights, without the tokenizer."""
+    model = ["model=qwen2_5_vl_7b", "model.path=nobody/nothing", "benchmark.prompting=direct"]
+    done = doors.run(
+        doors.ROOT / "build_data.py", "preview", "--number", "1", *raw, *model, "data.workers=1",
+        f"hydra.run.dir={tmp_path}/out", HF_HUB_OFFLINE="1",
+    )  # fmt: skip
+    assert done.returncode == 0 and "prompts are shown without its chat template" in done.stdout, done.stderr
+    page = (tmp_path / "out" / "preview.html").read_text()
+    assert "[user]\n[video]\n" in page and "[system]" not in page
+    assert "Reply with one sentence that states the hidden event" in page and "&lt;think" not in page
+
+
 @pytest.mark.parametrize("bad", [["--number", "0"], ["data.rooot=x"]], ids=" ".join)
 def test_mistakes_are_named_with_status_2(raw, bad, tmp_path):
     done = run("build_data.py", "preview", *bad, *raw, f"hydra.run.dir={tmp_path}/out")

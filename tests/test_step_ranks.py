@@ -187,7 +187,8 @@ def test_two_ranks_take_the_step_of_one(ran, alone, options, engine):
     for rank in ran:
         seen = rank[f"{engine}, {options}"]
         assert seen["groups"] == expected["groups"]
-        assert seen["weights"] == pytest.approx(expected["weights"], rel=1e-4)
+        # biases begin at 0, and where a gradient is next to nothing Adam makes a whole step of how it was rounded
+        assert seen["weights"] == pytest.approx(expected["weights"], rel=1e-4, abs=1e-7)
         for ours, theirs in zip(seen["metrics"], expected["metrics"], strict=True):
             assert ours == close(theirs)
         assert seen["metrics"] == ran[0][f"{engine}, {options}"]["metrics"]

@@ -162,12 +162,14 @@ class DrawnRows(Sequence[Row]):
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """A task over its rows. A new one is a subclass with ``construct`` and ``ask``, and one yaml."""
+    """A task over its rows. A new one is a subclass with ``construct``, and a yaml with its target and its template."""
 
     name: ClassVar[str]
     problem_type: ClassVar[str]  # its name in the released JSONL
     num_sources: ClassVar[int] = 1
+    placeholders: ClassVar[tuple[str, ...]] = ("question",)  # all that its template must have, and may
 
+    template: prompts.PromptTemplate | None = None  # of conf/prompt; None: what ``ask`` says and nothing else
     rows: Sequence[Row] = ()
     frames: FrameBudget | None = None
     read: Decode = decode  # how its videos are read
@@ -179,9 +181,9 @@ class Task(ABC):
         Whether it is None depends on the sources alone. The first of them is the one that is asked about.
         """
 
-    @abstractmethod
-    def ask(self, sample: Sample) -> str:
-        """The text that follows the video in the prompt."""
+    def ask(self, sample: Sample) -> Mapping[str, str]:
+        """The texts that take the places of the placeholders."""
+        return {"question": sample.question, "options": prompts.option_lines(sample.options)}
 
     def with_rows(self, rows: Sequence[Row], frames: FrameBudget, read: Decode = decode) -> Self:
         return replace(self, rows=rows, frames=frames, read=read)
@@ -208,7 +210,12 @@ class Task(ABC):
         """Decodes the sample's videos; raises VideoError naming the file that cannot be read."""
         assert self.frames is not None, "with_rows gives a task its frame budget"
         clips = tuple(self.read(video, self.frames) for video in sample.videos)
-        return Prompt(messages=prompts.chat(self.ask(sample), num_videos=len(clips)), clips=clips)
+        return Prompt(messages=self.messages(sample, num_videos=len(clips)), clips=clips)
+
+    def messages(self, sample: Sample, *, num_videos: int = 1) -> prompts.Messages:
+        """The sample in the words of the template."""
+        bare = prompts.PromptTemplate(text="\n".join(f"{{{name}}}" for name in self.placeholders))
+        return (self.template or bare).messages(self.ask(sample), num_videos=num_videos)
 
     def gold(self, sample: Sample) -> str:
         """The completion that earns everything."""

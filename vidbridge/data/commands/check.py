@@ -16,6 +16,7 @@ from rich.progress import track
 from vidbridge.data.commands.job import Job
 from vidbridge.data.cost import estimated_tokens
 from vidbridge.media.video_file import VideoError
+from vidbridge.policy.processor import Processor
 from vidbridge.tasks.base import DataError
 from vidbridge.types import Montage, Sample, VideoRef
 
@@ -26,7 +27,7 @@ _MAX_MEASURED = 2000  # prompts of each task and split, for the histogram of tok
 Samples = Mapping[tuple[str, str], Sequence[Sample]]  # by split and task
 
 
-def check(job: Job, *, strict: bool) -> None:
+def check(job: Job, processor: Processor, *, strict: bool) -> None:
     """Writes problems.txt, check.json and check.png; DataError when a run would not start on these rows.
 
     With ``strict`` for any problem.
@@ -43,11 +44,11 @@ def check(job: Job, *, strict: bool) -> None:
     filled, lacking = job.rows()
     for split, task in filled:
         samples[split, task.name] = found = [task.sample(index) for index in job.indices(task)]
-        tokens[task.name] += [estimated_tokens(sample, task, job.processor) for sample in spread(found)]
+        tokens[task.name] += [estimated_tokens(sample, task, processor) for sample in spread(found)]
     videos = sorted({path for group in samples.values() for sample in group for path in paths_of(sample)})
     durations: dict[str, float] = {}
     with ThreadPoolExecutor(job.dataset.reader.width) as pool:
-        for path, result in track(pool.map(_probe(job), videos), total=len(videos), description="videos"):
+        for path, result in track(pool.map(_probe(job, processor), videos), total=len(videos), description="videos"):
             if isinstance(result, VideoError):
                 problems.append(str(result))
             else:
@@ -126,13 +127,13 @@ def draw(samples: Samples, durations: Mapping[str, float], tokens: Mapping[str, 
     return figure
 
 
-def _probe(job: Job) -> Callable[[str], tuple[str, float | VideoError]]:
+def _probe(job: Job, processor: Processor) -> Callable[[str], tuple[str, float | VideoError]]:
     """How long a video is, or what is wrong with it. Headers may be right and the frames gone: those are read, too."""
     reader = job.dataset.reader
 
     def probe(path: str) -> tuple[str, float | VideoError]:
         try:
-            reader(VideoRef(path=path), job.processor.frames)
+            reader(VideoRef(path=path), processor.frames)
             return path, reader.duration_s(path)
         except VideoError as error:
             return path, error

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Iterator, Mapping
 
 from vidbridge.data.base import SPLITS, Dataset, NoRows
-from vidbridge.policy.processor import Processor
 from vidbridge.tasks.base import DataError, Task
 
 
@@ -18,7 +17,6 @@ from vidbridge.tasks.base import DataError, Task
 class Job:
     dataset: Dataset
     tasks: Mapping[str, Task]  # without rows
-    processor: Processor
     folder: Path  # for whatever a command writes
     number: int | None = None  # rows of each task and split; None: all, or as many as the command finds fit
 
