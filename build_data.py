@@ -36,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     known = {name: commands.add_parser(name, help=text, description=text) for name, text in helps.items()}
     for command in known.values():
         command.add_argument("--number", type=int, help="rows of each task and split; all of them, 4 for preview")
-    known["check"].add_argument("--strict", action="store_true", help="any problem is an exit status of 1")
+    strict = "exit status 1 for any problem, not only where a run would be refused"
+    known["check"].add_argument("--strict", action="store_true", help=strict)
     known["build"].add_argument("--fps", type=int, default=16, help="frames a second of the new videos")
     known["filter"].add_argument("--samples", type=int, default=5, help="answers to each row, at temperature 1")
     known["filter"].add_argument("--spread", choices=SPREADS, default="range", help="how captions' event F1 differ")

@@ -18,6 +18,7 @@ from vidbridge.policy import processor as processing
 from vidbridge.policy import qwen_vl
 from vidbridge.policy.attention import packed_attention
 from vidbridge.policy.positions import mrope_positions
+from vidbridge.text.chat_tokens import ChatTokens
 
 SMALL = ["data.num_rows={train: 40, val: 2, test: 2}", "rollout.max_completion_tokens=24", "prompts_per_step=2"]
 
@@ -85,7 +86,7 @@ def test_a_template_that_loses_something(subject, old, new, found):
 
 
 def test_texts_that_are_obeyed(subject, monkeypatch):
-    monkeypatch.setattr(processing.Processor, "_refuse_control_tokens", lambda *_: None)
+    monkeypatch.setattr(ChatTokens, "ids", lambda self, messages: self._encoded(self._rendered(messages)))
     row = inputs.check_control_tokens(subject.processor, subject.items[0])
     assert row.ok is False and "<|im_end|>" in row.found
 

@@ -20,7 +20,7 @@ from vidbridge.types import Montage, Sample, VideoRef
 def estimated_tokens(sample: Sample, task: Task, processor: Processor) -> float:
     """Tokens of the texts and of the videos. What cannot be read counts as nothing: who decodes it will say so."""
     texts = prompts.texts_in(task.messages(sample))
-    text = sum(len(processor.tokenizer(each, add_special_tokens=False).input_ids) for each in texts)
+    text = sum(len(processor.chat_tokens.text_ids(each)) for each in texts)
     return text + sum(_video_tokens(video, task, processor) for video in sample.videos)
 
 

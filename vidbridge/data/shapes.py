@@ -56,7 +56,7 @@ class Shapes(Dataset):
     def rows(self, task: Task, split: str) -> Sequence[Row]:
         """All rows of a task's split, generated when they are not on disk yet."""
         if split not in self.num_rows:
-            raise NoRows(f"data.num_rows.{split} is not set, so there are no {split} rows of {task.name}")
+            raise NoRows(f"data.num_rows.{split} is not set, so there are no {split} rows of {task.name}: set it")
         folder = Path(self.root).absolute() / f"{task.name}-{split}-{self._fingerprint(task, split)}"
         if not folder.is_dir():
             self._generate(task, split, folder)

@@ -125,7 +125,7 @@ def check_control_tokens(processor: Processor, item: Item) -> Row:
     """Text of the data that spells a control token is refused, or read as the letters it consists of."""
     counted = processor.encode(item.prompt).input_ids
     obeyed, num_refused = [], 0
-    control = control_tokens(processor)
+    control = [token for token in control_tokens(processor) if token != processor.tokenizer.unk_token_id]  # any word is
     for token in control:
         spelt = processor.tokenizer.convert_ids_to_tokens(token)
         try:

@@ -26,6 +26,7 @@ from vidbridge.policy.model_folder import (
     write_preprocessing,
 )
 from vidbridge.policy.positions import mrope_positions
+from vidbridge.text.chat_tokens import ChatTokens
 from vidbridge.types import Clip, EncodedPrompt, Prompt
 
 
@@ -119,6 +120,11 @@ class Processor:
         return self.eos_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
     @cached_property
+    def chat_tokens(self) -> ChatTokens:
+        """How texts become tokens; what a text spells is never one of the control tokens, placeholders included."""
+        return ChatTokens(self.tokenizer, self.config.video_token_id, self.config.image_token_id)
+
+    @cached_property
     def suppressed_ids(self) -> torch.Tensor:
         """[K] int64, ids a completion never holds: special tokens but EOS, and rows of the embedding without a word."""
         special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
@@ -133,10 +139,9 @@ class Processor:
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Tensors of one prompt, ready for the assistant's turn.
 
-        ValueError when messages and clips do not match, a text spells a control token, or the prompt is longer than
-        ``max_prompt_tokens``.
+        What a text spells is read as the letters it consists of, never as a control token. ValueError when messages and
+        clips do not match or the prompt is longer than ``max_prompt_tokens``.
         """
-        self._refuse_control_tokens(prompt)
         low, high, resizes = self.frames.min_pixels, self.frames.max_pixels, self.frames.multiple is None
         videos = [
             patchify(clip.frames, **self.numbers, min_pixels=low, max_pixels=high, resizes=resizes)
@@ -144,8 +149,7 @@ class Processor:
         ]
         grids = torch.tensor([grid for _, grid in videos], dtype=torch.long).reshape(-1, 3)
 
-        text = self.render(prompt.messages)
-        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
+        ids = torch.tensor(self.chat_tokens.ids(prompt.messages), dtype=torch.long)
         ids = self._widen_placeholders(ids, grids)
         if len(ids) > self.max_prompt_tokens:
             num_video = int((ids == self.config.video_token_id).sum())
@@ -172,15 +176,6 @@ class Processor:
             video_grid_thw=grids,
         )
 
-    def _refuse_control_tokens(self, prompt: Prompt) -> None:
-        """A text that spells <|im_end|> would end its turn, and could write the answer in the assistant's name."""
-        contents = [message["content"] for message in prompt.messages]
-        parts = [part for content in contents if not isinstance(content, str) for part in content]
-        texts = [content for content in contents if isinstance(content, str)] + [part.get("text", "") for part in parts]
-        control = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        if spelt := sorted(token for token in control if any(token in text for text in texts)):
-            raise ValueError(f"the text spells {', '.join(spelt)}, which the model would obey: leave it out of the row")
-
     def _widen_placeholders(self, ids: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         """Repeat the i-th video placeholder in ids [L] once for each merged patch of grids[i]."""
         is_video = ids == self.config.video_token_id
@@ -195,7 +190,7 @@ class Processor:
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Token ids of an assistant's turn, EOS included; ValueError for tokens the policy may never produce."""
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = self.chat_tokens.text_ids(text)
         banned = set(self.suppressed_ids.tolist()) | {self.eos_id}
         if found := sorted(banned & set(ids)):
             tokens = self.tokenizer.convert_ids_to_tokens(found)

@@ -28,15 +28,20 @@ Samples = Mapping[tuple[str, str], Sequence[Sample]]  # by split and task
 
 
 def check(job: Job, processor: Processor, *, strict: bool) -> None:
-    """Writes problems.txt, check.json and check.png; DataError with ``strict`` when there is a problem."""
-    job = replace(job, dataset=job.dataset.lenient())
+    """Writes problems.txt, check.json and check.png; DataError when a run would not start on these rows.
+
+    With ``strict`` for any problem.
+    """
+    refusal: DataError | None = None
+    try:
+        job.filled()
+    except DataError as error:
+        refusal = error
+        job = replace(job, dataset=job.dataset.lenient())
     problems = list(job.dataset.row_problems())
     samples: dict[tuple[str, str], list[Sample]] = {}
     tokens: dict[str, list[float]] = defaultdict(list)
-    try:
-        filled = job.filled()
-    except DataError as error:  # nothing is left
-        filled, problems = [], [*problems, str(error)]
+    filled, lacking = job.rows()
     for split, task in filled:
         samples[split, task.name] = found = [task.sample(index) for index in job.indices(task)]
         tokens[task.name] += [estimated_tokens(sample, task, processor) for sample in spread(found)]
@@ -52,6 +57,7 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
     asked = {task.problem_type for task in job.tasks.values()}
     summary = {
         "rows": {f"{split}/{task}": len(group) for (split, task), group in samples.items()},
+        "without_rows": lacking,
         "rows_of_no_task": {name: n for name, n in job.dataset.problem_types().items() if name not in asked},
         "videos": len(videos),
         "unreadable": len(videos) - len(durations),
@@ -69,8 +75,12 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
     for line in problems[:_MAX_TOLD]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"all of it: {job.folder}", soft_wrap=True, highlight=False)
-    if problems and strict:
-        raise DataError(f"{len(problems)} problems, all in {job.folder / PROBLEMS}")
+    if not filled:
+        assert refusal is not None
+        raise refusal
+    if refusal is not None or (problems and strict):
+        told = "training would be refused: " if refusal is not None else ""
+        raise DataError(f"{told}{len(problems)} problems, all in {job.folder / PROBLEMS}")
 
 
 def spread(samples: Sequence[Sample]) -> list[Sample]:
