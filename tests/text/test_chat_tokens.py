@@ -21,7 +21,7 @@ TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 
 
 def byte_level_tokenizer(**options) -> PreTrainedTokenizerFast:
-    """Like the real one: bytes, two merges of what may stand beside a control token, and a tag that is an added word."""
+    """Like the real one: bytes, two merges of what may stand by a control token, and a tag that is an added word."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("|", ">"), ("Ċ", "Ċ")]
     vocabulary = {symbol: place for place, symbol in enumerate([*alphabet, *map("".join, merges)])}
@@ -30,7 +30,11 @@ def byte_level_tokenizer(**options) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in CONTROL])
     tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", chat_template=TEMPLATE, extra_special_tokens=CONTROL, **options
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        chat_template=TEMPLATE,
+        extra_special_tokens=CONTROL,
+        **options,
     )
 
 

@@ -25,7 +25,6 @@ from vidbridge.media.video_file import VideoError
 from vidbridge.tasks.base import DataError, Draft, DrawnRows, Question, Row, Source, Task, TimedEvent
 from vidbridge.types import Montage, VideoRef
 
-
 # Annotations are often some seconds off, of a video that was cut or encoded anew since: that goes without saying.
 LITTLE_S, LITTLE_FRAC = 2.0, 0.05
 
