@@ -127,11 +127,13 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(processor, tmp_path):
         held_out_frac=1e-9,
     )
     task = Caption().with_rows((), BUDGET, data.reader)
-    check(job(data, {"caption": task}, folder=tmp_path), processor, strict=False)
+    with pytest.raises(DataError, match="training would be refused: 4 problems"):
+        check(job(data, {"caption": task}, folder=tmp_path), processor, strict=False)
     summary = json.loads((tmp_path / "check.json").read_text())
     told = (tmp_path / "problems.txt").read_text().splitlines()
     assert summary == {
         "rows": {"train/caption": 7, "test/caption": 1},
+        "without_rows": {"val/caption": summary["without_rows"]["val/caption"]},
         "rows_of_no_task": {"Caption": 1},
         "videos": 6,
         "unreadable": 1,
