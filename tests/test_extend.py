@@ -140,13 +140,13 @@ def test_a_new_task_without_a_template_is_refused(user_folder):
 
 
 def test_a_new_prompt(user_folder, random_qwen_folder, monkeypatch):
-    read, render = [], Processor.render
+    read, encode = [], Processor.encode
 
-    def rendered(self, messages):
-        read.append(render(self, messages))
-        return read[-1]
+    def encoded(self, prompt):
+        read.append(self.render(prompt.messages))
+        return encode(self, prompt)
 
-    monkeypatch.setattr(Processor, "render", rendered)
+    monkeypatch.setattr(Processor, "encode", encoded)
     summary, _ = run_with(user_folder, random_qwen_folder, "prompt=short", "task=[qa]", "task_mix=qa")
     assert summary["prompt"] == "short"
     assert len(set(read)) >= 4  # two rows of a split, of two
