@@ -109,6 +109,6 @@ def test_check_of_a_set_that_is_too_small_to_be_split_names_what_helps(raw, tmp_
     done = run("build_data.py", "check", *data, f"hydra.run.dir={tmp_path}/out")
     told = json.loads((tmp_path / "out" / "check.json").read_text())["without_rows"]["test/qa"]
     assert done.returncode == 0 and "0 of 9 videos, with data.held_out_frac=0.02, is empty" in told
-    done = run("build_data.py", "check", *data, "task=[caption]", f"hydra.run.dir={tmp_path}/out")
+    done = run("build_data.py", "check", *data, "task=[caption]", "task_mix=caption", f"hydra.run.dir={tmp_path}/out2")
     assert done.returncode == 1 and "error: no task has a row in any split" in done.stderr
     assert "no video has what caption needs; of 9, 0 events, 9 a question, 9 options, 0 a caption" in done.stderr
