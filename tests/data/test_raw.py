@@ -316,9 +316,9 @@ def test_where_too_few_videos_are_set_aside_a_fraction_that_works_is_named(folde
     small = raw(folder, "questions.jsonl", held_out_frac=0.001)
     with pytest.raises(NoRows, match="test split: 0 of 16 videos, with data.held_out_frac=0.001, is empty") as error:
         small.rows(QA().with_rows((), BUDGET), "test")
-    named = re.search(r"data.held_out_frac=(0\.\d+) gives test rows of qa", str(error.value))
+    named = re.search(r"data.held_out_frac=(0\.\d+) gives every split rows of qa", str(error.value))
     enough = raw(folder, "questions.jsonl", held_out_frac=float(named[1]))
-    assert all(len(enough.rows(QA().with_rows((), BUDGET), each)) for each in ("train", "test"))
+    assert all(len(enough.rows(QA().with_rows((), BUDGET), each)) for each in ("train", "val", "test"))
     with pytest.raises(NoRows, match="too few videos of qa to set some aside for val"):
         one = folder / "one.jsonl"
         one.write_text((folder / "questions.jsonl").read_text().split("\n")[0])

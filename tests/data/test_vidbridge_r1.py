@@ -191,6 +191,6 @@ def test_a_split_without_rows_says_how_many_videos_to_set_aside(tmp_path):
     path = write(tmp_path / "train.jsonl", *({**ROW, "video": f"{k}.mp4"} for k in range(9)))
     with pytest.raises(NoRows, match="no test row has problem_type 'caption', with data.held_out_frac=1e-06") as error:
         dataset(path, tmp_path, held_out_frac=1e-6).rows(Caption(), "test")
-    named = re.search(r"data.held_out_frac=(0\.\d+) gives test rows of caption", str(error.value))
+    named = re.search(r"data.held_out_frac=(0\.\d+) gives every split rows of caption", str(error.value))
     enough = dataset(path, tmp_path, held_out_frac=float(named[1]))
-    assert all(len(enough.rows(Caption(), split)) for split in ("train", "test"))
+    assert all(len(enough.rows(Caption(), split)) for split in ("train", "val", "test"))

@@ -62,10 +62,10 @@ class FileDataset(Dataset):
 def without_rows(why: str, task: str, split: str, held_out_frac: float, fills: Callable[[float], bool]) -> NoRows:
     """The error of a split that a part of the videos is set aside for, and that has none for a task.
 
-    ``fills`` says whether the split and training have rows with another data.held_out_frac: one that does is named.
+    ``fills`` says whether all splits have rows with another data.held_out_frac: the first with which they do is named.
     """
     if (enough := next((frac for frac in _FRACS if frac > held_out_frac and fills(frac)), None)) is not None:
-        return NoRows(f"{why}\nset more videos aside: data.held_out_frac={enough:g} gives {split} rows of {task}")
+        return NoRows(f"{why}\nset more videos aside: data.held_out_frac={enough:g} gives every split rows of {task}")
     return NoRows(f"{why}\nthere are too few videos of {task} to set some aside for {split}: add videos")
 
 

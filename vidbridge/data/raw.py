@@ -16,7 +16,7 @@ from typing import Callable, Sequence
 import numpy as np
 
 from vidbridge.data.annotations import Annotation, read_annotations
-from vidbridge.data.base import NoRows
+from vidbridge.data.base import SPLITS, NoRows
 from vidbridge.data.files import FileDataset, check_split, leave_out, split_by_video, without_rows
 from vidbridge.data.rows import listed
 from vidbridge.media.decode import length_s
@@ -70,7 +70,7 @@ class Raw(FileDataset):
                 task.name,
                 split,
                 self.held_out_frac,
-                lambda frac: all(len(self._rows_of(task, each, frac)) for each in {split, "train"}),
+                lambda frac: all(len(self._rows_of(task, each, frac)) for each in SPLITS),
             )
         known = {
             "events": sum(bool(each.events) for each in self.annotated),

@@ -53,7 +53,11 @@ class VidbridgeR1(FileDataset):
                 task.name,
                 split,
                 self.held_out_frac,
-                lambda frac: all(len(self._part(index, everywhere, each, frac)) for each in {split, "train"}),
+                lambda frac: all(
+                    len(self._part(index, everywhere, each, frac))
+                    for each in SPLITS
+                    if each == "train" or not self.files.get(each)
+                ),
             )
         return JsonlRows(index, places, task.problem_type, self.video_path)
 
