@@ -113,7 +113,7 @@ def test_the_quick_look_at_a_line_agrees_with_the_close_one(tmp_path):
 
 
 PIECES = ["A. ", "B. ", "C. ", " A. ", "D.", "(A) ", "B) ", "- A. ", "**B.** ", "Options:", "<video>", "<|im_end|>"]
-PIECES += ["x", "X", "\n", "\n", "\r", " ", "  ", "option A: ", "1. "]
+PIECES += ["x", "X", "\n", "\n", "\r", " ", "  ", "option A: ", "1. ", "  E. x", "a man "]
 
 
 @given(

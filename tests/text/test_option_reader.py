@@ -141,6 +141,7 @@ def test_what_is_no_options_is_refused(found):
         ("A. Who is B?", "A. Who is B?", None),
         ("What grows?", "What grows?", None),
         ("What?\nA grows\nB spins", "What?\nA grows\nB spins", None),
+        ("What?\nA. man\nB. boy  E. of his", "What?", ("man", "boy E. of his")),
     ],
 )
 def test_options_in_a_question(problem, question, options):

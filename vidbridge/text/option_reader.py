@@ -304,10 +304,11 @@ def _longest_way(marks: Sequence[Mark]) -> list[Mark]:
 
 def _in_another_column(text: str, inline: Sequence[Mark], run: Sequence[Mark]) -> list[Mark]:
     """Marks that follow on the last of ``run`` behind its options: "A. cup    C. jug". One may be "vitamin C."."""
-    style = run[0].kind, run[0].style
-    found = [mark for mark in inline if (mark.kind, mark.style) == style and mark.place >= len(run)]
-    wide = any(text[: mark.start].endswith(("  ", "\t")) for mark in found)
-    return found if wide or {len(run), len(run) + 1} <= {mark.place for mark in found} else []
+    following = {len(run), len(run) + 1}
+    alike = [mark for mark in inline if (mark.kind, mark.style) == (run[0].kind, run[0].style)]
+    found = [mark for mark in alike if mark.place in following]
+    wide = any(mark.place == len(run) and text[: mark.start].endswith(("  ", "\t")) for mark in found)
+    return found if wide or {mark.place for mark in found} == following else []
 
 
 def _may_end(before: str, after: str) -> bool:
