@@ -15,6 +15,7 @@ from rich.console import Console
 from vidbridge.data.commands.job import Job
 from vidbridge.data.cost import estimated_tokens
 from vidbridge.media.video_file import VideoError
+from vidbridge.policy.processor import Processor
 from vidbridge.progress import track
 from vidbridge.tasks.base import DataError
 from vidbridge.types import Montage, Sample, VideoRef
@@ -26,23 +27,28 @@ _MAX_MEASURED = 2000  # prompts of each task and split, for the histogram of tok
 Samples = Mapping[tuple[str, str], Sequence[Sample]]  # by split and task
 
 
-def check(job: Job, *, strict: bool) -> None:
-    """Writes problems.txt, check.json and check.png; DataError with ``strict`` when there is a problem."""
-    job = replace(job, dataset=job.dataset.lenient())
+def check(job: Job, processor: Processor, *, strict: bool) -> None:
+    """Writes problems.txt, check.json and check.png; DataError when a run would not start on these rows.
+
+    With ``strict`` for any problem.
+    """
+    refusal: DataError | None = None
+    try:
+        job.filled()
+    except DataError as error:
+        refusal = error
+        job = replace(job, dataset=job.dataset.lenient())
     problems = list(job.dataset.row_problems())
     samples: dict[tuple[str, str], list[Sample]] = {}
     tokens: dict[str, list[float]] = defaultdict(list)
-    try:
-        filled = job.filled()
-    except DataError as error:  # nothing is left
-        filled, problems = [], [*problems, str(error)]
+    filled, lacking = job.rows()
     for split, task in filled:
         samples[split, task.name] = found = [task.sample(index) for index in job.indices(task)]
-        tokens[task.name] += [estimated_tokens(sample, task, job.processor) for sample in spread(found)]
+        tokens[task.name] += [estimated_tokens(sample, task, processor) for sample in spread(found)]
     videos = sorted({path for group in samples.values() for sample in group for path in paths_of(sample)})
     durations: dict[str, float] = {}
     with ThreadPoolExecutor(job.dataset.reader.width) as pool:
-        for path, result in track(pool.map(_probe(job), videos), "videos", len(videos)):
+        for path, result in track(pool.map(_probe(job, processor), videos), "videos", len(videos)):
             if isinstance(result, VideoError):
                 problems.append(str(result))
             else:
@@ -51,6 +57,7 @@ def check(job: Job, *, strict: bool) -> None:
     asked = {task.problem_type for task in job.tasks.values()}
     summary = {
         "rows": {f"{split}/{task}": len(group) for (split, task), group in samples.items()},
+        "without_rows": lacking,
         "rows_of_no_task": {name: n for name, n in job.dataset.problem_types().items() if name not in asked},
         "videos": len(videos),
         "unreadable": len(videos) - len(durations),
@@ -68,8 +75,12 @@ def check(job: Job, *, strict: bool) -> None:
     for line in problems[:_MAX_TOLD]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"all of it: {job.folder}", soft_wrap=True, highlight=False)
-    if problems and strict:
-        raise DataError(f"{len(problems)} problems, all in {job.folder / PROBLEMS}")
+    if not filled:
+        assert refusal is not None
+        raise refusal
+    if refusal is not None or (problems and strict):
+        told = "training would be refused: " if refusal is not None else ""
+        raise DataError(f"{told}{len(problems)} problems, all in {job.folder / PROBLEMS}")
 
 
 def spread(samples: Sequence[Sample]) -> list[Sample]:
@@ -116,13 +127,13 @@ def draw(samples: Samples, durations: Mapping[str, float], tokens: Mapping[str, 
     return figure
 
 
-def _probe(job: Job) -> Callable[[str], tuple[str, float | VideoError]]:
+def _probe(job: Job, processor: Processor) -> Callable[[str], tuple[str, float | VideoError]]:
     """How long a video is, or what is wrong with it. Headers may be right and the frames gone: those are read, too."""
     reader = job.dataset.reader
 
     def probe(path: str) -> tuple[str, float | VideoError]:
         try:
-            reader(VideoRef(path=path), job.processor.frames)
+            reader(VideoRef(path=path), processor.frames)
             return path, reader.duration_s(path)
         except VideoError as error:
             return path, error
