@@ -124,7 +124,7 @@ def test_items_that_are_known_are_not_asked_again_and_change_nothing(random_qwen
 
 
 def test_progress_counts_every_completion_once_and_goes_on_while_they_grow(random_qwen_folder):
-    """Two prompts at a time: each of the 3 x 2 is counted, none twice, and each of at most 8 tokens is a sign of life."""
+    """Two prompts at a time: each of the 3 x 2 is counted once, and each of at most 8 tokens is a sign of life."""
     evaluator, told, rows = make_evaluator(random_qwen_folder, max_rows=4), [], []
     evaluator.scores("test", num_items=3, num_samples=2, advance=told.append, note=rows.extend)
     assert sum(told) == evaluator.num_completions("test", 3, 2) == 6

@@ -42,7 +42,7 @@ def allowed() -> set[int]:
 
 
 def usable() -> int:
-    """How many threads can compute at once: the cores allowed, or what a container's quota is worth, if that is less."""
+    """How many threads can compute at once: the cores allowed, or the worth of a container's quota, if less."""
     quotas = [math.ceil(quota) for quota in _quotas() if quota > 0]
     return min([len(allowed()), *quotas])
 
@@ -85,7 +85,7 @@ def _busy_s(cores: set[int]) -> float | None:
     for line in lines:
         name, *numbers = line.split()
         if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cores:
-            user, nice, system, _idle, _iowait, irq, softirq = map(int, numbers[:7])  # a guest's time is in user already
+            user, nice, system, _idle, _iowait, irq, softirq = map(int, numbers[:7])  # user holds a guest's time
             ticks.append(user + nice + system + irq + softirq)
     return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
 

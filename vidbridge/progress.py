@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import Callable, Iterable, Iterator, Sized, TypeVar
 
 from rich.console import Console
@@ -64,7 +65,8 @@ def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """Call what this gives with how many more things are done."""
     console = Console()
     if not console.is_terminal:
-        yield Lines(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True), name, total).advance
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        yield Lines(say, name, total).advance
         return
     with Progress(console=console) as bar:
         task = bar.add_task(name, total=total)

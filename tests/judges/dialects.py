@@ -1,4 +1,4 @@
-"""A judge server in the dialects that people meet: vidbridge.judges.serve, but for what it refuses and how it replies."""
+"""A judge server in the dialects that people meet: vidbridge.judges.serve but for what it refuses and how it replies."""
 
 import json
 import threading
@@ -82,7 +82,8 @@ class Handler(serve.Handler):
         status, said = (200, dialect.says(call.reply)) if refused is None else refused
         with dialect.lock:
             dialect.calls.append((call, status if refused is None or status != 200 else -200))
-        payload = said if isinstance(said, bytes) else said.encode() if isinstance(said, str) else json.dumps(said).encode()
+        text = said if isinstance(said, (bytes, str)) else json.dumps(said)
+        payload = text.encode() if isinstance(text, str) else text
         self.send_response(status)
         kind = "text/html" if payload.lstrip().startswith(b"<") else dialect.content_type
         for name, value in {"Content-Type": kind, "Content-Length": str(len(payload)), **dialect.headers}.items():

@@ -173,7 +173,7 @@ def test_further_fields_come_from_the_command_line():
 
 
 def test_the_key_of_the_cache_knows_what_changes_a_reply_and_nothing_else():
-    """Replies at the temperature of the server are not found by who asks for 0; another word for the limit is nothing."""
+    """Who asks for 0 does not find replies at the temperature of the server; another word for the limit is nothing."""
     cache = ReplyCache()
 
     def calls(refuses):
@@ -220,7 +220,9 @@ READ = {
     "mark, thoughts and fence": lambda text: choice(f"\ufeff<think>hm</think>\n```json\n{text}\n```"),
     "parts": parts("text"),
     "parts of another name": parts("output_text"),
-    "parts with thoughts": lambda text: choice([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": text}]),
+    "parts with thoughts": lambda text: choice(
+        [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": text}]
+    ),
     "cut into parts": lambda text: choice([{"type": "text", "text": text[:4]}, {"type": "text", "text": text[4:]}]),
     "thoughts in a field": lambda text: choice(text, reasoning_content='{"score": 0}'),
     "end not told": lambda text: choice(text, finish=None),
@@ -240,9 +242,9 @@ UNREAD = {  # and what the message must say
     "no choices": (lambda text: {"choices": []}, "0 choices"),
     "choices are null": (lambda text: {"choices": None}, "no choices"),
     "two choices": (lambda text: {"choices": [*choice(text)["choices"], *choice(text)["choices"]]}, "2 choices"),
-    "error with 200": (lambda text: {"error": {"message": "out of memory", "code": 500}}, "says 200 and an error.*memory"),
+    "error with 200": (lambda text: {"error": {"message": "out of memory", "code": 500}}, "200 and an error.*memory"),
     "stream": (lambda text: f"data: {json.dumps(choice(text))}\n\ndata: [DONE]\n\n", "answers with a stream"),
-    "other letters": (lambda text: json.dumps(choice(text)).replace('"m"', '"é"').encode("latin-1"), "not JSON in UTF-8"),
+    "other letters": (lambda text: json.dumps(choice(text)).replace('"m"', '"é"').encode("latin-1"), "not JSON in UTF"),
     "cut": (lambda text: choice(text[:5], finish="length"), "is not JSON: .*finish_reason length.*max_reply_tokens"),
     "cut in the thoughts": (lambda text: choice(f"<think>as '</think>{text}", finish="length"), "finish_reason length"),
     "prose": (lambda text: choice(f"Sure! {text}"), "is not JSON"),

@@ -241,7 +241,7 @@ class OpenAIChat:
         """What a status beside 200 means, with a word of help."""
         body = error.response.text
         told = f"Error code: {error.status_code} - {plain(body)}" if is_page(body) else error.message
-        if plain(told) == f"Error code: {error.status_code}" and body.strip():  # its words are not where OpenAI has them
+        if plain(told) == f"Error code: {error.status_code}" and body.strip():  # its words stand elsewhere
             told += f" - {body}"
         named = f"{error.param or ''} {error.message} {body}"  # what it is about is named first
         refusal = Refusal(status=error.status_code, text=named, is_page=is_page(body))
