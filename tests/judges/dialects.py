@@ -1,4 +1,4 @@
-"""A judge server in the dialects that people meet: vidbridge.judges.serve but for what it refuses and how it replies."""
+"""A judge server in the dialects that people meet: vidbridge.judges.serve, with other refusals and replies."""
 
 import json
 import threading

@@ -24,10 +24,15 @@ KNOWN = {f"{before}{reply}{after}": reply for reply in RIGHT for before, after i
 
 def read(reply):
     """What each parser makes of it; by place, those that take it."""
+    return strictly(undressed(reply))
+
+
+def strictly(text):
+    """The same of a text as it stands."""
     found = {}
     for place, parse in enumerate(PARSERS):
         try:
-            found[place] = parse(undressed(reply))
+            found[place] = parse(text)
         except JudgeUnavailable:
             pass
     return found
@@ -47,8 +52,9 @@ OWN = ("%s", "```json\n%s\n```", "\ufeff%s")
 def test_a_judge_that_repeats_an_attack_has_said_nothing(dress):
     """As its reply or in its thoughts. What is an exact object, behind thoughts or not, is the judge's own word."""
     for attack in ATTACKS:
-        if attack not in RIGHT and not (attack.startswith("<think>") and dress in OWN):
-            assert read(dress.replace("%s", attack)) == {}, attack
+        if not (attack.startswith("<think>") and dress in OWN):
+            own_word = strictly(attack) if dress in OWN else {}
+            assert read(dress.replace("%s", attack)) == own_word, attack
 
 
 def test_no_judge_sees_the_tags_that_its_thoughts_end_with():
