@@ -53,13 +53,13 @@ def test_check_is_told_what_is_wrong_and_says_so(raw, tmp_path):
     where = f"{tmp_path}/out/problems.txt"
     assert done.returncode == 1
     assert done.stderr.endswith(f"error: training would be refused: 4 problems, all in {where}\n")
+    assert "videos ..\n" in done.stdout  # and once in half a minute how far it is
     told = (tmp_path / "out" / "problems.txt").read_text()
     of_rows = [line for line in told.splitlines() if "bad.jsonl:" in line]
     assert f"{bad}:4: field 'question' spells the control token <|im_end|>; take it out" in of_rows
     done = run("train.py", "debug=smoke", *raw, f"data.annotations=[{bad}]", f"hydra.run.dir={tmp_path}/out3")
     assert done.returncode == 1 and "\n".join(of_rows) in done.stderr and "skip_bad_rows=true" in done.stderr
     assert "half.mp4: " in told
-    assert "videos ..\n" in done.stdout  # and once in half a minute how far it is
     assert "bad.jsonl:1: an event needs start < end" in told and "nowhere.mp4: no such video file [missing]" in told
     done = run("build_data.py", "filter", *raw, f"hydra.run.dir={tmp_path}/out2")
     assert done.returncode == 1 and "build_data.py build makes files of them" in done.stderr
