@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from tests.media.videos import AS_IT_IS, FPS, LEVELS, assert_counts, corners, counting, grey, shown, write_video
 from vidbridge.media.decode import decode, letterboxed, resized
 from vidbridge.media.frames import FrameBudget
-from vidbridge.media.video_file import VideoError, VideoFile, turned
+from vidbridge.media.upright import turned
+from vidbridge.media.video_file import VideoError, VideoFile
 from vidbridge.types import Montage, VideoRef
 
 
