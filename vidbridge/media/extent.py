@@ -9,9 +9,9 @@ from typing import Iterator
 
 import av
 
+from vidbridge.media.clock import DECODE_ORDERED
 from vidbridge.media.errors import VideoError
 
-DECODE_ORDERED = ("avi", "asf")  # containers that store no presentation times: the demuxer's are guesses
 TOLERANCE_S = 0.5  # a header may differ from the packets by so much, and a last frame stay on show for so long
 MAX_STEP_BACK_S = 1.0  # decoding times never fall; in damaged streams they stumble
 MAX_PAUSE_S = 10.0  # of a broadcast; more is another recording

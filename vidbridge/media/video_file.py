@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import os
 import stat
 from bisect import bisect
@@ -15,8 +14,9 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
+from vidbridge.media.clock import FrameClock
 from vidbridge.media.errors import VideoError
-from vidbridge.media.extent import DECODE_ORDERED, TOLERANCE_S, measure
+from vidbridge.media.extent import TOLERANCE_S, measure
 from vidbridge.media.kinds import READ, kind_of
 from vidbridge.media.upright import upright
 
@@ -143,16 +143,14 @@ class VideoFile:
             # the stream may disagree with the header
             options = {"max_pixels": str(MAX_CANVAS_PIXELS)} | ({"err_detect": "explode"} if strict else {})
             self._stream.codec_context.options = options
-        self._due: list[int] = []  # times of packets whose frames are still to come
-        self._unused: list[int] = []  # decoding times of packets, where no others are stored
+        self._due: set[int] = set()  # times of packets whose frames are still to come
+        self._clock = FrameClock(self._container, self._stream)
         self._frames = self._decoded_after_key() if sought else self._decoded_from_start()
         self._shown: av.VideoFrame | None = None
         self._ahead = next(self._frames, None)
 
     def _decoded_from_start(self) -> Iterator[av.VideoFrame]:
         """All frames but those before the first good one, which need what was cut off."""
-        by_decoding = any(name in self._container.format.name for name in DECODE_ORDERED)
-        previous: av.VideoFrame | None = None
         has_begun = False
         for number, packet in enumerate(self._packets()):
             if number == 0 and packet.pts is not None and packet.dts is not None:
@@ -163,21 +161,17 @@ class VideoFile:
             except av.FFmpegError:
                 if has_begun or self._strict:
                     raise
-                if self._unused:
-                    heapq.heappop(self._unused)
+                self._clock.skip()
                 continue
             for frame in frames:
-                if by_decoding:  # frames come out in the order of their times
-                    frame.pts = heapq.heappop(self._unused) if self._unused else _next_pts(previous)
-                elif frame.pts is None:
-                    frame.pts = _next_pts(previous)
+                frame.pts = self._clock.pts(frame)
                 if frame.is_corrupt and not has_begun:
                     continue
                 if frame.is_corrupt and not self._strict:
                     raise self._error("damaged", f"is damaged at {self._time_s(frame):.2f} s")
                 has_begun = True
                 if frame.pts is not None:  # else it lies before time 0, which matroska cannot say
-                    previous = frame
+                    self._due.discard(frame.pts)
                     yield frame
 
     def _decoded_after_key(self) -> Iterator[av.VideoFrame]:
@@ -190,13 +184,16 @@ class VideoFile:
                         packet.decode()
                     continue
             self._note(packet)
-            yield from (frame for frame in packet.decode() if first is None or frame.pts is None or frame.pts >= first)
+            for frame in packet.decode():
+                frame.pts = self._clock.pts(frame)
+                if frame.pts is not None and (first is None or frame.pts >= first):
+                    self._due.discard(frame.pts)
+                    yield frame
 
     def _note(self, packet: av.Packet) -> None:
+        self._clock.note(packet)
         if packet.pts is not None and not packet.is_discard:
-            self._due.append(packet.pts)
-        if packet.dts is not None and packet.size:
-            heapq.heappush(self._unused, packet.dts)
+            self._due.add(packet.pts)
 
     def _packets(self) -> Iterator[av.Packet]:
         """Those of the stream. Where matroska loses its way it goes on at the next good place and says nothing."""
@@ -254,7 +251,7 @@ class VideoFile:
             return False
         if base is None or shown.pts is None:
             return False
-        self._due = [pts for pts in self._due if pts > shown.pts]
+        self._due = {pts for pts in self._due if pts > shown.pts}
         return any(float(pts * base) - self._extent.zero_s <= time_s for pts in self._due)
 
     def _end_s(self, frame: av.VideoFrame) -> float:
@@ -311,11 +308,6 @@ def _check_file(path: str) -> None:
 def _added_bytes(packet: av.Packet) -> int:
     """What a matroska block carries besides its picture: how transparent it is."""
     return sum(each.data_size for each in packet.iter_sidedata() if each.data_type == "matroska_block_additional")
-
-
-def _next_pts(previous: av.VideoFrame | None) -> int | None:
-    """When a frame without a time is on show: after the one before."""
-    return None if previous is None or previous.pts is None else previous.pts + (previous.duration or 1)
 
 
 def _plain(error: Exception) -> str:
