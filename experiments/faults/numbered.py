@@ -19,7 +19,6 @@ import numpy as np
 
 FPS, GOP, NUMBER = 10, 8, 40  # frames a second, from one key frame to the next, in all
 HEIGHT, WIDTH = 48, 96
-SOUND_RATE = 44100
 
 # Container: its format, options, and what it can hold; the first name of a codec is the encoder.
 H26X, VPX, MPEG = ("libx264", "libx265"), ("libvpx", "libvpx-vp9"), ("mpeg4", "mpeg2video", "mjpeg")
@@ -27,7 +26,7 @@ CONTAINERS: dict[str, tuple[str, ...]] = {
     "mp4": (*H26X, "libvpx-vp9", "libsvtav1", *MPEG),
     "fragmented.mp4": (*H26X, "libvpx-vp9", "libsvtav1"),
     "mov": (*H26X, "mpeg4", "mjpeg", "prores_ks", "qtrle", "png"),
-    "mkv": (*H26X, *VPX, "libsvtav1", *MPEG, "ffv1", "huffyuv"),
+    "mkv": (*H26X, *VPX, "libsvtav1", *MPEG, "ffv1"),
     "webm": (*VPX, "libsvtav1"),
     "avi": ("libx264", *MPEG, "msmpeg4", "ffv1", "huffyuv"),
     "ts": (*H26X, "mpeg2video", "mpeg4"),
@@ -41,6 +40,7 @@ MUXERS = {"fragmented.mp4": "mp4", "mkv": "matroska", "ts": "mpegts", "mpg": "mp
 ENCODERS = {"vp8": "libvpx"}  # codec names that only say which codec
 SOUNDS = {"webm": "libopus", "ogv": "libopus", "mpg": "mp2", "gif": "", "wmv": "wmav2", "avi": "mp2"}
 PIXELS = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le", "qtrle": "rgb24", "png": "rgb24", "gif": "rgb8"}
+PIXELS |= {"ffv1": "yuv444p", "huffyuv": "yuv422p"}
 REORDERING = ("libx264", "libx265", "mpeg4", "mpeg2video", "mpeg1video")  # codecs with B-frames
 CONSTANT_RATE = ("mpeg1video", "mpeg2video", "mpeg4")  # rates of a table, or no free times
 KINDS = (
@@ -92,6 +92,8 @@ def specs() -> Iterator[Spec]:
 def makes_sense(container: str, codec: str, kind: str) -> bool:
     is_mov = container in ("mp4", "mov")
     match kind:
+        case "cut":
+            return container != "gif"  # no picture of which stands alone
         case "b_frames":
             return codec in REORDERING and container != "wmv"
         case "open_gop" | "cut_open":
@@ -105,7 +107,7 @@ def makes_sense(container: str, codec: str, kind: str) -> bool:
         case "vfr":
             return container not in ("avi", "mpg", "gif", "ogv") and codec not in CONSTANT_RATE
         case "odd_size":
-            return codec in ("ffv1", "huffyuv", "qtrle", "png", "libvpx-vp9", "gif", "mpeg4", "mjpeg", "msmpeg4", "flv")
+            return codec in ("ffv1", "qtrle", "png", "libvpx-vp9", "gif", "mpeg4", "mjpeg", "msmpeg4", "flv")
     return True
 
 
@@ -184,8 +186,6 @@ def write(
         stream: Any = file.add_stream(encoder, rate=rate, options=encoder_options(spec))
         stream.height, stream.width = size
         stream.pix_fmt = PIXELS.get(spec.codec, "yuv420p")
-        if spec.codec == "ffv1":
-            stream.pix_fmt = "yuv444p"
         stream.codec_context.gop_size = GOP
         stream.codec_context.time_base = Fraction(1, rate)
         reorders = spec.kind in ("b_frames", "open_gop", "cut_open", "edit_list") and spec.codec in REORDERING
@@ -195,9 +195,9 @@ def write(
             stream.set_display_rotation(90)
         sound: Any = None
         if sound_s:
-            sound = file.add_stream(SOUNDS.get(spec.container, "aac"), rate=SOUND_RATE, layout="mono")
-            if sound.codec_context.name == "libopus":
-                sound.codec_context.sample_rate = 48000
+            codec = "mp2" if spec.container == "ts" else SOUNDS.get(spec.container, "aac")
+            sound = file.add_stream(codec, rate=48000, layout="mono")
+            sound.bit_rate = 64000
         packets = []
         for number, tick in enumerate(ticks):
             frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
@@ -275,11 +275,13 @@ def plain(path: Path) -> tuple[list[float], list[int]]:
 
 
 def ffmpeg(path: Path) -> tuple[list[float], list[int]]:
-    """The same by FFmpeg's command line, its own count of times and its own conversion."""
-    command = ["ffmpeg", "-nostdin", "-hide_banner", "-threads", "1", "-noautorotate", "-i", str(path)]
+    """The same by FFmpeg's command line, with its own conversion; it says itself when the file starts."""
+    command = ["ffmpeg", "-nostdin", "-hide_banner", "-threads", "1", "-noautorotate", "-copyts", "-i", str(path)]
     command += ["-map", "0:v:0", "-vsync", "passthrough", "-vf", f"showinfo,scale={WIDTH}:{HEIGHT}"]
     done = subprocess.run([*command, "-pix_fmt", "gray", "-f", "rawvideo", "-"], capture_output=True, timeout=60)
-    times = [float(time) for time in re.findall(rb"pts_time:\s*(-?[\d.]+)", done.stderr)]
+    start = re.search(rb"Duration:.*start: (-?[\d.]+)", done.stderr)
+    zero_s = max(float(start[1]), 0.0) if start else 0.0
+    times = [float(time) - zero_s for time in re.findall(rb"pts_time:\s*(-?[\d.]+)", done.stderr)]
     pixels = np.frombuffer(done.stdout, np.uint8)
     frames = pixels[: len(pixels) // (HEIGHT * WIDTH) * HEIGHT * WIDTH].reshape(-1, HEIGHT, WIDTH, 1)
     return times[: len(frames)], [number_of(each) for each in frames]

@@ -26,12 +26,13 @@ class FrameClock:
 
     def note(self, packet: av.Packet) -> None:
         ticks = packet.dts if self._by_decoding else packet.pts
-        if ticks is None or not packet.size or packet.is_discard or not self._rises:
+        if not packet.size or packet.is_discard or not self._rises:
             return
-        heapq.heappush(self._unused, ticks)
-        if self._newest is not None and ticks < self._newest:
-            self._rises, self._unused = self._by_decoding, self._unused if self._by_decoding else []
-        self._newest = ticks
+        if ticks is not None and (self._by_decoding or self._newest is None or ticks > self._newest):
+            heapq.heappush(self._unused, ticks)
+            self._newest = ticks
+        elif not self._by_decoding:
+            self._rises, self._unused = False, []
 
     def skip(self) -> None:
         """Note that no frame comes of a packet."""

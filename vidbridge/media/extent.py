@@ -51,7 +51,9 @@ def measure(container: av.container.InputContainer, stream: av.VideoStream, path
     pictures_s, all_s = _ends(container, stream, keys, path)
     own_s = _own_end_s(stream)
     file_s = (container.duration or 0) / av.time_base
-    if file_s and not any(each in name for each in ("matroska", "flv")):  # these two name the end
+    if name == "asf":  # FFmpeg adds the start of a stream to the length of the file
+        file_s = (stream.duration or 0) * base
+    elif not any(each in name for each in ("matroska", "flv")):  # these two name the end
         file_s += (container.start_time or 0) / av.time_base
     if own_s is None and file_s > all_s + TOLERANCE_S:
         own_s = file_s  # nothing in the file lasts that long: its end is missing
@@ -62,8 +64,9 @@ def measure(container: av.container.InputContainer, stream: av.VideoStream, path
 
 
 def _own_end_s(stream: av.VideoStream) -> float | None:
-    """What the header says about the pictures alone."""
-    if stream.duration and stream.time_base is not None:
+    """What the header says about the pictures alone; FFmpeg gives other containers' streams the length of the file."""
+    has_own = any(each in stream.container.format.name for each in ("mov", "avi"))
+    if has_own and stream.duration and stream.time_base is not None:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
     return seconds(stream.metadata.get("DURATION", "")) or None
 
@@ -94,24 +97,27 @@ def _ends(
             whole = True
             if "matroska" in name:
                 container.seek(0)
-    pictures = everything = newest = 0.0
+    pictures = everything = newest = decoded = 0.0
     behind = 0  # the last packet
     frame_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
     by_decoding = any(each in name for each in DECODE_ORDERED)
     with suppress(av.FFmpegError):  # damage is met again when frames are read
         for packet in container.demux():
             behind = max(behind, (packet.pos or 0) + packet.size)
-            if packet.pts is None and packet.dts is None or packet.time_base is None or packet.is_discard:
+            if not packet.size or packet.time_base is None or packet.is_discard:
                 continue
             is_ours, unit = packet.stream.index == stream.index, float(packet.time_base)
             time = packet.dts if by_decoding or packet.pts is None else packet.pts
+            length_s = (packet.duration or 0) * unit or (frame_s if is_ours else 0.0)
+            if is_ours:  # without a time it follows the one before, as all but the first picture in a block of MPEG
+                decoded = (decoded if packet.dts is None else packet.dts * unit) + length_s
+                pictures = max(pictures, decoded)
             if time is None:
                 continue
-            end_s = time * unit + ((packet.duration or 0) * unit or (frame_s if is_ours else 0.0))
-            everything = max(everything, end_s)
+            everything = max(everything, time * unit + length_s)
             if not is_ours:
                 continue
-            pictures = max(pictures, end_s)
+            pictures = max(pictures, time * unit + length_s)
             if packet.dts is None or "mov" in name:  # whose times are sums
                 continue
             now = packet.dts * base
@@ -120,7 +126,7 @@ def _ends(
             newest = max(now, newest)
     if name in BEGINNINGS and _rest(path, behind).find(BEGINNINGS[name]) >= 0:
         raise _joined(path, "a second file follows the first")
-    return pictures, everything
+    return pictures, max(pictures, everything)
 
 
 def _joined(path: str, how: str) -> VideoError:
