@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from bisect import bisect
@@ -151,7 +152,7 @@ class VideoFile:
 
     def _decoded_from_start(self) -> Iterator[av.VideoFrame]:
         """All frames but those before the first good one, which need what was cut off."""
-        has_begun = False
+        has_begun, newest_s = False, -math.inf
         for number, packet in enumerate(self._packets()):
             if number == 0 and packet.pts is not None and packet.dts is not None:
                 self._lead = packet.pts - packet.dts
@@ -163,6 +164,8 @@ class VideoFile:
                     raise
                 self._clock.skip()
                 continue
+            if packet.is_corrupt and has_begun:  # the demuxer says so: a part of it is missing
+                raise self._error("damaged", f"is damaged after {newest_s:.2f} s")
             for frame in frames:
                 frame.pts = self._clock.pts(frame)
                 if frame.is_corrupt and not has_begun:
@@ -170,9 +173,13 @@ class VideoFile:
                 if frame.is_corrupt and not self._strict:
                     raise self._error("damaged", f"is damaged at {self._time_s(frame):.2f} s")
                 has_begun = True
-                if frame.pts is not None:  # else it lies before time 0, which matroska cannot say
-                    self._due.discard(frame.pts)
-                    yield frame
+                if frame.pts is None:  # it lies before time 0, which matroska cannot say
+                    continue
+                if self._time_s(frame) < newest_s - TOLERANCE_S:  # decoders give frames in the order of their times
+                    raise self._error("damaged", f"goes back from {newest_s:.2f} s to {self._time_s(frame):.2f} s")
+                newest_s = max(newest_s, self._time_s(frame))
+                self._due.discard(frame.pts)
+                yield frame
 
     def _decoded_after_key(self) -> Iterator[av.VideoFrame]:
         first: int | None = None
