@@ -121,14 +121,14 @@ def _jsonl(uid: str, line: bytes) -> Annotation:
     if options:
         texts["answer"] = _chosen(texts["answer"], options)
         check_options(options)
-    video = _text(entry["video"], "video")
+    video = _name(entry["video"], "video")
     if not video:
         raise ValueError("field 'video' is empty")
     start_s, end_s = _seconds(entry.get("start_s"), "start_s") or 0.0, _seconds(entry.get("end_s"), "end_s")
     if end_s is not None and end_s <= start_s:
         raise ValueError(f"field 'end_s' must be more than start_s={start_s:g}, found {end_s:g}")
     return Annotation(
-        uid=_text(entry.get("uid", uid), "uid"),
+        uid=_name(entry.get("uid", uid), "uid"),
         video=video,
         start_s=start_s,
         end_s=end_s,
@@ -204,11 +204,16 @@ def _json(line: bytes) -> Any:
         raise ValueError("not JSON that can be read (nested too deeply)") from error
 
 
-def _text(value: Any, name: str) -> str:
+def _name(value: Any, name: str) -> str:
+    """A text as it stands: blanks in the name of a file are part of it."""
     if not isinstance(value, str):
         raise ValueError(f"field '{name}' must be a text, found {value!r}")
     check_unicode(value, name)
-    return " ".join(value.split())
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    return " ".join(_name(value, name).split())
 
 
 def _seconds(value: Any, name: str) -> float | None:

@@ -42,9 +42,9 @@ class FrameClock:
     def pts(self, frame: av.VideoFrame) -> int | None:
         """When ``frame`` is on show, in ticks; None before the first time that is known."""
         turn = heapq.heappop(self._unused) if self._unused else None
-        is_believed = not self._by_decoding and (frame.interlaced_frame or not self._context.has_b_frames)
+        is_believed = not self._context.has_b_frames or (frame.interlaced_frame and not self._by_decoding)
         pts = frame.pts if turn is None or is_believed else turn
-        if pts is None or (self._by_decoding and turn is None):
+        if pts is None or (self._by_decoding and turn is None and not is_believed):
             pts = self._previous
         self._previous = None if pts is None else pts + (frame.duration or 1)
         return pts

@@ -108,6 +108,8 @@ def _ends(
                 continue
             is_ours, unit = packet.stream.index == stream.index, float(packet.time_base)
             time = packet.dts if by_decoding or packet.pts is None else packet.pts
+            if whole and time is not None and packet.dts is not None and time > packet.dts + MAX_PAUSE_S / unit:
+                continue  # no picture waits so long to be shown: the time is damaged
             length_s = (packet.duration or 0) * unit or (frame_s if is_ours else 0.0)
             if is_ours:  # without a time it follows the one before, as all but the first picture in a block of MPEG
                 decoded = (decoded if packet.dts is None else packet.dts * unit) + length_s

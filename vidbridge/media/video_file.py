@@ -17,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 
 from vidbridge.media.clock import FrameClock
 from vidbridge.media.errors import VideoError
-from vidbridge.media.extent import TOLERANCE_S, measure
+from vidbridge.media.extent import MAX_PAUSE_S, TOLERANCE_S, measure
 from vidbridge.media.kinds import READ, kind_of
 from vidbridge.media.upright import upright
 
@@ -151,8 +151,11 @@ class VideoFile:
         self._ahead = next(self._frames, None)
 
     def _decoded_from_start(self) -> Iterator[av.VideoFrame]:
-        """All frames but those before the first good one, which need what was cut off."""
-        has_begun, newest_s = False, -math.inf
+        """All frames but those before the first good one, which need what was cut off.
+
+        Once something was not good that is a key frame, and a bad key frame is damage: it needs nothing before it.
+        """
+        has_begun, is_whole, newest_s = False, self._strict, -math.inf
         for number, packet in enumerate(self._packets()):
             if number == 0 and packet.pts is not None and packet.dts is not None:
                 self._lead = packet.pts - packet.dts
@@ -160,7 +163,7 @@ class VideoFile:
             try:
                 frames = packet.decode()
             except av.FFmpegError:
-                if has_begun or self._strict:
+                if has_begun or self._strict or packet.is_keyframe:
                     raise
                 self._clock.skip()
                 continue
@@ -168,16 +171,19 @@ class VideoFile:
                 raise self._error("damaged", f"is damaged after {newest_s:.2f} s")
             for frame in frames:
                 frame.pts = self._clock.pts(frame)
-                if frame.is_corrupt and not has_begun:
-                    continue
-                if frame.is_corrupt and not self._strict:
+                if frame.is_corrupt and not self._strict and (has_begun or frame.key_frame):
                     raise self._error("damaged", f"is damaged at {self._time_s(frame):.2f} s")
+                if not has_begun and (frame.is_corrupt or not (is_whole or frame.key_frame)):
+                    is_whole = False
+                    continue
                 has_begun = True
                 if frame.pts is None:  # it lies before time 0, which matroska cannot say
                     continue
                 if self._time_s(frame) < newest_s - TOLERANCE_S:  # decoders give frames in the order of their times
                     raise self._error("damaged", f"goes back from {newest_s:.2f} s to {self._time_s(frame):.2f} s")
                 newest_s = max(newest_s, self._time_s(frame))
+                if newest_s > self.duration_s + MAX_PAUSE_S:
+                    raise self._error("damaged", f"jumps to {newest_s:.2f} s, it ends at {self.duration_s:.2f} s")
                 self._due.discard(frame.pts)
                 yield frame
 

@@ -15,6 +15,7 @@ from rich.progress import track
 
 from vidbridge.data.commands.job import Job
 from vidbridge.data.cost import estimated_tokens
+from vidbridge.data.loader import FIRST
 from vidbridge.media.video_file import VideoError
 from vidbridge.tasks.base import DataError
 from vidbridge.types import Montage, Sample, VideoRef
@@ -27,7 +28,12 @@ Samples = Mapping[tuple[str, str], Sequence[Sample]]  # by split and task
 
 
 def check(job: Job, *, strict: bool) -> None:
-    """Writes problems.txt, check.json and check.png; DataError with ``strict`` when there is a problem."""
+    """Write problems.txt, check.json and check.png.
+
+    DataError when more samples cannot be used than ``data.max_bad_frac`` allows, which would stop a run, and with
+    ``strict`` when there is any problem.
+    """
+    max_bad_frac = job.dataset.max_bad_frac
     job = replace(job, dataset=job.dataset.lenient())
     problems = list(job.dataset.row_problems())
     samples: dict[tuple[str, str], list[Sample]] = {}
@@ -41,19 +47,28 @@ def check(job: Job, *, strict: bool) -> None:
         tokens[task.name] += [estimated_tokens(sample, task, job.processor) for sample in spread(found)]
     videos = sorted({path for group in samples.values() for sample in group for path in paths_of(sample)})
     durations: dict[str, float] = {}
+    shown = list(dict.fromkeys(video for group in samples.values() for sample in group for video in sample.videos))
+    unusable: dict[VideoRef | Montage, VideoError] = {}
     with ThreadPoolExecutor(job.dataset.reader.width) as pool:
-        for path, result in track(pool.map(_probe(job), videos), total=len(videos), description="videos"):
+        for path, result in track(pool.map(_duration(job), videos), total=len(videos), description="videos"):
             if isinstance(result, VideoError):
                 problems.append(str(result))
             else:
                 durations[path] = result
+        for video, error in track(pool.map(_reading(job), shown), total=len(shown), description="frames"):
+            if error is not None:
+                unusable[video] = error
+    problems += [line for line in dict.fromkeys(map(str, unusable.values())) if line not in problems]
+    asked_for = [sample for group in samples.values() for sample in group]
+    num_bad = sum(any(video in unusable for video in sample.videos) for sample in asked_for)
     problems += overlaps(samples)
     asked = {task.problem_type for task in job.tasks.values()}
     summary = {
         "rows": {f"{split}/{task}": len(group) for (split, task), group in samples.items()},
         "rows_of_no_task": {name: n for name, n in job.dataset.problem_types().items() if name not in asked},
         "videos": len(videos),
-        "unreadable": len(videos) - len(durations),
+        "unreadable": len({*videos} - {*durations} | {error.path for error in unusable.values()} & {*videos}),
+        "unusable_samples": num_bad,
         "hours": round(sum(durations.values()) / 3600, 3),
         "prompt_tokens": {task: round(float(np.mean(lengths)), 1) for task, lengths in tokens.items()},
         "repeated_rows": repeated(samples),
@@ -68,6 +83,11 @@ def check(job: Job, *, strict: bool) -> None:
     for line in problems[:_MAX_TOLD]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"all of it: {job.folder}", soft_wrap=True, highlight=False)
+    if num_bad > max_bad_frac * max(len(asked_for), FIRST):
+        raise DataError(
+            f"{num_bad} of {len(asked_for)} samples cannot be used, more than data.max_bad_frac={max_bad_frac:g} "
+            f"allows: a run would stop; all of it in {job.folder / PROBLEMS}"
+        )
     if problems and strict:
         raise DataError(f"{len(problems)} problems, all in {job.folder / PROBLEMS}")
 
@@ -116,15 +136,28 @@ def draw(samples: Samples, durations: Mapping[str, float], tokens: Mapping[str, 
     return figure
 
 
-def _probe(job: Job) -> Callable[[str], tuple[str, float | VideoError]]:
-    """How long a video is, or what is wrong with it. Headers may be right and the frames gone: those are read, too."""
+def _duration(job: Job) -> Callable[[str], tuple[str, float | VideoError]]:
+    """How long a video is, or what is wrong with it."""
     reader = job.dataset.reader
 
-    def probe(path: str) -> tuple[str, float | VideoError]:
+    def duration_s(path: str) -> tuple[str, float | VideoError]:
         try:
-            reader(VideoRef(path=path), job.processor.frames)
             return path, reader.duration_s(path)
         except VideoError as error:
             return path, error
 
-    return probe
+    return duration_s
+
+
+def _reading(job: Job) -> Callable[[VideoRef | Montage], tuple[VideoRef | Montage, VideoError | None]]:
+    """What is wrong with a video as a sample shows it: headers may be right and the frames gone, or a part too late."""
+    reader = job.dataset.reader
+
+    def read(video: VideoRef | Montage) -> tuple[VideoRef | Montage, VideoError | None]:
+        try:
+            reader(video, job.processor.frames)
+        except VideoError as error:
+            return video, error
+        return video, None
+
+    return read
