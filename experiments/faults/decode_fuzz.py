@@ -17,7 +17,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import av
 import numpy as np
 
 from experiments.faults.numbered import Made, Spec, make, number_of, plain
@@ -115,6 +114,33 @@ def problem_of(path: Path, spec: Spec, made: Made, pool: WorkerPool, second: Sec
     return None, "as the other reader"
 
 
+class Fuzz:
+    """Damaged files number 0, 1, .. of a seed, each the same for ever."""
+
+    def __init__(self, folder: Path, seed: int = 0, keep: Path | None = None) -> None:
+        self.folder, self.seed, self.keep = folder, seed, keep
+        self.files = [make(spec, folder) for spec in FILES]
+        self._contents = [made.path.read_bytes() for made in self.files]
+        self._pool, self._second = WorkerPool(1, deadline_s=DEADLINE_S), SecondReader()
+
+    def __call__(self, number: int) -> tuple[str | None, str]:
+        """What is wrong with how the file is read, None if nothing, and what came of it in a word."""
+        rng = np.random.default_rng([self.seed, number])
+        at = int(rng.integers(len(FILES)))
+        how, content = damaged(self._contents[at], self._contents[int(rng.integers(len(FILES)))], rng)
+        path = self.folder / f"damaged_{number}{self.files[at].path.suffix}"
+        path.write_bytes(content)
+        problem, result = problem_of(path, FILES[at], self.files[at], self._pool, self._second)
+        if problem and self.keep:
+            self.keep.mkdir(parents=True, exist_ok=True)
+            (self.keep / path.name).write_bytes(content)
+        path.unlink()
+        return problem and f"{number}: {FILES[at]}, {how}: {problem}", result
+
+    def close(self) -> None:
+        self._pool.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.faults.decode_fuzz")
     parser.add_argument("--number", type=int, default=2000, help="damaged files (2000)")
@@ -123,26 +149,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the counts here")
     args = parser.parse_args()
     counts, failed = Counter[str](), []
-    pool, second = WorkerPool(1, deadline_s=DEADLINE_S), SecondReader()
     with tempfile.TemporaryDirectory(prefix="vidbridge_fuzz_") as folder:
-        files = [make(spec, Path(folder)) for spec in FILES]
-        contents = [made.path.read_bytes() for made in files]
+        fuzz = Fuzz(Path(folder), args.seed, args.keep)
         for number in range(args.number):
-            rng = np.random.default_rng([args.seed, number])
-            at = int(rng.integers(len(files)))
-            how, content = damaged(contents[at], contents[int(rng.integers(len(files)))], rng)
-            path = Path(folder) / f"damaged_{number}{files[at].path.suffix}"
-            path.write_bytes(content)
-            problem, result = problem_of(path, FILES[at], files[at], pool, second)
+            problem, result = fuzz(number)
             counts[result] += 1
             if problem:
-                failed.append(f"{number}: {FILES[at]}, {how}: {problem}")
-                print(failed[-1], flush=True)
-                if args.keep:
-                    args.keep.mkdir(parents=True, exist_ok=True)
-                    (args.keep / path.name).write_bytes(content)
-            path.unlink()
-    pool.close()
+                failed.append(problem)
+                print(problem, flush=True)
+        fuzz.close()
     for result, count in counts.most_common():
         print(f"{count:6d}  {result}")
     print(f"decode_fuzz: {args.number - len(failed)} of {args.number} survived")
@@ -153,5 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    av.logging.set_level(None)
     main()

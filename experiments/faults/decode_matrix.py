@@ -58,8 +58,8 @@ def contradiction(made: Made, read: Read) -> str | None:
     return None
 
 
-def problem(spec: Spec, folder: Path) -> str | None:
-    """Of a file that is made for it, and removed."""
+def problem(spec: Spec, folder: Path, *, with_command: bool = True) -> str | None:
+    """What is wrong with how a file of this kind is read, by us or against the other readers."""
     made = make(spec, folder)
     is_mpg = spec.container == "mpg" and not made.refusal  # few pictures have times of their own, and gaps come of it
     if is_mpg or (spec.codec, spec.kind) in HIDDEN_BY_MUXER:
@@ -71,7 +71,8 @@ def problem(spec: Spec, folder: Path) -> str | None:
         if found or made.refusal or made.turned or spec.container in GUESSED or spec.kind in OTHER_ZERO:
             return found
         readers = second_readers()
-        if spec.container == "ts" and spec.kind == "late":  # a pause before the first picture is closed by the command
+        closes_gap = spec.container == "ts" and spec.kind == "late"
+        if closes_gap or not with_command:  # a pause before the first picture is closed by the command
             readers.pop("ffmpeg", None)
         return next(filter(None, (contradiction(made, read) for read in readers.values())), None)
     finally:

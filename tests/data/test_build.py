@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.conftest import SHAPES_FRAMES
 from tests.data.exporting import export_annotations, export_released
+from tests.media.videos import counting
 from vidbridge.data.commands.check import check
 from vidbridge.data.commands.difficulty import filter_rows
 from vidbridge.data.commands.job import Job, alone
@@ -104,6 +105,7 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(job, tmp_path):
         files={"train": str(path), "test": str(tmp_path / "test.jsonl")},
         workers=2,
         held_out_frac=1e-9,
+        max_bad_frac=0.05,
     )
     task = Caption().with_rows((), BUDGET, data.reader)
     check(job(data, {"caption": task}, folder=tmp_path), strict=False)
@@ -114,6 +116,7 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(job, tmp_path):
         "rows_of_no_task": {"Caption": 1},
         "videos": 6,
         "unreadable": 1,
+        "unusable_samples": 1,
         "hours": summary["hours"],
         "prompt_tokens": {"caption": summary["prompt_tokens"]["caption"]},
         "repeated_rows": 2,  # line 7 repeats line 2, the test row repeats line 1
@@ -124,6 +127,21 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(job, tmp_path):
     assert (tmp_path / "check.png").stat().st_size > 5000
     with pytest.raises(DataError, match="4 problems"):
         check(job(data, {"caption": task}, folder=tmp_path), strict=True)
+    with pytest.raises(DataError, match="1 of 8 samples cannot be used.* a run would stop"):
+        check(job(replace(data, max_bad_frac=0.0), {"caption": task}, folder=tmp_path), strict=False)
+
+
+def test_check_reads_the_parts_that_samples_show(job, tmp_path):
+    """The file is good; what is asked for begins after its end."""
+    counting(tmp_path / "a.mp4")
+    known = [{"video": "a.mp4", "uid": "in", "caption": "one"}, {"video": "a.mp4", "caption": "two", "duration_s": 90}]
+    known[1] |= {"start_s": 60, "end_s": 80}
+    (tmp_path / "known.jsonl").write_text("".join(json.dumps(each) + "\n" for each in known))
+    data = Raw(root=str(tmp_path), annotations=[str(tmp_path / "known.jsonl")], workers=0, held_out_frac=1e-9)
+    task = Caption().with_rows((), BUDGET, data.reader)
+    with pytest.raises(DataError, match="1 of 2 samples cannot be used"):
+        check(job(data, {"caption": task}, folder=tmp_path), strict=False)
+    assert "is 4.00 s long, the clip starts at 60.00 s" in (tmp_path / "problems.txt").read_text()
 
 
 def graded(task, scores):

@@ -60,6 +60,7 @@ def check(job: Job, *, strict: bool) -> None:
                 unusable[video] = error
     problems += [line for line in dict.fromkeys(map(str, unusable.values())) if line not in problems]
     asked_for = [sample for group in samples.values() for sample in group]
+    bad = {path for error in unusable.values() for path in videos if error.path.endswith(path)}
     num_bad = sum(any(video in unusable for video in sample.videos) for sample in asked_for)
     problems += overlaps(samples)
     asked = {task.problem_type for task in job.tasks.values()}
@@ -67,7 +68,7 @@ def check(job: Job, *, strict: bool) -> None:
         "rows": {f"{split}/{task}": len(group) for (split, task), group in samples.items()},
         "rows_of_no_task": {name: n for name, n in job.dataset.problem_types().items() if name not in asked},
         "videos": len(videos),
-        "unreadable": len({*videos} - {*durations} | {error.path for error in unusable.values()} & {*videos}),
+        "unreadable": sum(path not in durations or path in bad for path in videos),
         "unusable_samples": num_bad,
         "hours": round(sum(durations.values()) / 3600, 3),
         "prompt_tokens": {task: round(float(np.mean(lengths)), 1) for task, lengths in tokens.items()},
