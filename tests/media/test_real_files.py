@@ -1,6 +1,7 @@
 """Kinds of files that people have and that were refused or read wrong: each made small, with what is right."""
 
 import io
+import json
 import struct
 from dataclasses import replace
 from fractions import Fraction
@@ -74,7 +75,7 @@ def test_side_data_without_a_name(tmp_path):
     with av.open(str(path)) as file:
         (frame, *_) = file.decode(video=0)
         assert any(each.type.name.startswith("UNNAMED") for each in frame.side_data)
-    assert SideData(7) is SideData.AFD or SideData(7).name  # the others keep their names
+    assert SideData["DISPLAYMATRIX"] is SideData(SideData.DISPLAYMATRIX.value)  # the others keep their names
 
 
 @pytest.mark.parametrize("name", ["a.webm", "a.flv"])
@@ -87,10 +88,10 @@ def test_sound_that_is_longer_where_no_header_tells_it(tmp_path, name):
     assert numbers_of(made.path, MIDDLES) == list(range(NUMBER))
 
 
-@pytest.mark.parametrize("container, codec", [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx"), ("ts", "libx264")])
-def test_what_is_hidden_is_what_the_annotation_says(tmp_path, container, codec):
+@pytest.mark.parametrize("container", ["mp4", "mkv", "webm", "ts"])
+def test_what_is_hidden_is_what_the_annotation_says(tmp_path, container):
     """Pictures from 2 s on: what is annotated at 4 to 5 s are frames 20 to 29."""
-    made = make(Spec(container, codec, "late"), tmp_path)
+    made = make(Spec(container, "libvpx" if container == "webm" else "libx264", "late"), tmp_path)
     assert duration_s(made.path) == pytest.approx(2 + NUMBER / FPS, abs=0.11)
     assert numbers_of(made.path, [0.05, 1.05, 1.95]) == [0, 0, 0]
     budget = FrameBudget(fps=10.0, max_frames=64, min_pixels=1, max_pixels=1)
@@ -100,13 +101,7 @@ def test_what_is_hidden_is_what_the_annotation_says(tmp_path, container, codec):
 
 
 def test_a_header_that_is_too_short(tmp_path):
-    """An mp4 whose last picture is shown long after the others; an FLV that says 1 s."""
-    path = counting(tmp_path / "a.mp4", num_frames=20, times_ms=[*range(0, 1900, 100), 9000])
-    content = path.read_bytes()
-    place = content.index(b"stts")  # all pictures as long as the first one: the track ends at 2 s
-    last = content.index(struct.pack(">II", 1, 7100), place) if struct.pack(">II", 1, 7100) in content else None
-    assert last is None or last > place
-    assert duration_s(path) >= 9.0
+    """An FLV that says 1 s; the pictures after it are read."""
     made = make(Spec("flv", "libx264", "plain"), tmp_path)
     content = made.path.read_bytes()
     place = content.index(b"duration") + len(b"duration") + 1
@@ -133,7 +128,8 @@ def test_times_far_behind_the_decoding_times(tmp_path):
 
 def test_a_clip_cut_at_a_key_frame_whose_books_name_what_was_cut_off(tmp_path):
     """H.264 as video sites write it: the I-frame tells the decoder to forget frames from before the cut."""
-    options = {"preset": "slow", "x264-params": "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3:b-pyramid=normal:ref=4"}
+    params = "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3:b-pyramid=normal:ref=4"
+    options = {"preset": "slow", "x264-params": params}
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=FPS, options=options)
@@ -178,8 +174,6 @@ def test_what_is_not_read_is_called_by_its_kind(tmp_path, content):
 
 @pytest.mark.parametrize("name", ["part  two.mp4", " a.mp4", "a\tb.mp4", "a .mp4"])
 def test_names_are_taken_as_they_stand(tmp_path, name):
-    import json
-
     (tmp_path / "known.jsonl").write_text(json.dumps({"video": name, "uid": f"of {name}", "caption": "a  b"}))
     (known,), problems = read_annotations(tmp_path / "known.jsonl", "{id}.mp4")
     assert (known.video, known.uid, known.caption, problems) == (name, f"of {name}", "a b", [])
