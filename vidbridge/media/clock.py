@@ -22,10 +22,12 @@ class FrameClock:
         self._unused: list[int] = []  # times of packets, a heap
         self._newest: int | None = None
         self._rises = True
+        self._guesses = False  # where the demuxer knows that pictures wait for others
         self._previous: int | None = None  # the end of the last frame
 
     def note(self, packet: av.Packet) -> None:
         ticks = packet.dts if self._by_decoding else packet.pts
+        self._guesses = self._guesses or (self._by_decoding and packet.pts != packet.dts)
         if not packet.size or packet.is_discard or not self._rises:
             return
         if ticks is not None and (self._by_decoding or self._newest is None or ticks > self._newest):
@@ -42,7 +44,8 @@ class FrameClock:
     def pts(self, frame: av.VideoFrame) -> int | None:
         """When ``frame`` is on show, in ticks; None before the first time that is known."""
         turn = heapq.heappop(self._unused) if self._unused else None
-        is_believed = not self._context.has_b_frames or (frame.interlaced_frame and not self._by_decoding)
+        is_of_fields = frame.interlaced_frame and not self._by_decoding
+        is_believed = not self._guesses and (is_of_fields or not self._context.has_b_frames)
         pts = frame.pts if turn is None or is_believed else turn
         if pts is None or (self._by_decoding and turn is None and not is_believed):
             pts = self._previous
