@@ -228,8 +228,8 @@ def encoder_options(spec: Spec) -> dict[str, str]:
             return {"preset": "veryfast", "crf": "10", "threads": "1", "x264-params": f"open-gop={int(is_open)}:"
                     f"keyint={GOP}:min-keyint={GOP}:scenecut=0:bframes={2 * reorders}:b-adapt=0"}  # fmt: skip
         case "libx265":
-            return {"preset": "ultrafast", "x265-params": f"log-level=none:open-gop={int(is_open)}:pools=none:"
-                    f"frame-threads=1:keyint={GOP}:min-keyint={GOP}:scenecut=0:bframes={2 * reorders}:b-adapt=0"}  # fmt: skip
+            params = f"log-level=none:open-gop={int(is_open)}:pools=none:frame-threads=1:keyint={GOP}:min-keyint={GOP}"
+            return {"preset": "ultrafast", "x265-params": f"{params}:scenecut=0:bframes={2 * reorders}:b-adapt=0"}
         case "libsvtav1":
             return {"preset": "12", "crf": "20", "svtav1-params": f"lp=1:keyint={GOP}"}
         case "libvpx" | "libvpx-vp9" | "vp8":
