@@ -8,7 +8,7 @@ ARGS ?=
 LMMS := .venv-lmms/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint types train sweep eval-lmms clean
+.PHONY: help setup demo test test-all check-model test-gpu lint types train sweep eval-lmms clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: setup ## the fast tests
 test-all: setup ## every test, with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov=vidbridge $(ARGS)
 
+test-gpu: setup ## those that need a CUDA device; skipped with a reason where there is none
+	$(BIN)/python -m pytest -m gpu -rs tests/gpu $(ARGS)
+
 lint: setup ## flake8, import order, floors of the house
 	$(BIN)/python -m flake8
 	$(BIN)/isort --check-only --diff .
@@ -44,6 +47,9 @@ train: setup ## one run: make train ARGS='task_mix=qa seed=1'
 
 sweep: setup ## many runs: make sweep ARGS='task_mix=qa,proxy seed=0,1'
 	$(BIN)/python train.py -m $(ARGS)
+
+check-model: setup ## is what is assumed of a model true? make check-model ARGS='model=qwen2_5_vl_7b model.path=..'
+	$(BIN)/python -m vidbridge.check_model $(ARGS)
 
 eval-lmms: setup ## lmms-eval in .venv-lmms: make eval-lmms MODEL=outputs/../model TASKS=videomme
 	@test -n '$(MODEL)' || { echo 'which model? make eval-lmms MODEL=outputs/../model TASKS=videomme,mvbench'; exit 2; }

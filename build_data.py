@@ -9,7 +9,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 from vidbridge import build, dist, launch
 from vidbridge.checks import ConfigError
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     commands = door.add_subparsers(dest="command", required=True)
     helps = {
         "check": "every row and every video: what is wrong where, how much there is, what splits share",
-        "preview": "contact sheets of samples as the model sees them: preview.html and a PNG each",
+        "preview": "samples as the model sees them, frames and prompt: preview.html and a PNG each",
         "build": "the rows with their videos as files: JSONL, mp4s, a manifest of hashes",
         "write_qa": "MixVidQA questions on clips of data=raw, by a model that sees (judge=openai judge.answers.model=)",
         "filter": "drop the rows that model.path always gets right; all ranks share the work (nproc)",
@@ -36,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     known = {name: commands.add_parser(name, help=text, description=text) for name, text in helps.items()}
     for command in known.values():
         command.add_argument("--number", type=int, help="rows of each task and split; all of them, 4 for preview")
-    known["check"].add_argument("--strict", action="store_true", help="any problem is an exit status of 1")
+    strict = "exit status 1 for any problem, not only where a run would be refused"
+    known["check"].add_argument("--strict", action="store_true", help=strict)
     known["build"].add_argument("--fps", type=int, default=16, help="frames a second of the new videos")
     known["filter"].add_argument("--samples", type=int, default=5, help="answers to each row, at temperature 1")
     known["filter"].add_argument("--spread", choices=SPREADS, default="range", help="how captions' event F1 differ")
@@ -46,26 +47,33 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
     with build.as_config_errors():
-        if dist.world_size() > 1 and args.command != "filter":
-            raise ConfigError(f"nproc={dist.world_size()}: only filter makes use of more than one rank")
-        job = build.build_job(config, run_dir=run_dir, number=args.number)
-        if args.command == "filter":
-            evaluator = build.build_sampler(config, job)
-        if args.command == "write_qa":
-            writer = build.build_writer(config)
+        work = prepared(args, config, run_dir)
     with alone(run_dir) if dist.is_first() else nullcontext():
-        match args.command:
-            case "check":
-                check(job, strict=args.strict)
-            case "preview":
-                preview(job)
-            case "build":
-                materialise(job, fps=args.fps)
-            case "write_qa":
-                write_qa(job, writer)
-            case "filter":
-                answer = partial(evaluator.scored, num_samples=args.samples)
-                filter_rows(job, answer, evaluator.reward.maximum, spread=args.spread, threshold=args.threshold)
+        work()
+
+
+def prepared(args: argparse.Namespace, config: Config, run_dir: Path) -> Callable[[], None]:
+    """The command with all that it needs."""
+    if dist.world_size() > 1 and args.command != "filter":
+        raise ConfigError(f"nproc={dist.world_size()}: only filter makes use of more than one rank")
+    job = partial(build.build_job, config, run_dir=run_dir, number=args.number)
+    if args.command == "preview":  # needs no model, but shows more where there is one
+        found = build.find_processor(config)
+        return partial(preview, job(found), found)
+    processor = build.build_processor(config)
+    match args.command:
+        case "check":
+            return partial(check, job(processor), processor, strict=args.strict)
+        case "build":
+            return partial(materialise, job(processor), fps=args.fps)
+        case "write_qa":
+            return partial(write_qa, job(processor), build.build_writer(config))
+    rows = job(processor)
+    evaluator = build.build_sampler(config, rows, processor)
+    answer = partial(evaluator.scored, num_samples=args.samples)
+    return partial(
+        filter_rows, rows, answer, evaluator.reward.maximum, spread=args.spread, threshold=args.threshold
+    )
 
 
 if __name__ == "__main__":

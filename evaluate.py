@@ -28,7 +28,8 @@ def judge_agreement(config: Config, public: Mapping[str, Any], run_dir: Path) ->
     with build.as_config_errors():
         first, second, reward = build.build_agreement(config)
         rows = agreement.read_rows(config.agreement.completions)
-    agreement.report(agreement.compare(first, second, rows, reward), run_dir)
+    of_run = Path(str(config.agreement.completions)).parent
+    agreement.report(agreement.compare(first, second, rows, reward), run_dir, run_dir=of_run)
 
 
 if __name__ == "__main__":

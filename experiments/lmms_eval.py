@@ -15,7 +15,9 @@ import sys
 from pathlib import Path
 from typing import Sequence
 
-from vidbridge.text.prompts import SYSTEM
+from omegaconf import OmegaConf
+
+from vidbridge.launch import CONF
 
 PYTHON = Path(".venv-lmms/bin/python")
 # names of lmms-eval 0.7.3; the paper's table has IntentQA and DREAM-1K too, which it does not know
@@ -25,7 +27,18 @@ MIN_PIXELS, MAX_PIXELS = 128 * 28 * 28, 196 * 28 * 28  # of a frame, as trained
 LONGEST, LONGEST_DIRECT = 2048, 32  # tokens of a reply; the tasks' own 16 leave no room to reason
 
 
-def command(model: str, tasks: Sequence[str], *, direct: bool, gpus: int, output: str) -> list[str]:
+def system_message(model: str) -> str | None:
+    """Of the run that ``model`` is the model/ of; of prompt=qwen where it is of none. The questions are lmms-eval's."""
+    run = Path(model).parent / "config.yaml"
+    of_run = OmegaConf.load(run) if Path(model).is_dir() and run.is_file() else OmegaConf.create({"prompt": None})
+    prompt = of_run.get("prompt") or OmegaConf.load(CONF / "prompt" / "qwen.yaml")
+    message = prompt.system.thinking
+    return None if message is None else message.format()
+
+
+def command(
+    model: str, tasks: Sequence[str], *, system: str | None, direct: bool, gpus: int, output: str
+) -> list[str]:
     """What to run. To reason, the model needs our system message, which only the simple model class takes."""
     arguments = {
         "pretrained": model,
@@ -34,8 +47,8 @@ def command(model: str, tasks: Sequence[str], *, direct: bool, gpus: int, output
         "max_pixels": MAX_PIXELS,
         "attn_implementation": "sdpa",
     }
-    if not direct:
-        arguments["system_prompt"] = f'"{SYSTEM}"'  # it holds a comma; lmms-eval leaves the quotes in the message
+    if system is not None and not direct:
+        arguments["system_prompt"] = f'"{system}"'  # it holds a comma; lmms-eval leaves the quotes in the message
     words = [str(PYTHON), "-m", "accelerate.commands.launch", f"--num_processes={gpus}", "-m", "lmms_eval"]
     words += ["--model", "qwen2_5_vl", "--model_args", ",".join(f"{name}={value}" for name, value in arguments.items())]
     words += [] if direct else ["--force_simple"]
@@ -55,7 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if Path(args.model).is_dir() and not (Path(args.model) / "config.json").is_file():
         parser.error(f"{args.model} holds no config.json: of a run it is the folder model/")
-    words = command(args.model, args.tasks.split(","), direct=args.direct, gpus=args.gpus, output=args.output)
+    system = system_message(args.model)
+    if system is not None and '"' in system:
+        parser.error("the system message (prompt.system.thinking) holds a \", which ends it for lmms-eval")
+    words = command(
+        args.model, args.tasks.split(","), system=system, direct=args.direct, gpus=args.gpus, output=args.output
+    )
     print(shlex.join(words), flush=True)
     return 0 if args.show else subprocess.run(words).returncode
 

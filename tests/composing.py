@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from vidbridge import launch
+from vidbridge.choices import Prompting
 from vidbridge.config import Config
+from vidbridge.prompt_config import PromptConfig
+from vidbridge.text.prompts import PromptTemplate
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -17,6 +22,17 @@ def composed(*overrides: str) -> DictConfig:
 
 def config_of(*overrides: str) -> Config:
     return launch.to_dataclasses(composed(*overrides))
+
+
+@cache
+def _prompt(name: str) -> PromptConfig:
+    return config_of(f"prompt={name}").prompt
+
+
+def templates(prompt: str = "tiny", prompting: Prompting = Prompting.thinking) -> dict[str, PromptTemplate]:
+    """By task, those of conf/prompt."""
+    chosen = _prompt(prompt)
+    return {task: chosen.template(task, prompting) for task in chosen.tasks}
 
 
 def small_run(model_folder: object, cache: object) -> list[str]:

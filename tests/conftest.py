@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import settings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from tests.composing import templates
 from vidbridge.data.shapes import Shapes
 from vidbridge.media.frames import FrameBudget
 from vidbridge.tasks.base import Task
@@ -113,8 +115,10 @@ def random_qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shapes_tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
     """Three tasks of the embedded world with 12 training rows each, their videos real files."""
     data = Shapes(root=str(tmp_path_factory.mktemp("shapes")), seed=1, num_rows={"train": 12})
+    words = templates("tiny")
     return {
-        task.name: task.with_rows(data.rows(task, "train"), SHAPES_FRAMES) for task in (Caption(), MixVidQA(), QA())
+        task.name: replace(task, template=words[task.name]).with_rows(data.rows(task, "train"), SHAPES_FRAMES)
+        for task in (Caption(), MixVidQA(), QA())
     }
 
 

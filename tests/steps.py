@@ -57,9 +57,10 @@ def make_step(
     engine=LocalEngine,
     bad=None,
     every=0,
+    device="cpu",
     **algo,
 ):
-    module = load_model(str(folder), device="cpu")
+    module = load_model(str(folder), device=device)
     processor = Processor.from_folder(folder, SHAPES_FRAMES, max_prompt_tokens=1024)
     config = GrpoConfig(**{"group_size": 4, **algo})
     reference = frozen_copy(module) if config.kl_beta > 0 else None

@@ -10,8 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from experiments.bench import decode, gpu, harness, judge, learner, plan, rollout, step
-from experiments.bench.shape import TINY, load_sides, random_group
+from experiments.bench import decode, gpu, harness, judge, learner, needed, plan, rollout, step
+from experiments.bench.shape import FRAMES, TINY, load_sides, random_group, write_folder
+from vidbridge.model_checks import peak
+from vidbridge.policy.loading import load_model
+from vidbridge.policy.processor import Processor
 
 
 def figures_of(main, path, *options):
@@ -92,23 +95,56 @@ def test_the_memory_of_a_step_is_the_predicted_one():
 
 
 def test_gpu_in_its_tiny_size_needs_none(tmp_path):
-    figures = figures_of(gpu.main, tmp_path)
-    assert figures["mfu"] > 0 and figures["speedup"] > 0 and figures["decode_step_s"] > 0
-    assert figures["grad_rel_err"] < 0.05  # of bfloat16
+    figures = figures_of(gpu.main, tmp_path, "--device", "cpu")
+    device, compilations, of_learner, of_rollout, of_step = figures["rows"]
+    assert [row["part"] for row in figures["rows"]] == list(gpu.PARTS) and figures["size"] == "tiny"
+    assert device["peak_is_measured"] and device["copy_gb_per_s"] > 0
+    assert compilations["compilations"] == 0  # the CPU's attention is not compiled
+    assert len(compilations["seconds"]) == compilations["lengths"] == 4
+    assert of_learner["mfu"] > 0 and of_learner["speedup"] == of_learner["repeated_s"] / of_learner["packed_s"] > 0
+    assert of_learner["grad_rel_err"] < 0.05  # of bfloat16
+    assert of_rollout["decode_bandwidth_frac"] == of_rollout["decode_bound_s"] / of_rollout["decode_step_s"] > 0
+    assert of_step["predicted_mb"] > 0 and of_step["learner_s"] > 0 and of_step["step_s"] > of_step["rollout_s"] > 0
 
 
 def test_without_a_gpu_nothing_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     gpu.main(["--json", str(tmp_path / "figures.json")])
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["gpu"] is None and "no CUDA device" in figures["reason"]
+    assert figures["gpu"] is None and "no CUDA device" in figures["reason"] and figures["rows"] == []
+
+
+def test_a_part_of_the_gpu_bench_that_fails_or_is_late_leaves_a_row(tmp_path, monkeypatch):
+    def failing(bench):
+        raise torch.OutOfMemoryError("CUDA out of memory\nand much more")
+
+    clock = iter([0.0, 1.0, 2.0, 400.0])
+    monkeypatch.setattr(gpu, "PARTS", {"one": failing, "two": lambda bench: {"figure": 3}, "three": failing})
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    path = tmp_path / "figures.json"
+    status = gpu.main(["--size", "tiny", "--device", "cpu", "--seconds", "300", "--json", str(path)])
+    assert status == 1
+    assert json.loads(path.read_text())["rows"] == [
+        {"part": "one", "failed": "OutOfMemoryError: CUDA out of memory"},
+        {"part": "two", "figure": 3},
+        {"part": "three", "failed": "no time was left"},
+    ]
+
+
+def test_a_random_folder_is_one_that_the_package_reads(tmp_path):
+    """The numbers of the shape, the words of the shapes world, 16 bits."""
+    write_folder(tmp_path, TINY, torch.device("cpu"))
+    module = load_model(str(tmp_path), dtype="bfloat16", device="cpu")
+    assert module.lm_head.weight.shape == (512, 32) and module.lm_head.weight.dtype == torch.bfloat16
+    processor, text = Processor.from_folder(tmp_path, FRAMES), "<answer>the red square moves left</answer>"
+    assert processor.decode(processor.encode_completion(text)) == text
 
 
 def test_needed_work_by_hand():
     policy = gpu.load_policy(TINY, torch.device("cpu"))
     group = gpu.random_group(policy.processor, video_tokens=72, group_size=2, completion_tokens=3)
     prompt = len(group.encoded.input_ids)
-    flops = gpu.needed_flops(policy.module, group)
+    flops = needed.needed_flops(policy.module, group)
     # layers of 2 x 32 x 32 (query, output) + 2 x 16 x 32 (key, value) + 3 x 32 x 64; 2 completions of 2 tokens
     assert flops["text"] == 6 * 2 * (2048 + 1024 + 6144) * (prompt + 4)
     # the first token of a completion sees the prompt and itself, the second one more
@@ -117,16 +153,16 @@ def test_needed_work_by_hand():
     assert flops["lm_head"] == 6 * 512 * 32 * 6
     # 8 frames of 6 x 6 patches, a window holds 8 x 8: block 0 and block 1 see the same
     assert flops["vision_attention"] == 12 * 32 * 2 * 8 * 36**2
-    assert gpu.pairs_in_frames((1, 5, 4), 4) == 16**2 + 4**2
+    assert needed.pairs_in_frames((1, 5, 4), 4) == 16**2 + 4**2
     # bfloat16: 2 layers with 2 norms of 32 and biases of query, key and value; the vocabulary; keys and values of 16
     weights = 2 * (2048 + 1024 + 6144 + 64 + 64) + 512 * 32
-    assert gpu.needed_bytes(policy.module, group, 3) == 2 * (weights + 2 * 2 * 16 * (prompt + 2 * 3 / 2))
+    assert needed.needed_bytes(policy.module, group, 3) == 2 * (weights + 2 * 2 * 16 * (prompt + 2 * 3 / 2))
 
 
 def test_medians_take_turns_and_leave_out_the_first_round(monkeypatch):
     """Calls a b, a b, a b, a b that take 9 8, 1 5, 3 5, 2 7 seconds."""
     calls, times = [], iter([0, 9, 9, 17, 20, 21, 21, 26, 30, 33, 33, 38, 40, 42, 42, 49])
-    monkeypatch.setattr(harness, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr(peak, "time", SimpleNamespace(perf_counter=lambda: next(times)))
     seconds = harness.medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
     assert "".join(calls) == "abababab"
     assert seconds == {"a": 2, "b": 5}

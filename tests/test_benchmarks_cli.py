@@ -15,7 +15,7 @@ from vidbridge.media.write import write_mp4
 
 EVALUATE = ROOT / "evaluate.py"
 NUM_VIDEOS, NUM_QUESTIONS = 4, 60
-SMALL = ["track=none", "benchmark.frames.max_frames=4", "frames.min_pixels=256", "frames.max_pixels=256"]
+SMALL = ["benchmark.frames.max_frames=4", "frames.min_pixels=256", "frames.max_pixels=256"]
 SMALL += ["rollout.max_completion_tokens=6", "benchmark.data.workers=0"]
 
 
@@ -42,7 +42,8 @@ def questions(files, model, run_dir, *more):
     fields += ["benchmark.data.answer_is=index", "benchmark.data.video='{clip}'", "benchmark.data.id='{q}'"]
     return command(
         model, run_dir, "benchmark=qa_jsonl", f"benchmark.data.file={files}/qa.jsonl", f"benchmark.data.root={files}",
-        *fields, "benchmark.data.categories=[kind]", "benchmark.num_samples=2", "rollout.max_rows=2", *more,
+        *fields, "benchmark.data.categories=[kind]", "benchmark.num_samples=2", "rollout.max_rows=2",
+        "track=none", *more,
     )
 
 
@@ -104,6 +105,9 @@ def test_killed_and_restarted_it_repeats_nothing_and_comes_to_the_same(files, ra
     assert rows == read_lines(answered / "items.jsonl")
     assert summary(tmp_path / "run") == summary(answered)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == (answered / "metrics.jsonl").read_text()
+    shown = read_lines(tmp_path / "run" / "completions.jsonl")  # the first of the items that were asked, and its clip
+    assert [row["stage"] for row in shown] == ["held_out/sampled"] * 2 + ["held_out/greedy"]
+    assert all((tmp_path / "run" / clip["path"]).is_file() for row in shown for clip in row["clips"])
 
 
 @pytest.mark.slow
@@ -133,3 +137,7 @@ def test_captions_of_ones_own_file_asked_directly(files, random_qwen_folder, tmp
     rows = read_lines(tmp_path / "run" / "items.jsonl")
     assert all(row["reference"].startswith("First the square") for row in rows)
     assert all("<answer>" in text for row in rows for text in row["completions"])  # a bare reply is put into one
+    # and so it does with W&B, whose tables hold what was seen
+    (clip,) = {clip["path"] for row in read_lines(tmp_path / "run" / "completions.jsonl") for clip in row["clips"]}
+    kept = [path.read_bytes() for path in (tmp_path / "run" / "wandb" / "artifacts").rglob("*") if path.is_file()]
+    assert (tmp_path / "run" / clip).read_bytes() in kept

@@ -1,15 +1,17 @@
-"""A new reward is one file and one yaml, a new task is one file and one yaml; nothing else is touched."""
+"""A new reward or task is one file and one yaml, a new prompt one yaml; nothing else is touched."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 import train
-from tests.composing import composed, small_run
+from tests.composing import composed, config_of, small_run
 from vidbridge import build, launch
 from vidbridge.checks import ConfigError
+from vidbridge.policy.processor import Processor
 
 BREVITY = '''
 """Pays for short answers."""
@@ -63,15 +65,15 @@ class Counting(Task):
             options=options,
             notes=source.notes(),
         )
-
-    def ask(self, sample):
-        return sample.question
 '''
 
 COUNTING_YAML = """
 # @package _global_
 tasks:
   counting: {_target_: my_counting.Counting}
+prompt:
+  tasks:
+    counting: {thinking: "Look closely. {question}"}
 task_mix:
   shares: {counting: 2000}
 reward:
@@ -79,6 +81,14 @@ reward:
 eval:
   reward:
     counting: {choice: 1.0}
+"""
+
+SHORT_YAML = """
+defaults: [tiny, _self_]
+name: short
+system: {thinking: null}
+tasks:
+  qa: {thinking: "{question} {options}"}
 """
 
 
@@ -90,6 +100,7 @@ def user_folder(tmp_path, monkeypatch):
         "my_counting.py": COUNTING,
         "conf/reward/brevity.yaml": BREVITY_YAML,
         "conf/task/counting.yaml": COUNTING_YAML,
+        "conf/prompt/short.yaml": SHORT_YAML,
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +131,28 @@ def test_a_new_task(user_folder, random_qwen_folder):
     summary, metrics = run_with(user_folder, random_qwen_folder, "+task=counting", "task_mix=qa", "seed=1")
     assert list(summary["after"]["greedy"]["tasks"])[-1] == "counting" and len(summary["after"]["greedy"]["tasks"]) == 5
     assert "reward/counting/choice" in metrics
+
+
+def test_a_new_task_without_a_template_is_refused(user_folder):
+    search = f"hydra.searchpath=['file://{user_folder}/conf']"
+    with pytest.raises(ConfigError, match="prompt.tasks.counting.thinking is missing: the text that asks 'counting'"):
+        config_of(search, "allowed_targets=[my_]", "+task=counting", "~prompt.tasks.counting")
+
+
+def test_a_new_prompt(user_folder, random_qwen_folder, monkeypatch):
+    read, encode = [], Processor.encode
+
+    def encoded(self, prompt):
+        read.append(self.render(prompt.messages))
+        return encode(self, prompt)
+
+    monkeypatch.setattr(Processor, "encode", encoded)
+    summary, _ = run_with(user_folder, random_qwen_folder, "prompt=short", "task=[qa]", "task_mix=qa")
+    assert summary["prompt"] == "short"
+    assert len(set(read)) >= 4  # two rows of a split, of two
+    # the chat template of this model has a system message of its own, where there is none
+    start = "<|im_start|>system\nthe square is red<|im_end|>\n<|im_start|>user\n<|vision_start|><|video_pad|>"
+    assert all(re.fullmatch(re.escape(start) + r"<.vision_end.>What [^\n]*\? A\. (.|\n)*", text) for text in read)
 
 
 def test_modules_that_are_not_named_in_allowed_targets_are_refused(user_folder, random_qwen_folder):

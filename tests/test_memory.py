@@ -16,7 +16,7 @@ from tests.policy.builders import make_policy, ragged_groups, whole_batch
 from vidbridge.choices import Dtype
 from vidbridge.config import ModelConfig
 from vidbridge.memory import FLOAT, Groups, Memory, ModelSize, Sharding
-from vidbridge.policy.processor import read_config
+from vidbridge.policy.model_folder import read_config
 
 # 2 + 2 layers of the usual kinds, wide enough that what the arithmetic leaves out is small
 SHAPE = replace(SMALL, num_hidden_layers=2, vision_depth=2, full_attention_blocks=(1,))

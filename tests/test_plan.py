@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,7 @@ from vidbridge.checks import ConfigError
 from vidbridge.data.rows import DataError
 from vidbridge.data.sizes import TaskSizes
 from vidbridge.memory import Memory, ModelSize, Moment, Sharding
-from vidbridge.policy.processor import read_config
+from vidbridge.policy.model_folder import read_config
 
 GIGA = 10**9
 SIZES = [
@@ -179,8 +180,8 @@ def test_what_the_run_would_refuse_the_plan_refuses(override, error, message, sm
 def test_the_door_trains_nothing_and_leaves_no_folder(fits, status, monkeypatch, tmp_path, capsys):
     run_dir = tmp_path / "run"
     monkeypatch.setattr(sys, "argv", ["train.py", "plan=true", f"hydra.run.dir={run_dir}"])
-    monkeypatch.setattr(launch.os, "environ", dict(os.environ))  # launch.main sets a variable for its whole process
-    with pytest.raises(SystemExit) as end:
+    # launch.main sets a variable for its whole process
+    with patch.dict(os.environ), pytest.raises(SystemExit) as end:
         launch.main(lambda *_: pytest.fail("nothing is trained"), plan=None if fits is None else lambda config: fits)
     assert end.value.code == status and not run_dir.exists()
     assert ("belongs to train.py" in capsys.readouterr().err) == (fits is None)

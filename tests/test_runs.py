@@ -1,13 +1,14 @@
 """What ``checkpoint=`` names: a finished run, one that was broken off, a model; and its scores again."""
 
 import json
+import shutil
 
 import pytest
 from omegaconf import OmegaConf
 
 import evaluate
 import train
-from tests.composing import composed, small_run
+from tests.composing import composed, config_of, small_run
 from vidbridge import launch, runs
 from vidbridge.benchmark import items_so_far
 from vidbridge.checkpoint import CheckpointError, newest
@@ -17,13 +18,14 @@ from vidbridge.track.console import Console
 from vidbridge.track.tracker import Tracker
 
 RANDOM = "seed=3"  # another than the default
+ASKED = "prompt.tasks.qa.thinking='{question} what is it? {options}'"
 
 
 @pytest.fixture(scope="module")
 def finished(random_qwen_folder, tmp_path_factory):
-    """A run of a seed and a length of completions that are not the defaults."""
+    """A run of a seed, a prompt and a length of completions that are not the defaults."""
     run_dir, cache = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("cache")
-    cfg = composed(*small_run(random_qwen_folder, cache), RANDOM, "checkpoint.every=1", "eval.every=0")
+    cfg = composed(*small_run(random_qwen_folder, cache), RANDOM, ASKED, "checkpoint.every=1", "eval.every=0")
     with launch.claimed(run_dir, launch.public(cfg), again=False):
         train.train(launch.to_dataclasses(cfg), launch.public(cfg), run_dir)
     return run_dir
@@ -43,6 +45,9 @@ def test_a_finished_run_scores_what_its_summary_says(finished, tmp_path):
     summary = evaluated(tmp_path / "out", f"model.checkpoint={finished}")
     assert summary["scores"] == json.loads((finished / "summary.json").read_text())["after"]
     assert summary["seed"] == 3 and summary["benchmark"]["name"] == "held_out"
+    assert (summary["prompt"], summary["benchmark"]["prompting"]) == ("tiny", "thinking")
+    said = OmegaConf.load(tmp_path / "out" / "config.yaml").prompt.tasks.qa.thinking
+    assert said == "{question} what is it? {options}"  # of the run
     numbers = summary["benchmark"]["greedy"]
     assert {"caption F1 %", "caption recall %", "caption precision %"} < set(numbers["caption"])
     assert numbers["dark_event_infer"]["items"] == {"scored": 2, "without a judge's reply": 0}
@@ -69,6 +74,26 @@ def test_an_evaluation_goes_on_only_as_the_one_it_was(finished, tmp_path):
     for other in ({"seed": 5}, {"benchmark": {**public["benchmark"], "num_items": 1}}):
         with pytest.raises(CheckpointError, match="is of another configuration"):
             items_so_far(config, {**public, **other}, tmp_path / "out", tracker_in(tmp_path / "out"))
+
+
+def test_training_goes_on_only_with_the_prompt_that_it_had(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    cfg = composed("resume=auto", "prompt=qwen")
+    record = OmegaConf.to_container(OmegaConf.load(tmp_path / "run" / "config.yaml"))
+    cfg = OmegaConf.merge(cfg, {**record, "prompt": cfg.prompt, "resume": "auto", "steps": 3})
+    with pytest.raises(CheckpointError, match="prompt.tasks.caption.thinking: {question} -> {question}\n\nIn <think>"):
+        train.train(launch.to_dataclasses(cfg), launch.public(cfg), tmp_path / "run")
+
+
+def test_a_run_from_before_there_were_prompts_is_asked_as_it_was(finished, tmp_path):
+    record = OmegaConf.load(finished / "config.yaml")
+    del record["prompt"]
+    OmegaConf.save(record, tmp_path / "config.yaml")
+    (tmp_path / "model").symlink_to(finished / "model")
+    for said, name in ([], "tiny"), (["prompt=qwen"], "qwen"):
+        cfg = composed(f"model.checkpoint={tmp_path}", *said)
+        runs.resolve(cfg, said)
+        assert launch.to_dataclasses(cfg).prompt == config_of(f"prompt={name}").prompt
 
 
 def tracker_in(folder):

@@ -14,6 +14,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.sft import SftStep
 from vidbridge.tasks.base import DataError
+from vidbridge.text.prompts import texts_in
 from vidbridge.tiny import TAGS, create_folder, texts_of
 
 
@@ -33,7 +34,7 @@ def test_the_untrained_folder_is_loaded_as_any_other(folder, tasks):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for task in tasks.values():
         for sample in map(task.sample, range(len(task))):
-            for text in (task.ask(sample), task.gold(sample)):
+            for text in (*texts_in(task.messages(sample)), task.gold(sample)):
                 ids = tokenizer(text).input_ids
                 assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text
     assert all(len(tokenizer(tag).input_ids) == 1 for tag in TAGS)

@@ -115,7 +115,7 @@ def failed_of(tasks, folder):
     step = make_step(tasks, folder, prompts_per_step=4)
     if dist.is_first():
         caption = tasks["caption"]
-        rows = [replace(row, problem="What is <|video_pad|>?") for row in caption.rows]
+        rows = [replace(row, problem="the square " * 1024) for row in caption.rows]
         step = make_step({**tasks, "caption": caption.with_rows(rows, SHAPES_FRAMES)}, folder, prompts_per_step=4)
     with pytest.raises((DataError, RankFailed)) as caught:
         step(0)
@@ -187,7 +187,8 @@ def test_two_ranks_take_the_step_of_one(ran, alone, options, engine):
     for rank in ran:
         seen = rank[f"{engine}, {options}"]
         assert seen["groups"] == expected["groups"]
-        assert seen["weights"] == pytest.approx(expected["weights"], rel=1e-4)
+        # biases begin at 0, and where a gradient is next to nothing Adam makes a whole step of how it was rounded
+        assert seen["weights"] == pytest.approx(expected["weights"], rel=1e-4, abs=1e-7)
         for ours, theirs in zip(seen["metrics"], expected["metrics"], strict=True):
             assert ours == close(theirs)
         assert seen["metrics"] == ran[0][f"{engine}, {options}"]["metrics"]
@@ -222,7 +223,7 @@ def test_two_ranks_fine_tune_as_one(ran, alone, engine):
 
 def test_an_error_of_one_rank_ends_the_step_of_all(ran):
     (kind, message), (other_kind, other_message) = (rank["failed"] for rank in ran)
-    assert kind == "DataError" and "2 video placeholders for 1 clips" in message
+    assert kind == "DataError" and "max_prompt_tokens=1024" in message
     assert other_kind == "RankFailed" and other_message == f"rank 0 failed: DataError: {message}"
 
 

@@ -98,7 +98,7 @@ def test_without_a_number_of_steps_there_is_one_pass(trained, tmp_path):
         ("frames.max_frames=0", "frames.max_frames"),
         ("model.frozen=[eyes]", "cannot freeze 'eyes'"),
         ("model.device=foo", "model.device=foo cannot be used here"),
-        ("model.attn_implementation=flash_attention_2", "attn_implementation=flash_attention_2 cannot be used"),
+        ("model.attn_implementation=flash_attention_2", "attn_implementation=flash_attention_2: "),
         ("eval.reward.qa.choice=0", "eval.reward.qa pays for nothing"),
     ],
 )

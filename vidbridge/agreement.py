@@ -136,8 +136,10 @@ def read_rows(path: str | None) -> list[dict[str, Any]]:
     return rows
 
 
-def report(asked: Sequence[Asked], folder: Path) -> None:
+def report(asked: Sequence[Asked], folder: Path, *, run_dir: Path) -> None:
     """Into ``folder``: agreement.json, disagreements.html, and requests.jsonl, the first judge's replies as labels.
+
+    The completions, and the clips that the page shows, are those of the run in ``run_dir``.
 
     For the judgement of people: put the replies of a copy of requests.jsonl right, and compare with judge=labels.
     """
@@ -145,7 +147,7 @@ def report(asked: Sequence[Asked], folder: Path) -> None:
     (folder / "agreement.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     lines = [json.dumps(labelled(each.request, each.replies[0]), ensure_ascii=False) for each in asked]
     (folder / "requests.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    write_page(disagreements(asked), folder / "disagreements.html")
+    write_page(disagreements(asked), folder / "disagreements.html", run_dir=run_dir)
     table = Table(title="agreement of two judges")
     for column in ("asked", "compared", "unscored", "the same", "Cohen's kappa"):
         table.add_column(column, justify="right" if column != "asked" else "left")

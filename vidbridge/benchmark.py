@@ -16,7 +16,7 @@ from vidbridge.choices import Resume, Split
 from vidbridge.config import Config, GrpoConfig, TaskMixConfig
 from vidbridge.evaluate import Evaluator, held_out
 from vidbridge.journal import whole_lines
-from vidbridge.track.names import ITEMS
+from vidbridge.track.names import COMPLETIONS, ITEMS
 from vidbridge.track.tracker import Tracker
 
 FREE_HERE = [key for key in FREE if key != "benchmark"]  # what may differ when an evaluation goes on
@@ -57,7 +57,7 @@ def with_benchmark(config: Config) -> Config:
 
 
 def items_so_far(config: Config, public: Mapping[str, Any], run_dir: Path, tracker: Tracker) -> list[dict[str, Any]]:
-    """With resume=auto the lines of items.jsonl of this evaluation, as far as it came; the rest of the record goes.
+    """With resume=auto the lines of items.jsonl of this evaluation, as far as it came; its tables of completions stay.
 
     CheckpointError when the folder is of another evaluation.
     """
@@ -69,7 +69,7 @@ def items_so_far(config: Config, public: Mapping[str, Any], run_dir: Path, track
             old = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
             check_same(cast(dict[str, Any], old), public, run_dir, free=FREE_HERE)
             rows, size = whole_lines(run_dir / ITEMS)
-            tracker.rewind({ITEMS: size})
+            tracker.rewind({ITEMS: size, COMPLETIONS: whole_lines(run_dir / COMPLETIONS)[1]})
     return dist.everyones(rows)[0]
 
 
@@ -98,5 +98,5 @@ def ask(
         tracker.console.say(f"{len(left_out)} items could not be used, and count neither as right nor as wrong")
     return {
         "scores": {kind: part.to_dict() for kind, part in scores.items()},
-        "benchmark": {"name": asked.name, "left_out": left_out, **numbers},
+        "benchmark": {"name": asked.name, "prompting": asked.prompting.value, "left_out": left_out, **numbers},
     }

@@ -32,6 +32,7 @@ from vidbridge.parts import (
     build_step,
     build_tasks,
 )
+from vidbridge.policy.engine_files import load_weights
 from vidbridge.policy.loading import resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
@@ -102,11 +103,12 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     resolve_device(config.model.device)
     reward, processor = build_eval_reward(config, build_judge(config)), build_processor(config)
     dataset = build_dataset(config)
-    tasks = dist.first_then_others(lambda: build_tasks(config, dataset, {config.eval.split.value}, processor))
+    splits, prompting = {config.eval.split.value}, config.benchmark.prompting
+    tasks = dist.first_then_others(lambda: build_tasks(config, dataset, splits, processor, prompting))
     check_same_rows(tasks)
     bad = BadSamples(run_dir / BAD_SAMPLES, dataset.max_bad_frac)
     check_tasks(tasks[config.eval.split.value], processor, reward, bad, perfect=dataset.gold_is_perfect)
-    evaluator = build_evaluator(config, tasks, processor, reward, build_evaluated(config, processor), bad)
+    evaluator = build_evaluator(config, tasks, processor, reward, build_evaluated(config, processor), bad, prompting)
     return evaluator, build_tracker(config, public=public, run_dir=run_dir, job_type="evaluate")
 
 
@@ -119,13 +121,24 @@ def build_agreement(config: Config) -> tuple[Judge, Judge, GatedSum]:
     return first, second, build_reward(config, "eval.reward", first)
 
 
-def build_job(config: Config, *, run_dir: Path, number: int | None) -> Job:
+def build_job(config: Config, processor: Processor | None, *, run_dir: Path, number: int | None) -> Job:
     """What the commands of build_data.py work on."""
     if number is not None and number < 1:
         raise ConfigError(f"--number must be at least 1, got {number}")
-    processor, dataset = build_processor(config), build_dataset(config)
-    tasks = build_plain_tasks(config, dataset, processor.frames)
-    return Job(dataset=dataset, tasks=tasks, processor=processor, folder=run_dir, number=number)
+    dataset = build_dataset(config)
+    tasks = build_plain_tasks(config, dataset, processor, config.benchmark.prompting)
+    return Job(dataset=dataset, tasks=tasks, folder=run_dir, number=number)
+
+
+def find_processor(config: Config) -> Processor | None:
+    """None, which is said, where neither a folder nor the hub has the model. ValueError for a folder that is broken."""
+    try:
+        return build_processor(config)
+    except ValueError as error:
+        if Path(config.model.path).exists():
+            raise
+        Console().say(f"{error}: prompts are shown without its chat template, frames in the size of their file")
+        return None
 
 
 def build_writer(config: Config) -> Write:
@@ -136,32 +149,34 @@ def build_writer(config: Config) -> Write:
     return make(config, "judge.answers", node).chat
 
 
-def build_sampler(config: Config, job: Job) -> Evaluator:
+def build_sampler(config: Config, job: Job, processor: Processor) -> Evaluator:
     """That answers the rows of a job and scores the answers as held-out ones."""
     seed_everything(config.seed)
     resolve_device(config.model.device)
     reward = build_eval_reward(config, build_judge(config))
     bad = BadSamples(job.folder / BAD_SAMPLES, job.dataset.max_bad_frac)
-    policy = build_policy(config, job.processor, trains=False)
-    evaluator = build_evaluator(config, {}, job.processor, reward, policy, bad)
+    policy = build_policy(config, processor, trains=False)
+    evaluator = build_evaluator(config, {}, processor, reward, policy, bad, config.benchmark.prompting)
     evaluator.rollout.sync(policy)
     return evaluator
 
 
 def build_evaluated(config: Config, processor: Processor) -> QwenVLPolicy:
-    """The model at ``model.path``, or with the weights of a checkpoint, which its own engine must read."""
-    if config.model.checkpoint is None:
-        return build_policy(config, processor, trains=False)
-    policy = build_policy(replace(config, steps=1), processor, trains=True)
-    assert policy.engine is not None
-    with dist.together():
-        policy.engine.load(Path(config.model.checkpoint))
+    """The model at ``model.path``, or with the weights of a checkpoint in their place."""
+    policy = build_policy(config, processor, trains=False)
+    if config.model.checkpoint is not None:
+        with dist.together():
+            load_weights(policy.module, Path(config.model.checkpoint))
     return policy
 
 
 def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, job_type: str) -> Tracker:
+    tables = {
+        "completions_every": config.track.completions_every,
+        "completions_groups": config.track.completions_groups,
+    }
     if not dist.is_first():
-        return SilentTracker(run_dir, hang_s=config.hang_s)
+        return SilentTracker(run_dir, **tables, hang_s=config.hang_s)
     names = labels(config, trains=job_type == "train")
     tags = [str(names[key]) for key in ("model", "algo", "task_mix", "reward") if names[key]]
     track = config.track
@@ -176,14 +191,7 @@ def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, j
             tags=[*tags, *track.tags],
             config=public,
         )
-    return Tracker(
-        run_dir,
-        Console(),
-        sink,
-        completions_every=track.completions_every,
-        completions_groups=track.completions_groups,
-        hang_s=config.hang_s,
-    )
+    return Tracker(run_dir, Console(), sink, **tables, hang_s=config.hang_s)
 
 
 def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:
@@ -191,6 +199,7 @@ def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:
     algo = None if not trains else "sft" if isinstance(config.algo, SftConfig) else "grpo"
     return {
         "model": config.model.name,
+        "prompt": config.prompt.name,
         "algo": algo,
         "task_mix": config.task_mix.name if algo == "grpo" else None,
         "reward": config.reward.get("name") if algo == "grpo" else None,

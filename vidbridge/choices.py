@@ -28,8 +28,10 @@ class Split(str, Enum):
 
 
 class Prompting(str, Enum):
+    """Which variant of the templates in conf/prompt."""
+
     thinking = "thinking"  # <think> .. </think>, then <answer> .. </answer>, as in training
-    direct = "direct"  # the bare question; all of the reply is the answer
+    direct = "direct"  # the answer at once, and it is all of the reply
 
 
 class WandbMode(str, Enum):

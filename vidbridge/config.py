@@ -20,11 +20,21 @@ from vidbridge.algo.advantages import AdvantageScale
 from vidbridge.algo.loss import LossNorm, RatioLevel
 from vidbridge.checks import check_covered, check_reward, require, require_known, require_positive, reward_weights
 from vidbridge.choices import Attention, Dtype, Prompting, Resume, Schedule, Split, WandbMode
+from vidbridge.prompt_config import PromptConfig
 
 
 @dataclass
 class PathsConfig:
     cache: str = MISSING  # generated data and other things that can be made again
+
+
+@dataclass
+class ShapeConfig:
+    """The numbers of a released model's config.json that plan=true needs where that file is not at hand."""
+
+    text: Dict[str, Any] = field(default_factory=dict)  # empty: nothing is known without the file
+    vision: Dict[str, Any] = field(default_factory=dict)
+    tie_word_embeddings: bool = False
 
 
 @dataclass
@@ -40,6 +50,7 @@ class ModelConfig:
     max_prompt_tokens: int = 8192  # a longer prompt is refused, never cut
     random_weights: bool = False  # ignore path: start from an untrained embedded model (experiment=tiny_base)
     saved_dtype: Optional[Dtype] = None  # of the final model on disk; null: as trained
+    shape: ShapeConfig = field(default_factory=ShapeConfig)
 
 
 @dataclass
@@ -252,7 +263,9 @@ class Config:
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     frames: FramesConfig = field(default_factory=FramesConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     data: Any = MISSING
+    train_rows: Optional[int] = None  # of each task, the first so many, the same in every pass; null: all
     tasks: Dict[str, Any] = field(default_factory=dict)
     task_mix: TaskMixConfig = MISSING
     reward: Dict[str, Any] = field(default_factory=dict)
@@ -269,6 +282,8 @@ class Config:
 
     def __post_init__(self) -> None:
         require(self.steps is None or self.steps > 0, f"steps must be positive or null, got {self.steps}")
+        rows = self.train_rows
+        require(rows is None or rows > 0, f"train_rows must be positive or null, got {rows}")
         require_positive("", self, "prompts_per_step", "nproc", "hang_s")
         require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         require(self.profile_steps >= 0, f"profile_steps must not be negative, got {self.profile_steps}")

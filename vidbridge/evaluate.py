@@ -25,7 +25,7 @@ from vidbridge.tasks.base import Task
 from vidbridge.text import prompts
 from vidbridge.track.items import earned, is_scored, item_row
 from vidbridge.track.tracker import Tracker
-from vidbridge.types import Group, Prompt, Sample
+from vidbridge.types import Group, Sample
 
 ItemRow = Mapping[str, Any]  # of track.items
 
@@ -48,7 +48,7 @@ class Scores:
 
     mean: float
     tasks: Mapping[str, TaskScore]
-    shown: tuple[Group, ...] = ()  # the first group of each task, for the reader
+    shown: tuple[Group, ...] = ()  # the first group of each task that was asked here, for the reader
     items: Mapping[str, Sequence[ItemRow]] = field(default_factory=dict)  # by task, in the order of its rows
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Evaluator:
     max_rows: int  # completions in flight on a rank; bounds the prompts held in memory
     seed: int
     bad: BadSamples = field(default_factory=BadSamples)  # left out; the number of items says so
-    direct: bool = False  # the bare question, and all of the reply is the answer
+    direct: bool = False  # tasks are asked for the bare answer: it is all of the reply
 
     def scores(
         self,
@@ -110,7 +110,7 @@ class Evaluator:
             lacking = {index: sample for index, sample in samples.items() if sample.uid not in rows}
             advance((len(samples) - len(lacking)) * num_samples)
             for groups in self.scored(task, lacking, num_samples, greedy):
-                if 0 in lacking and not any(group.sample.task == name for group in shown):
+                if not any(group.sample.task == name for group in shown):
                     shown.append(groups[0])
                 fresh = [item_row(group) for group in groups]
                 note(fresh)
@@ -139,18 +139,11 @@ class Evaluator:
             own = loader.own([samples[number] for number in chunk])
             with dist.together():
                 wanted = {chunk[nth]: sample for nth, sample in own.items()}
-                loaded = loader.load(wanted, self._bare(task) if self.direct else None, replace=False)
+                loaded = loader.load(wanted, replace=False)
                 groups = self._groups(loaded, num_samples, greedy, seed)
             loader.bad.share()
             if everyones := dist.joined(groups, lighten=Group.light):
                 yield everyones
-
-    def _bare(self, task: Task) -> Callable[[Sample], Prompt]:
-        def prompt(sample: Sample) -> Prompt:
-            shown = task.prompt(sample)
-            return replace(shown, messages=prompts.without_system(shown.messages))
-
-        return prompt
 
     def _groups(
         self, loaded: Mapping[int, Loaded], num_samples: int, greedy: bool, seed: int

@@ -1,8 +1,8 @@
 """How a run starts and ends: Hydra composes, mistakes become one message. The jobs of a sweep: sweep.py.
 
 Exit status: 0 done, 1 the data are bad, the disk is full, the run diverged, a rank died (or a job of a sweep failed;
-with plan=true: it does not fit), 2 the configuration is wrong, 143 and 130 stopped by SIGTERM and SIGINT. With many
-ranks (ranks.py) it is the same.
+with plan=true: it does not fit; check_model: the model is not what is assumed), 2 the configuration is wrong, 143 and
+130 stopped by SIGTERM and SIGINT. With many ranks (ranks.py) it is the same.
 What nobody foresaw keeps its traceback; HYDRA_FULL_ERROR=1 shows the traceback of everything.
 """
 
@@ -33,16 +33,20 @@ from vidbridge.config import Config, GrpoConfig, SftConfig
 from vidbridge.data.rows import DataError
 from vidbridge.judges.base import JudgeLost
 from vidbridge.media.video_file import VideoError
+from vidbridge.model_checks.base import ModelUnfit
 from vidbridge.policy.engine import Diverged
 from vidbridge.ranks import Ending
 from vidbridge.stopping import Stopped, StopSignals
 from vidbridge.sweep import Job, JobFailed, print_jobs, run_job
-from vidbridge.track.names import RECORD
+from vidbridge.targets import make
+from vidbridge.tasks.base import Task
+from vidbridge.track.names import CHECK, RECORD
 
 PACKAGE = Path(__file__).parent  # where ${package_file:..} in a yaml starts
 CONF = PACKAGE.parent / "conf"
 FAILED, BAD_CONFIG = 1, 2
-FAILURES = (DataError, VideoError, CheckpointError, Diverged, JudgeLost, JobFailed)  # that have a message for the user
+# that have a message for the user
+FAILURES = (DataError, VideoError, CheckpointError, Diverged, JudgeLost, JobFailed, ModelUnfit)
 
 Body = Callable[[Config, Mapping[str, Any], Path], None]
 
@@ -196,7 +200,7 @@ def claimed(run_dir: Path, record: Mapping[str, Any], *, again: bool) -> Iterato
     try:
         yield
     except BaseException:
-        if not any((run_dir / name).exists() for name in RECORD):
+        if not any((run_dir / name).exists() for name in (*RECORD, CHECK)):
             path.unlink(missing_ok=True)
         raise
 
@@ -215,7 +219,21 @@ def to_dataclasses(cfg: DictConfig) -> Config:
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     refuse_extras(config, "")
+    check_prompts(config)
     return config
+
+
+def check_prompts(config: Config) -> None:
+    """ConfigError unless every task that may be asked has templates, with its own placeholders and no others."""
+    for where, nodes in {"tasks": config.tasks, "benchmark.tasks": config.benchmark.tasks}.items():
+        for name, node in nodes.items():
+            try:
+                task = make(config, f"{where}.{name}", node)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+            if not isinstance(task, Task):
+                raise ConfigError(f"{where}.{name}._target_: {node['_target_']} is no task")
+            config.prompt.check(name, task.placeholders)
 
 
 def refuse_extras(config: Any, where: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
@@ -29,7 +29,7 @@ from vidbridge.rollout.base import RolloutEngine
 from vidbridge.sft import SftStep
 from vidbridge.step import GrpoStep
 from vidbridge.targets import make
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.base import Row, Task
 from vidbridge.track.console import Console
 from vidbridge.types import StepResult
 
@@ -40,24 +40,42 @@ def build_dataset(config: Config) -> Dataset:
 
 
 def build_tasks(
-    config: Config, dataset: Dataset, splits: set[str], processor: Processor | None
+    config: Config,
+    dataset: Dataset,
+    splits: set[str],
+    processor: Processor | None,
+    prompting: Prompting = Prompting.thinking,
 ) -> dict[str, dict[str, Task]]:
     """Every task with its rows, by split. Rows that do not exist yet are made now, before the bar starts."""
-    frames = processor.frames if processor else FrameBudget(**vars(config.frames))
-    tasks = build_plain_tasks(config, dataset, frames)
+
+    def rows(task: Task, split: str) -> Sequence[Row]:
+        found = dataset.rows(task, split)
+        if split != "train" or config.train_rows is None:
+            return found
+        return [found[index] for index in range(min(config.train_rows, len(found)))]
+
+    tasks = build_plain_tasks(config, dataset, processor, prompting)
     return {
-        split: {name: replace(task, rows=dataset.rows(task, split)) for name, task in tasks.items()}
+        split: {name: replace(task, rows=rows(task, split)) for name, task in tasks.items()}
         for split in sorted(splits)
     }
 
 
-def build_plain_tasks(config: Config, dataset: Dataset, frames: FrameBudget) -> dict[str, Task]:
-    """Those of the configuration, without rows."""
+def build_plain_tasks(
+    config: Config, dataset: Dataset, processor: Processor | None, prompting: Prompting
+) -> dict[str, Task]:
+    """Those of the configuration, without rows; without a processor frames keep their size."""
+    frames = processor.frames if processor else FrameBudget(**vars(config.frames))
     tasks = {name: make(config, f"tasks.{name}", node) for name, node in config.tasks.items()}
     for name, task in tasks.items():
         if task.name != name:
             raise ConfigError(f"tasks.{name} builds the task '{task.name}': call the key and the task the same")
-    return {name: task.with_rows((), frames, dataset.reader) for name, task in tasks.items()}
+    return {
+        name: replace(
+            task, template=config.prompt.template(name, prompting), frames=frames, read=dataset.reader
+        )
+        for name, task in tasks.items()
+    }
 
 
 def build_processor(config: Config) -> Processor:
@@ -181,7 +199,9 @@ def build_evaluator(
     reward: GatedSum,
     policy: QwenVLPolicy,
     bad: BadSamples,
+    prompting: Prompting = Prompting.thinking,
 ) -> Evaluator:
+    """``prompting`` is the variant that ``tasks`` were built with."""
     return Evaluator(
         tasks=tasks,
         policy=policy,
@@ -192,5 +212,5 @@ def build_evaluator(
         max_rows=config.rollout.max_rows,
         seed=config.seed,
         bad=bad,
-        direct=config.benchmark.prompting is Prompting.direct,
+        direct=prompting is Prompting.direct,
     )

@@ -1,7 +1,8 @@
 """``python train.py .. plan=true``: what a run would hold and cost, and whether it fits here. No weight is loaded.
 
-Some rows of each task are read and encoded, config.json is read, the rest is arithmetic. Nothing is trained and no
-folder claimed. Exit status: 0 it fits the devices found, 1 it does not, 2 the configuration is wrong. With
+Some rows of each task are read and encoded, config.json is read, the rest is arithmetic. Of a released model that is
+not here the numbers of its yaml are taken, and no network is asked. Nothing is trained and no folder claimed.
+Exit status: 0 it fits the devices found, 1 it does not, 2 the configuration is wrong. With
 model.device=cuda a run for GPUs can be planned where there are none; then it does not fit, but the tables say what it
 needs.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,11 +21,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from vidbridge import build, parts
+from vidbridge import build, parts, stand_in
 from vidbridge.config import Config, GrpoConfig, SftConfig
 from vidbridge.data.base import Dataset
 from vidbridge.data.loader import BadSamples, Loader
 from vidbridge.data.sizes import TaskSizes, look_at
+from vidbridge.media.frames import FrameBudget
 from vidbridge.memory import Groups, Memory, ModelSize, Moment, Sharding
 from vidbridge.plan_tables import cost_table, gb, memory_table, task_table
 from vidbridge.policy.loading import resolve_device
@@ -69,11 +72,11 @@ def show(config: Config, console: Console | None = None) -> bool:
     """Print the tables and the verdict: does it fit? Of many ranks that are asked, the first one answers."""
     if int(os.environ.get("RANK", "0")) > 0:
         return True
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else 120)
     with build.as_config_errors():
         device = planned_device(config.model.device)
         dataset = parts.build_dataset(config)
-        processor, tasks = prepare(config, dataset)
+        processor, tasks = prepare(config, dataset, console)
         bad = BadSamples(max_frac=dataset.max_bad_frac)
         shares = task_shares(config)
         sizes = [
@@ -107,10 +110,19 @@ def planned_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or torch.cuda.is_available() else "cpu")
 
 
-def prepare(config: Config, dataset: Dataset) -> tuple[Processor, dict[str, Task]]:
-    """What the run itself would encode with, and its train rows."""
-    if not config.model.random_weights:
-        processor = parts.build_processor(config)  # quick to refuse, while the rows may have to be made
+def prepare(config: Config, dataset: Dataset, console: Console) -> tuple[Processor, dict[str, Task]]:
+    """What the run itself would encode with, or a stand-in for a released model, and its train rows."""
+    spec = config.model
+    if not spec.random_weights:
+        if spec.shape.text and not stand_in.is_at_hand(spec.path):
+            processor = stand_in.processor_of(spec, FrameBudget(**vars(config.frames)))
+            tell = f"{spec.path} is not here: planned by the numbers of model.shape, text tokens estimated"
+        else:
+            processor = parts.build_processor(config)  # quick to refuse, while the rows may have to be made
+            tell = "; ".join(stand_in.differences(spec.shape, processor.config))
+            tell = tell and f"{spec.path} is not model={spec.name}, and is planned by its own numbers: {tell}"
+        if tell:
+            console.print(tell, soft_wrap=True, highlight=False, markup=False)
         return processor, parts.build_tasks(config, dataset, {"train"}, processor)["train"]
     tasks = parts.build_tasks(config, dataset, {"train"}, None)["train"]
     with TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ from vidbridge.checkpoint import newest
 from vidbridge.checks import ConfigError
 from vidbridge.track.names import SUMMARY
 
-OF_THE_RUN = "seed model frames data tasks task_mix reward judge rollout engine optim eval".split()
+OF_THE_RUN = "seed model prompt frames data tasks task_mix reward judge rollout engine optim eval".split()
 WHOLE_RUNS = ("model", "experiment", "debug")  # choices that are about many of these at once
 
 
@@ -64,7 +64,11 @@ def _record(run: Path) -> Mapping[str, Any]:
 
 
 def _take(cfg: DictConfig, record: Mapping[str, Any], said: Iterable[str]) -> None:
-    """The sections OF_THE_RUN from ``record``, but for the keys that were ``said``."""
+    """The sections OF_THE_RUN from ``record``, but for the keys that were ``said``.
+
+    A run without the section "prompt" is older than conf/prompt: all were asked in the words of prompt=tiny, which is
+    what ``cfg`` has where no model is named.
+    """
     said = list(said)
     kept = {key: OmegaConf.select(cfg, key) for key in said if key.split(".")[0] in OF_THE_RUN}
     _overlay(cfg, {name: record[name] for name in OF_THE_RUN if name in record and name not in said})

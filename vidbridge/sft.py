@@ -22,7 +22,6 @@ from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.tasks.base import Task, as_data_errors
-from vidbridge.text.prompts import chat
 from vidbridge.types import Completion, Group, Prompt, Sample, StepResult
 
 
@@ -112,7 +111,9 @@ class SftStep:
 
         def prompt(sample: Sample) -> Prompt:
             task = self.tasks[sample.task]
-            return Prompt(messages=chat(task.ask(sample), 0), clips=()) if sample.task in blind else task.prompt(sample)
+            if sample.task in blind:
+                return Prompt(messages=task.messages(sample, num_videos=0), clips=())
+            return task.prompt(sample)
 
         return self.loader.load(self.loader.own(self.mixtures[stage].batch(step)), prompt)
 

@@ -34,7 +34,7 @@ SPECIAL_TOKENS = (
 )
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # a token each, but not special: they are text
 _WORD = r" ?\w+|[^\w\s]|\s"
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message.role + '\\n' -}}"
     "{%- if message.content is string -%}{{- message.content -}}{%- else -%}"
@@ -130,7 +130,7 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=list(SPECIAL_TOKENS),
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
     )
@@ -143,9 +143,10 @@ def texts_of(tasks: Mapping[str, Task], *, num_samples: int = 400) -> list[str]:
     """
     spoilers = (Spoiler(plain=1.0), Spoiler(hedged=1.0), Spoiler(guessed=1.0))
     rng = np.random.default_rng(0)
-    texts = [prompts.SYSTEM, "system", "user", "assistant", *LETTERS[:8], *CONNECTIVES, *HEDGES]
+    texts = ["system", "user", "assistant", *LETTERS[:8], *CONNECTIVES, *HEDGES]
     texts += [*SHAPES, *COLOURS, *SIZES, *KINDS]
     for task in tasks.values():
         for sample in map(task.sample, range(min(num_samples, len(task)))):
-            texts += [task.ask(sample), task.gold(sample), *(each.completion(sample, rng) for each in spoilers)]
+            texts += [*prompts.texts_in(task.messages(sample)), task.gold(sample)]
+            texts += [each.completion(sample, rng) for each in spoilers]
     return texts

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import platform
 import statistics
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
@@ -20,9 +17,9 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
+from vidbridge.model_checks.peak import CPU, held_bytes, peak_extra_bytes, seconds_of
+
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120)  # a file has room for every column
-CPU = torch.device("cpu")
-_CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux: writing 5 forgets the peak
 
 
 def arguments(description: str, *, repeats: int) -> argparse.ArgumentParser:
@@ -70,51 +67,14 @@ def medians(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
-def seconds_of(function: Callable[[], Any]) -> float:
-    """One call, with what it leaves running on a GPU."""
-    started = _now()
-    function()
-    return _now() - started
-
-
-def _now() -> float:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def peak_extra_mb(function: Callable[[], Any], device: torch.device = CPU) -> tuple[float | None, Any]:
-    """The most memory a call takes beyond what was held before it, in 10**6 bytes, and what the call returns.
-
-    On a GPU what its allocator handed out, on a CPU the pages in memory; None where no such number can be had.
-    """
-    before = held_mb(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        result = function()
-        return torch.cuda.max_memory_allocated() / 1e6 - before, result
-    if not _CLEAR_REFS.exists():
-        return None, function()
-    _CLEAR_REFS.write_text("5")
-    result = function()
-    return _status_bytes("VmHWM") / 1e6 - before, result
+    """``peak_extra_bytes`` in 10**6 bytes."""
+    extra, result = peak_extra_bytes(function, device)
+    return None if extra is None else extra / 1e6, result
 
 
 def held_mb(device: torch.device = CPU) -> float:
-    """What is held now, by the same counts; 0 on a CPU that keeps none."""
-    gc.collect()
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated() / 1e6
-    if not _CLEAR_REFS.exists():
-        return 0.0
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before shall not be there to be used again
-    return _status_bytes("VmRSS") / 1e6
-
-
-def _status_bytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (value,) = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
-    return int(value) * 1024
+    return held_bytes(device) / 1e6
 
 
 @contextmanager

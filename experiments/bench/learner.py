@@ -21,10 +21,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from experiments.bench.harness import announcing, arguments, finish, medians, number, peak_extra_mb, show
-from experiments.bench.peers import repeated_logprobs
 from experiments.bench.shape import SMALL, TINY, Sides, load_sides, random_group
 from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
 from vidbridge.policy.packing import loss_mask
+from vidbridge.policy.plain import repeated_logprobs
 from vidbridge.types import Group
 
 AXES = {"group_size": (8, 4, 16, 32), "completion_tokens": (96, 32, 256), "video_tokens": (512, 128, 1568)}
@@ -42,7 +42,7 @@ class Learner:
 
     def packed(self) -> list[torch.Tensor]:
         policy = self.sides.policy
-        batch = policy.collate([self.group], *self._objective())
+        batch = policy.collate([self.group], *self._objective()).to(policy.module.device)
         logprobs, _ = policy.logprobs(batch)
         loss(logprobs, batch.advantages, batch.loss_mask, batch.token_weights).backward()
         return taken_gradients(policy.module)

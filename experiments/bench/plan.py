@@ -43,6 +43,7 @@ class Setting:
     completion_tokens: int = 64
     video_tokens: int = 128
     num_prompts: int = 4
+    frozen: tuple[str, ...] = ()
     device: str = "cpu"
     quick: bool = False
 
@@ -120,6 +121,7 @@ def prepared(setting: Setting) -> GrpoStep:
         max_packed_tokens=setting.max_packed_tokens,
         dtype=setting.dtype,
         gradient_checkpointing=setting.gradient_checkpointing,
+        frozen=setting.frozen,
         device=setting.device,
     )
     never_end(policy)  # but where EndingEarly says so
@@ -131,7 +133,11 @@ def predictions(setting: Setting, step: GrpoStep) -> dict[str, Moment]:
     prompts = step.prompts(0)
     prompt, encoded = prompts[0].prompt, prompts[0].encoded
     spec = ModelConfig(
-        name="", path="", dtype=Dtype(setting.dtype), gradient_checkpointing=setting.gradient_checkpointing
+        name="",
+        path="",
+        dtype=Dtype(setting.dtype),
+        frozen=list(setting.frozen),
+        gradient_checkpointing=setting.gradient_checkpointing,
     )
     memory = Memory(
         model=ModelSize.of(step.processor.config, spec), sharding=Sharding(), on_gpu=setting.device != "cpu"

@@ -10,18 +10,26 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from transformers.utils.logging import disable_progress_bar
 
+import vidbridge
 from vidbridge.media.frames import FrameBudget
 from vidbridge.policy.engine_local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.text.prompts import SYSTEM, chat
+from vidbridge.text.prompts import PromptTemplate
 from vidbridge.tiny import SPECIAL_TOKENS, word_tokenizer
 from vidbridge.types import Clip, Completion, EncodedPrompt, Group, Prompt, Sample
 
+EMBEDDED = Path(vidbridge.__file__).parent / "assets" / "tiny_qwen2_5_vl"
 PATCH, MERGE, TEMPORAL = 14, 2, 2  # of every Qwen2.5-VL
 NUM_FRAMES = 16
 FRAMES = FrameBudget(fps=None, max_frames=NUM_FRAMES, min_pixels=(PATCH * MERGE) ** 2, max_pixels=2**20)
@@ -30,6 +38,7 @@ QUESTION = (
     "and what has changed in the end? Describe the events one after the other, each in a short sentence of its own, "
     "and say at last which of them you are least sure about."
 )
+SYSTEM = "Note what you see in <think> </think>, then reply in <answer> </answer>."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +110,40 @@ TINY = Shape(
 )
 
 
+# the numbers of the released models
+_VISION = {
+    "vision_depth": 32,
+    "vision_hidden_size": 1280,
+    "vision_intermediate_size": 3420,
+    "vision_heads": 16,
+    "full_attention_blocks": (7, 15, 23, 31),
+}
+RELEASED = {
+    "3b": Shape(
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        mrope_section=(16, 24, 24),
+        tied=True,
+        **_VISION,
+    ),
+    "7b": Shape(
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+        mrope_section=(16, 24, 24),
+        tied=False,
+        **_VISION,
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sides:
     """The same weights twice."""
@@ -134,15 +177,36 @@ def load_policy(shape: Shape, *, max_packed_tokens: int, **loading: object) -> Q
     return QwenVLPolicy(module, processor, engine_for(module), max_packed_tokens=max_packed_tokens)
 
 
+def random_module(config: Qwen2_5_VLConfig, device: torch.device) -> PreTrainedModel:
+    """In bfloat16 and made where it is: billions of numbers."""
+    torch.manual_seed(0)
+    with device:
+        return Qwen2_5_VLForConditionalGeneration._from_config(
+            config, dtype=torch.bfloat16, attn_implementation="sdpa"
+        )
+
+
+def write_folder(folder: Path, shape: Shape, device: torch.device) -> None:
+    """A model folder as from the hub: random weights in bfloat16, and the words of the shapes world."""
+    config = write_settings(folder, shape, AutoTokenizer.from_pretrained(EMBEDDED))
+    random_module(config, device).save_pretrained(folder)
+
+
 def engine_for(module: PreTrainedModel) -> LocalEngine:
     return LocalEngine(module, lr=1e-6, total_updates=100, schedule="constant")
 
 
-def write_settings(folder: Path, shape: Shape) -> Qwen2_5_VLConfig:
-    """Everything of a model folder but the weights."""
-    # two tokens a word, with and without a space before it; a few rows of the embedding stay empty, as in the real one
-    words = [f"word{number}" for number in range(shape.vocab_size // 2 - 100)]
-    tokenizer = word_tokenizer([SYSTEM, QUESTION, "system user assistant", *words])
+def all_words(vocab_size: int) -> PreTrainedTokenizerFast:
+    """Two tokens a word, with and without a space before it; a few rows of the embedding stay empty, as in Qwen's."""
+    words = [f"word{number}" for number in range(vocab_size // 2 - 100)]
+    return word_tokenizer([SYSTEM, QUESTION, "system user assistant", *words])
+
+
+def write_settings(
+    folder: Path, shape: Shape, tokenizer: PreTrainedTokenizerFast | None = None
+) -> Qwen2_5_VLConfig:
+    """Everything of a model folder but the weights; None: a tokenizer that fills the vocabulary."""
+    tokenizer = tokenizer or all_words(shape.vocab_size)
     assert len(tokenizer) <= shape.vocab_size
     tokenizer.save_pretrained(folder)
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))))
@@ -206,7 +270,8 @@ def random_clip(video_tokens: int, *, seed: int, num_frames: int = NUM_FRAMES) -
 
 
 def random_prompt(video_tokens: int, *, seed: int) -> Prompt:
-    return Prompt(messages=chat(QUESTION, num_videos=1), clips=(random_clip(video_tokens, seed=seed),))
+    messages = PromptTemplate(text=QUESTION, system=SYSTEM).messages({}, num_videos=1)
+    return Prompt(messages=messages, clips=(random_clip(video_tokens, seed=seed),))
 
 
 def encode(processor: Processor, video_tokens: int, *, seed: int) -> EncodedPrompt:

@@ -26,6 +26,7 @@ from vidbridge.config import GrpoConfig
 from vidbridge.data.mixture import Mixture
 from vidbridge.policy.engine_local import LocalEngine
 from vidbridge.policy.packing import loss_mask
+from vidbridge.policy.plain import repeated_logprobs
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
@@ -161,7 +162,7 @@ class PeerStep:
 
     def _logprobs(self, module: PreTrainedModel, group: Group) -> torch.Tensor:
         policy = self.sides.policy
-        return peers.repeated_logprobs(
+        return repeated_logprobs(
             module, [group], temperature=policy.temperature, suppressed_ids=policy.suppressed_ids
         )
 

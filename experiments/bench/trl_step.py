@@ -15,8 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
 from trl import GRPOConfig, GRPOTrainer
 
-from experiments.bench.shape import MERGE, PATCH, QUESTION, TEMPORAL, random_clip
-from vidbridge.text.prompts import SYSTEM
+from experiments.bench.shape import MERGE, PATCH, QUESTION, SYSTEM, TEMPORAL, random_clip
 
 
 class ImagesOnly(Qwen2_5_VLProcessor):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.own_videos import captions_entry, coin_entry, question_line
 from vidbridge.data import world
 from vidbridge.data.shapes import Shapes
 from vidbridge.media.write import write_mp4
@@ -23,26 +24,8 @@ def export_annotations(folder: Path, number: int, seed: int = 0) -> list[Path]:
         scene = world.draw_scene(rng, int(rng.integers(3, 6)))
         source, name = world.describe(scene, rng), f"shape{index}"
         write_mp4(world.render(scene), folder / "videos" / f"{name}.mp4", fps=world.FPS)
-        steps = [
-            {"id": str(place), "segment": [event.start_s, event.end_s], "label": event.text}
-            for place, event in enumerate(source.events)
-        ]
-        coin[name] = {"annotation": steps, "duration": source.duration_s, "recipe_type": 7, "subset": "training"}
-        captions[f"{name}"] = {
-            "duration": source.duration_s,
-            "timestamps": [[event.start_s, event.end_s] for event in source.events],
-            "sentences": [event.text for event in source.events],
-        }
-        question = source.question
-        questions.append(
-            {
-                "video": f"{name}.mp4",
-                "question": question.text,
-                "answer": question.letter,
-                "options": list(question.options),
-                "caption": source.caption,
-            }
-        )
+        coin[name], captions[name] = coin_entry(source), captions_entry(source)
+        questions.append(question_line(f"{name}.mp4", source))
     (folder / "coin.json").write_text(json.dumps({"database": coin}))
     (folder / "captions.json").write_text(json.dumps(captions))
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in questions))

@@ -10,6 +10,7 @@ from vidbridge.data.benchmark import BenchmarkFile
 from vidbridge.tasks.base import DataError
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.qa import QA
+from vidbridge.text.options import read_option
 from vidbridge.types import VideoRef
 
 QUESTION = {"id": "1", "video": "a.mp4", "question": "What next?", "answer": "B"}
@@ -111,13 +112,13 @@ def test_captions_have_no_options(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"answer": "E"}, "file.jsonl:1: 1: the answer must be a letter from A to C, found 'E'"),
-        ({"options": "grows"}, "must hold options, found 'grows'"),
-        ({"options": ["grows"]}, "options must be 2 to 26 different texts"),
+        ({"answer": "E"}, "file.jsonl:1: field 'answer': the answer 'E' is neither an option nor its letter"),
+        ({"options": "grows"}, "field 'options': expected a list of texts, found 'grows'"),
+        ({"options": ["grows"], "answer": "A"}, "options must be 2 to 26 texts"),
         ({"options": ["grows", "", "spins"]}, "an option is empty before the last one, found ['grows', '', 'spins']"),
-        ({"options": {"B": "grows", "C": "spins"}}, "must hold options, found {'B': 'grows', 'C': 'spins'}"),
+        ({"options": {"B": "grows", "C": "spins"}}, "field 'options': expected the keys A, B, .., found B, C"),
         ({"question": None}, "file.jsonl:1: field 'question' is null"),
-        ({"answer": None}, "1: the answer must be a letter from A to C, found 'None'"),
+        ({"answer": None}, "field 'answer': the answer '' is neither an option nor its letter"),
         ({"video": None}, None),
     ],
 )
@@ -134,12 +135,17 @@ def test_what_is_wrong_with_a_row_is_said_with_its_line(change, message, tmp_pat
 def test_all_bad_rows_are_listed_at_once(tmp_path):
     with pytest.raises(DataError) as error:
         read(tmp_path, QUESTION, {**QUESTION, "answer": "Z", "id": "2"}, QUESTION)
-    assert "file.jsonl:2: 2: the answer" in str(error.value) and "file.jsonl:3: id '1' is that of" in str(error.value)
+    assert "file.jsonl:2: field 'answer': the answer 'Z'" in str(error.value)
+    assert "file.jsonl:3: id '1' is that of" in str(error.value)
 
 
 @pytest.mark.parametrize(
     "change, answer, message",
-    [({"answer_is": "index"}, 3, "index below 3, found 3"), ({"answer_is": "text"}, "runs", "text of one option")],
+    [
+        ({"answer_is": "index"}, 3, "field 'answer' must be a number from 0 to 2, found 3"),
+        ({"answer_is": "number"}, 0, "field 'answer' must be a number from 1 to 3, found 0"),
+        ({"answer_is": "text"}, "runs", "neither an option"),
+    ],
 )
 def test_an_index_or_a_text_of_no_option_is_refused(change, answer, message, tmp_path):
     with pytest.raises(DataError, match=message):
@@ -147,16 +153,17 @@ def test_an_index_or_a_text_of_no_option_is_refused(change, answer, message, tmp
 
 
 def test_bad_rows_are_left_out_and_listed_when_that_is_asked_for(tmp_path, capsys):
-    rows = [QUESTION, {**QUESTION, "id": "2", "options": ["grows", "Spins ", "spins"]}, {**QUESTION, "id": "3"}]
+    rows = [QUESTION, {**QUESTION, "id": "2", "options": ["grows", "spins", "Spins "]}, {**QUESTION, "id": "3"}]
     with pytest.raises(DataError, match="benchmark.data.skip_bad_rows=true leaves them out"):
         read(tmp_path, *rows)
     assert [row.uid for row in read(tmp_path, *rows, skip_bad_rows=True)] == ["1", "3"]
-    assert "left out, 1 rows:\n" in (said := capsys.readouterr().err) and "file.jsonl:2: 2: options must be" in said
+    said = capsys.readouterr().err
+    assert "left out, 1 rows:\n" in said and "file.jsonl:2: 2: the right option must be unlike" in said
 
 
 def test_an_index_that_a_table_made_a_float_of(tmp_path):
     assert read(tmp_path, {**QUESTION, "answer": 1.0}, answer_is="index")[0].answer == "B"
-    with pytest.raises(DataError, match="index below 3, found 1.5"):
+    with pytest.raises(DataError, match="a number from 0 to 2, found 1.5"):
         read(tmp_path, {**QUESTION, "answer": 1.5}, answer_is="index")
 
 
@@ -216,7 +223,7 @@ def test_files_that_are_none(tmp_path):
         BenchmarkFile(file=str(tmp_path / "list.json"), **settings).rows(QA(), "test")
     with pytest.raises(NoRows, match="no train rows"):
         BenchmarkFile(file=str(tmp_path / "list.json"), **settings).rows(QA(), "train")
-    with pytest.raises(ValueError, match="answer_is must be one of letter, index, text"):
+    with pytest.raises(ValueError, match="answer_is must be one of letter, index, number, text"):
         BenchmarkFile(file="x", **settings, answer_is="word")
 
 
@@ -276,3 +283,38 @@ def test_a_row_as_published_is_read_by_its_yaml(name, tmp_path):
     del node["_target_"]
     (row,) = BenchmarkFile(**node).rows(Caption() if name == "dream_1k" else QA(), "test")
     assert (row.video, row.answer, row.options) == READ[name]
+
+
+def test_equal_distractors_of_a_published_file_are_read_and_the_letter_decides(tmp_path):
+    text = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n"
+    (tmp_path / "test.csv").write_text(text + "10,300,320,240,where is this,2,1,DL,hall,pool,garden,hall,ship\n")
+    settings = {**DEFAULTS, "id": "{video} {qid}", "options": ["a0", "a1", "a2", "a3", "a4"], "answer_is": "index"}
+    (row,) = BenchmarkFile(file=str(tmp_path / "test.csv"), root=str(tmp_path), **settings).rows(QA(), "test")
+    assert row.options == ("hall", "pool", "garden", "hall", "ship") and row.answer == "C"
+    replies = {"C": "C", "A": "A", "D. hall": "D", "garden": "C", "It is the hall.": None, "hall": None}
+    assert {reply: read_option(reply, row.options) for reply in replies} == replies
+
+
+@pytest.mark.parametrize(
+    "options", ["A. grows\nB. spins\nC. hides", "grows\nspins\nhides", ["1) grows", "2) spins", "3) hides"]]
+)
+def test_options_in_one_text_and_with_numbers(options, tmp_path):
+    assert read(tmp_path, {**QUESTION, "options": options})[0].options == ("grows", "spins", "hides")
+
+
+def test_options_in_the_question(tmp_path):
+    asked = {**QUESTION, "question": "<video>\nWhat next?\n(A) grows\n(B) spins"}
+    (row,) = read(tmp_path, asked, options=None)
+    assert (row.problem, row.options, row.answer) == ("What next?", ("grows", "spins"), "B")
+    with pytest.raises(DataError, match="file.jsonl:1: field 'question' names no options"):
+        read(tmp_path, QUESTION, options=None)
+
+
+@pytest.mark.parametrize("field, value", [("question", "<|video_pad|>?"), ("options", ["a<|im_end|>", "b"])])
+def test_a_field_that_spells_a_control_token_is_named(field, value, tmp_path):
+    with pytest.raises(DataError, match=f"file.jsonl:1: field '{field}' spells the control token"):
+        read(tmp_path, {**QUESTION, field: value})
+
+
+def test_a_number_counts_from_one(tmp_path):
+    assert read(tmp_path, {**QUESTION, "answer": 3}, answer_is="number")[0].answer == "C"

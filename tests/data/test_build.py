@@ -1,7 +1,9 @@
 """check, preview and build on data that people would bring."""
 
 import errno
+import html
 import json
+import re
 from dataclasses import replace
 
 import av
@@ -26,6 +28,7 @@ from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
+from vidbridge.text.prompts import PromptTemplate
 from vidbridge.types import Group, RewardBreakdown
 
 ALL = {"held_out_frac": 1e-9}
@@ -42,9 +45,12 @@ def raw(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def job(untrained_folder):
-    processor = Processor.from_folder(untrained_folder, SHAPES_FRAMES).sized()
-    return lambda dataset, tasks, **options: Job(dataset=dataset, tasks=tasks, processor=processor, **options)
+def processor(untrained_folder):
+    return Processor.from_folder(untrained_folder, SHAPES_FRAMES).sized()
+
+
+def job(dataset, tasks, **options):
+    return Job(dataset=dataset, tasks=tasks, **options)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,7 @@ def tasks(raw):
     return {task.name: task.with_rows((), BUDGET, raw.reader) for task in (DarkEventInfer(), MixVidQA())}
 
 
-def test_what_is_written_shows_what_was_made_on_the_fly(raw, tasks, job, tmp_path):
+def test_what_is_written_shows_what_was_made_on_the_fly(raw, tasks, tmp_path):
     materialise(job(raw, tasks, folder=tmp_path, number=3), fps=64)
     written = VidbridgeR1(root=str(tmp_path), files={"train": str(tmp_path / "train.jsonl")}, workers=0, **ALL)
     for name, task in tasks.items():
@@ -76,8 +82,8 @@ def test_what_is_written_shows_what_was_made_on_the_fly(raw, tasks, job, tmp_pat
     assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
 
 
-def test_contact_sheets_frame_each_source_in_its_colour(raw, tasks, job, tmp_path):
-    preview(job(raw, tasks, folder=tmp_path, number=1))
+def test_contact_sheets_frame_each_source_in_its_colour(raw, tasks, processor, tmp_path):
+    preview(job(raw, tasks, folder=tmp_path, number=1), processor)
     page = (tmp_path / "preview.html").read_text()
     assert page.count("<img") == len(list(tmp_path.glob("*.png"))) >= 2
     sheet = np.asarray(Image.open(tmp_path / "train_mix_vid_qa_0.png"))
@@ -92,7 +98,22 @@ def test_contact_sheets_frame_each_source_in_its_colour(raw, tasks, job, tmp_pat
     assert sources_of(dark.sample(0), dark.prompt(dark.sample(0)).clips[0]).count(2) == 2
 
 
-def test_check_lists_rows_videos_and_overlaps_in_one_pass(job, tmp_path):
+@pytest.mark.parametrize("has_model", [True, False])
+def test_a_preview_shows_the_whole_prompt(raw, tasks, processor, has_model, tmp_path):
+    template = PromptTemplate(text="1 < 2 & {question}", system="Think in <think> </think>.")
+    task = replace(tasks["dark_event_infer"], template=template)
+    preview(job(raw, {task.name: task}, folder=tmp_path, number=1), processor if has_model else None)
+    sample = replace(task, rows=raw.rows(task, "train")).sample(0)
+    page = (tmp_path / "preview.html").read_text()
+    assert html.unescape(re.findall("<pre>(.*?)</pre>", page, re.DOTALL)[0]) == (
+        "<|im_start|>system\nThink in <think> </think>.<|im_end|>\n<|im_start|>user\n<|vision_start|><|video_pad|>"
+        f"<|vision_end|>1 < 2 & {sample.question}<|im_end|>\n<|im_start|>assistant\n"
+        if has_model
+        else f"[system]\nThink in <think> </think>.\n[user]\n[video]\n1 < 2 & {sample.question}"
+    )
+
+
+def test_check_lists_rows_videos_and_overlaps_in_one_pass(processor, tmp_path):
     path = export_released(tmp_path, [Caption()], 6)
     lines = path.read_text().splitlines()
     (tmp_path / "test.jsonl").write_text(lines[0] + "\n")
@@ -108,11 +129,13 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(job, tmp_path):
         max_bad_frac=0.05,
     )
     task = Caption().with_rows((), BUDGET, data.reader)
-    check(job(data, {"caption": task}, folder=tmp_path), strict=False)
+    with pytest.raises(DataError, match="training would be refused: 4 problems"):
+        check(job(data, {"caption": task}, folder=tmp_path), processor, strict=False)
     summary = json.loads((tmp_path / "check.json").read_text())
     told = (tmp_path / "problems.txt").read_text().splitlines()
     assert summary == {
         "rows": {"train/caption": 7, "test/caption": 1},
+        "without_rows": {"val/caption": summary["without_rows"]["val/caption"]},
         "rows_of_no_task": {"Caption": 1},
         "videos": 6,
         "unreadable": 1,
@@ -126,12 +149,13 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(job, tmp_path):
     assert "not_a_video" in told[2] and told[3] == f"{videos[0]}: is in test and train"
     assert (tmp_path / "check.png").stat().st_size > 5000
     with pytest.raises(DataError, match="4 problems"):
-        check(job(data, {"caption": task}, folder=tmp_path), strict=True)
+        check(job(data, {"caption": task}, folder=tmp_path), processor, strict=True)
     with pytest.raises(DataError, match="1 of 8 samples cannot be used.* a run would stop"):
-        check(job(replace(data, max_bad_frac=0.0), {"caption": task}, folder=tmp_path), strict=False)
+        strictly = replace(data, skip_bad_rows=True, max_bad_frac=0.0)
+        check(job(strictly, {"caption": task}, folder=tmp_path), processor, strict=False)
 
 
-def test_check_reads_the_parts_that_samples_show(job, tmp_path):
+def test_check_reads_the_parts_that_samples_show(processor, tmp_path):
     """The file is good; what is asked for begins after its end."""
     counting(tmp_path / "a.mp4")
     known = [{"video": "a.mp4", "uid": "in", "caption": "one"}, {"video": "a.mp4", "caption": "two", "duration_s": 90}]
@@ -140,7 +164,7 @@ def test_check_reads_the_parts_that_samples_show(job, tmp_path):
     data = Raw(root=str(tmp_path), annotations=[str(tmp_path / "known.jsonl")], workers=0, held_out_frac=1e-9)
     task = Caption().with_rows((), BUDGET, data.reader)
     with pytest.raises(DataError, match="1 of 2 samples cannot be used"):
-        check(job(data, {"caption": task}, folder=tmp_path), strict=False)
+        check(job(data, {"caption": task}, folder=tmp_path), processor, strict=False)
     assert "is 4.00 s long, the clip starts at 60.00 s" in (tmp_path / "problems.txt").read_text()
 
 
@@ -175,7 +199,7 @@ def graded(task, scores):
         (Caption(), [[0.5, 0.6, 0.7], [0.5, 0.6, 0.71], [1, 1, 1], [0, 1, 0]], [1, 3]),  # range below 0.2 goes
     ],
 )
-def test_the_filter_keeps_what_can_be_learnt_from_and_goes_on_where_it_was(task, scores, kept, job, tmp_path):
+def test_the_filter_keeps_what_can_be_learnt_from_and_goes_on_where_it_was(task, scores, kept, tmp_path):
     path = export_released(tmp_path, [task], 4, prefix="/elsewhere/")
     settings = {"root": str(tmp_path / "videos"), "video_prefix": "/elsewhere/", "workers": 0, **ALL}
     data = VidbridgeR1(files={"train": str(path)}, **settings)
@@ -198,7 +222,7 @@ def test_the_filter_keeps_what_can_be_learnt_from_and_goes_on_where_it_was(task,
     assert summary == {f"train/{task.name}": {"rows": 4, "kept": 2, "unscored": unscored}}
 
 
-def test_what_is_drawn_anew_each_time_is_not_filtered(raw, tasks, job, tmp_path):
+def test_what_is_drawn_anew_each_time_is_not_filtered(raw, tasks, tmp_path):
     with pytest.raises(DataError, match="build_data.py build makes files"):
         filter_rows(job(raw, tasks, folder=tmp_path), None, None, spread="range", threshold=0.2)
 

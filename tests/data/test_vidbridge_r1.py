@@ -1,6 +1,7 @@
 """The released file as it is: one JSONL for all tasks, paths of another machine, options in the text."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.exporting import export_released
+from vidbridge.data.base import NoRows
 from vidbridge.data.files import split_by_video
 from vidbridge.data.jsonl import JsonlIndex, _plain
 from vidbridge.data.rows import DataError, parse_row
@@ -16,7 +18,6 @@ from vidbridge.media.frames import FrameBudget
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
-from vidbridge.text.released import split_options
 
 BUDGET = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304, multiple=16)
 ROW = {"problem": "What?", "solution": "<answer>it grows</answer>", "video": "a.mp4", "problem_type": "caption"}
@@ -58,7 +59,7 @@ def test_a_split_with_a_file_of_its_own_takes_nothing_from_training(tmp_path):
     data = VidbridgeR1(root=str(tmp_path), files={"train": str(train), "test": str(test)}, held_out_frac=0.1)
     sizes = [len(data.rows(Caption(), split)) for split in ("train", "val", "test")]
     assert sizes[0] + sizes[1] == 200 and 10 <= sizes[1] <= 30 and sizes[2] == 7
-    with pytest.raises(DataError, match="no train row has problem_type 'MCQA'"):
+    with pytest.raises(DataError, match="no row has problem_type 'MCQA'; there are caption"):
         data.rows(QA(), "train")
 
 
@@ -73,10 +74,10 @@ FAULTS = [
     ({**ROW, "solution": "grows"}, "must be <answer>..</answer>"),
     ({**ROW, "solution": "<answer> </answer>"}, "is empty"),
     ({**CHOICE, "problem": "What? grows or spins"}, "names no options"),
-    ({**CHOICE, "solution": "<answer>C</answer>"}, "must be a letter from A to B"),
-    ({**CHOICE, "problem": "What?\nA. grows\nB. Grows"}, "different texts"),
+    ({**CHOICE, "solution": "<answer>C</answer>"}, "field 'solution': the answer 'C' is neither an option"),
+    ({**CHOICE, "problem": "What?\nA. grows\nB. Grows"}, "must be unlike the others"),
     ({**ROW, "problem_type": ["caption"]}, "field 'problem_type'"),
-    ({**CHOICE, "problem": "What?\nA. grows\nB. "}, "names no options"),
+    ({**CHOICE, "problem": "What?\nA. grows\nB. "}, "none of them empty"),
     ({**ROW, "solution": "<answer>x</answer><answer>y</answer>"}, "must hold one answer"),
     ({**ROW, "video": "\ud800.mp4"}, "field 'video' is no Unicode text"),
 ]
@@ -86,7 +87,8 @@ def test_all_faults_are_listed_in_one_pass_and_can_be_skipped(tmp_path):
     path = write(tmp_path / "train.jsonl", ROW, *[line for line, _ in FAULTS], b"", CHOICE)
     with pytest.raises(DataError) as error:
         dataset(path, tmp_path).rows(Caption(), "train")
-    told = str(error.value).splitlines()
+    *told, advice = str(error.value).splitlines()
+    assert advice == "data.skip_bad_rows=true leaves them out"
     assert [int(line.split(":")[1]) for line in told] == list(range(2, 2 + len(FAULTS)))
     for line, (_, message) in zip(told, FAULTS):
         assert message in line
@@ -110,12 +112,21 @@ def test_the_quick_look_at_a_line_agrees_with_the_close_one(tmp_path):
         assert row.problem_type == index.problem_types[kind]
 
 
+PIECES = ["A. ", "B. ", "C. ", " A. ", "D.", "(A) ", "B) ", "- A. ", "**B.** ", "Options:", "<video>", "<|im_end|>"]
+PIECES += ["x", "X", "\n", "\n", "\r", " ", "  ", "option A: ", "1. ", "  E. x", "a man "]
+
+
 @given(
-    st.lists(st.sampled_from(["A. ", "B. ", "C. ", " A. ", "D.", "(A) ", "x", "X", "\n", "\r", " "]), max_size=12),
+    st.one_of(
+        st.lists(st.sampled_from(PIECES), max_size=12).map("".join),
+        st.lists(st.lists(st.sampled_from(PIECES), max_size=4).map("".join), min_size=2, max_size=4).map(
+            lambda texts: "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", texts))
+        ),
+    ),
     st.sampled_from(["A", "B", "b", "A. x", " A"]),
 )
-def test_no_choice_passes_the_quick_look_and_fails_the_close_one(pieces, answer):
-    line = json.dumps({**CHOICE, "problem": f"What?\n{''.join(pieces)}", "solution": f"<answer>{answer}</answer>"})
+def test_no_choice_passes_the_quick_look_and_fails_the_close_one(text, answer):
+    line = json.dumps({**CHOICE, "problem": f"What?\n{text}", "solution": f"<answer>{answer}</answer>"})
     if _plain(line.encode()) is not None:
         parse_row(line.encode(), Path("a.jsonl"), 1)
 
@@ -135,16 +146,51 @@ def test_a_line_that_changed_since_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("problem", "question", "options"),
+    "problem",
     [
-        ("What?\nA. grows\nB. spins", "What?", ("grows", "spins")),
-        ("What?\nOptions:\n(A) grows\n(B) spins\n(C) hides", "What?", ("grows", "spins", "hides")),
-        ("What?\nA) grows\nB) spins\nAnswer with a letter.", "What?\nAnswer with a letter.", ("grows", "spins")),
-        ("What? A. grows B. spins it C. hides", "What?", ("grows", "spins it", "hides")),
-        ("What does Dr. A. do?\nA: sits\nB: eats vitamin B.", "What does Dr. A. do?", ("sits", "eats vitamin B.")),
-        ("A. Who is B?", "A. Who is B?", ()),
-        ("What grows?", "What grows?", ()),
+        "What next?\nA. grows\nand turns\nB. spins",
+        "What next?\n- A. grows and turns\n- B. spins",
+        "What next?\nOption A: grows and turns\nOption B: spins",
+        "<video>\nWhat next?\n**A.** grows and turns\n**B.** spins",
+        "<image>What next?\nA、grows and turns\nB、spins",
     ],
 )
-def test_options_are_found_in_the_text(problem, question, options):
-    assert split_options(problem) == (question, options)
+def test_options_of_the_question_however_they_are_marked(problem, tmp_path):
+    path = write(tmp_path / "train.jsonl", {**CHOICE, "problem": problem, "solution": "<answer>A</answer>"})
+    (row,) = dataset(path, tmp_path, held_out_frac=1e-9).rows(QA(), "train")
+    assert (row.problem, row.options, row.answer) == ("What next?", ("grows and turns", "spins"), "A")
+
+
+def test_options_in_a_field_of_their_own_come_without_their_letters(tmp_path):
+    forms = (["A. x", "B. y"], {"A": "x", "B": "y"}, "x\ny")
+    lines = [{**CHOICE, "problem": "What?", "options": options} for options in forms]
+    lines += [{**lines[0], "problem": "What?\nA. x\nB. y"}, {**lines[0], "solution": "<answer>B. y</answer>"}]
+    rows = dataset(write(tmp_path / "train.jsonl", *lines), tmp_path, held_out_frac=1e-9).rows(QA(), "train")
+    assert [(row.problem, row.options, row.answer) for row in rows] == [("What?", ("x", "y"), "B")] * 5
+
+
+def test_what_spells_a_control_token_is_refused_at_the_quick_look_too(tmp_path):
+    spelt = "<|im_end|>"
+    lines = [
+        {**ROW, "problem": f"What? {spelt}"},
+        {**ROW, "solution": f"<answer>It {spelt}</answer>"},
+        {**ROW, "rationale": spelt},
+        {**CHOICE, "options": ["x", spelt], "problem": "What?"},
+    ]
+    fine = {**ROW, "problem": "Is <think> or <answer> shown, or a | b < c |> d?"}
+    path = write(tmp_path / "train.jsonl", *lines, fine)
+    index = JsonlIndex.of(path)
+    assert index.numbers.tolist() == [5]
+    assert index.problems == tuple(
+        f"{path}:{number}: field '{field}' spells the control token {spelt}; take it out"
+        for number, field in enumerate(("problem", "solution", "rationale", "options"), start=1)
+    )
+
+
+def test_a_split_without_rows_says_how_many_videos_to_set_aside(tmp_path):
+    path = write(tmp_path / "train.jsonl", *({**ROW, "video": f"{k}.mp4"} for k in range(9)))
+    with pytest.raises(NoRows, match="no test row has problem_type 'caption', with data.held_out_frac=1e-06") as error:
+        dataset(path, tmp_path, held_out_frac=1e-6).rows(Caption(), "test")
+    named = re.search(r"data.held_out_frac=(0\.\d+) gives every split rows of caption", str(error.value))
+    enough = dataset(path, tmp_path, held_out_frac=float(named[1]))
+    assert all(len(enough.rows(Caption(), split)) for split in ("train", "val", "test"))

@@ -61,7 +61,7 @@ def job(tmp_path, monkeypatch):
     data = Raw(root=str(tmp_path / "videos"), annotations=[str(tmp_path / "clips.jsonl")], workers=0)
     (tmp_path / "out").mkdir()
     tasks = {"mix_vid_qa": MixVidQA().with_rows((), BUDGET, data.reader)}
-    return Job(dataset=data, tasks=tasks, processor=None, folder=tmp_path / "out")
+    return Job(dataset=data, tasks=tasks, folder=tmp_path / "out")
 
 
 def ask(url):

@@ -19,8 +19,16 @@ FRAMES = FrameBudget(fps=None, max_frames=8, min_pixels=64, max_pixels=1024)
 SAMPLE = Sample(uid="qa/train/0", task="qa", question="what?", answer="A", videos=())
 
 
-def make_policy(folder: Path, *, lr: float = 1e-3, temperature: float = 1.0, max_packed_tokens: int = 4096, **loading):
-    module = load_model(str(folder), device="cpu", **loading)
+def make_policy(
+    folder: Path,
+    *,
+    lr: float = 1e-3,
+    temperature: float = 1.0,
+    max_packed_tokens: int = 4096,
+    device: str = "cpu",
+    **loading,
+):
+    module = load_model(str(folder), device=device, **loading)
     engine = LocalEngine(module, lr=lr, total_updates=10, schedule="constant")
     processor = Processor.from_folder(folder, FRAMES)
     return QwenVLPolicy(

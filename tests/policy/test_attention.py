@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from experiments.bench.peers import repeated_logprobs
 from tests.policy.builders import make_policy, random_groups, whole_batch
+from tests.policy.dense import dense_attention, packed_ids, sees
 from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
+from vidbridge.policy import attention
 from vidbridge.policy.attention import PackedFlex, PackedSdpa
+from vidbridge.policy.plain import repeated_logprobs
 
 CASES = {
     "one group": [[5, 9, 2, 7]],
@@ -96,47 +99,45 @@ def test_with_gradient_checkpointing(random_qwen_folder, plain):
     assert_same_learner(checkpointed, plain, random_groups(checkpointed, CASES["several groups"]))
 
 
-def packed_ids(lengths):
-    """Group and sibling of each place, for groups of a prompt and completions of these lengths."""
-    groups, siblings = [], []
-    for group, segments in enumerate(lengths):
-        for sibling, length in enumerate(segments):
-            groups += [group] * length
-            siblings += [sibling] * length
-    return torch.tensor(groups), torch.tensor(siblings)
-
-
 @pytest.mark.parametrize("kind", [PackedSdpa, PackedFlex])
 @pytest.mark.parametrize("lengths", [[[5, 3, 4]], [[3, 2, 1], [6, 4]], [[4], [2, 2]], [[2], [3]], [[150, 20, 30, 1]]])
-def test_every_place_sees_its_prompt_and_its_own_past(kind, lengths):
+@pytest.mark.parametrize("head_size", [8, 16])
+def test_every_place_sees_its_prompt_and_its_own_past(kind, lengths, head_size, monkeypatch):
     """Against one dense mask, written as the rule is spoken. Both kinds, 4 query heads on 2 key heads."""
-    group_ids, sibling_ids = packed_ids(lengths)
-    size = len(group_ids)
+    # It refuses to differentiate on a CPU, where its compiler has no backward kernel; what is not compiled has one.
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+    ids = packed_ids(lengths)
     torch.manual_seed(0)
-    learns = kind is PackedSdpa  # the other has no backward on a CPU
-    query = torch.randn(1, 4, size, 16, requires_grad=learns)
-    key, value = (torch.randn(1, 2, size, 16, requires_grad=learns) for _ in range(2))
-    sees = torch.tensor(
-        [
-            [
-                k <= q and group_ids[k] == group_ids[q] and sibling_ids[k] in (0, sibling_ids[q])
-                for k in range(size)
-            ]
-            for q in range(size)
-        ]
-    )
-    scores = query @ key.repeat_interleave(2, dim=1).mT * 0.3
-    weights = scores.masked_fill(~sees, -torch.inf).softmax(dim=-1)
-    want = (weights @ value.repeat_interleave(2, dim=1)).transpose(1, 2)
-    got = kind(group_ids, sibling_ids).attend(0, query, key, value, 0.3)
+    query, key, value = (torch.randn(1, heads, len(ids[0]), head_size, requires_grad=True) for heads in (4, 2, 2))
+    want = dense_attention(query, key, value, sees(*ids), 0.3)
+    got = kind(*ids).attend(0, query, key, value, 0.3)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-    if not learns:
-        return
     pull = torch.randn_like(want)
     got_gradients = torch.autograd.grad((got * pull).sum(), [query, key, value])
     want_gradients = torch.autograd.grad((want * pull).sum(), [query, key, value])
     for one, other in zip(got_gradients, want_gradients):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_compilations_are_enough_for_all_lengths(monkeypatch):
+    """As on a GPU, whose compiler is asked by the same rules; here it translates nothing.
+
+    Two things are compiled, the mask and the attention: once for the first length and once for all others. A row that
+    fits into one block of 128 places is another matter, and costs a third time.
+    """
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+    for name in ("flex_attention", "create_block_mask"):
+        monkeypatch.setattr(attention, name, torch.compile(getattr(attention, name), backend="eager"))
+    torch._dynamo.reset()
+    found = []
+    for longest in (150, 250, 333, 600, 777, 150, 20, 30):
+        ids = packed_ids([[longest, 20, 31, 1], [40, 5]] if longest > 100 else [[longest, 5]])
+        query, key, value = (torch.randn(1, heads, len(ids[0]), 16, requires_grad=True) for heads in (4, 2, 2))
+        before = counters["stats"]["unique_graphs"]
+        PackedFlex(*ids).attend(0, query, key, value, 0.3).sum().backward()
+        found.append(counters["stats"]["unique_graphs"] - before)
+    assert found == [2, 2, 0, 0, 0, 0, 2, 0]
 
 
 def test_somebody_elses_call_still_works(policy, plain):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.policy.builders import FRAMES, make_policy, random_groups, whole_batc
 from tests.ranks import on_ranks
 from vidbridge import dist
 from vidbridge.policy.engine import Diverged
+from vidbridge.policy.engine_files import load_weights
 from vidbridge.policy.engine_local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
@@ -86,6 +88,9 @@ def explore(folder, out):
             policy.save(out / kind / loaded)
             if loaded == "plain":
                 plain[kind] = policy
+            snapshot = out / "snapshots" / kind / loaded
+            snapshot.mkdir(parents=True, exist_ok=True)
+            policy.engine.snapshot()(snapshot)
             if kind in SHARDED and loaded == "bfloat16":
                 parts = {str(number): part.detach() for number, part in enumerate(policy.engine._parts())}
                 save_file(parts, out / f"{kind}_rank{dist.rank()}.parts")
@@ -184,6 +189,36 @@ def test_what_is_saved_is_what_local_saves(ran, alone, tmp_path, kind):
     assert {path.name for path in there.iterdir()} == {path.name for path in tmp_path.iterdir()}
     ours, local = load_file(there / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert {name: (t.shape, t.dtype) for name, t in ours.items()} == {n: (t.shape, t.dtype) for n, t in local.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loaded", LOADED)
+def test_the_weights_of_a_snapshot_of_two_ranks_are_read_by_one_process_without_engine(
+    ran, random_qwen_folder, kind, loaded
+):
+    """To the last bit what these ranks have saved; where the model is of 16 bits, the 32-bit weights rounded."""
+    saved = Qwen2_5_VLForConditionalGeneration.from_pretrained(ran[0] / kind / loaded, dtype="auto")
+    module = load_model(str(random_qwen_folder), device="cpu", **LOADED[loaded][0])
+    load_weights(module, ran[0] / "snapshots" / kind / loaded)
+    assert differ(dict(module.named_parameters()), dict(saved.named_parameters())) == []
+
+
+def test_a_snapshot_that_does_not_cover_what_is_trained_is_refused(ran, random_qwen_folder, tmp_path):
+    snapshots = ran[0] / "snapshots"
+    whole = load_model(str(random_qwen_folder), device="cpu")
+    for kind in ("local", "zero2", "zero3"):
+        with pytest.raises(ValueError, match="lacks model.visual.patch_embed.proj.weight .*model.frozen"):
+            load_weights(whole, snapshots / kind / "partly frozen, checkpointed")
+    shutil.copytree(snapshots / "zero3" / "plain", tmp_path / "half")
+    (tmp_path / "half" / "engine_rank1.safetensors").unlink()
+    with pytest.raises(ValueError, match="engine_rank1.safetensors is missing: 2 ranks wrote"):
+        load_weights(whole, tmp_path / "half")
+    smaller = load_model(str(random_qwen_folder), device="cpu")
+    smaller.lm_head = torch.nn.Linear(32, 7, bias=False)
+    with pytest.raises(ValueError, match="holds lm_head.weight, which does not fit the model"):
+        load_weights(smaller, snapshots / "zero2" / "plain")
+    with pytest.raises(ValueError, match="no engine has written it"):
+        load_weights(whole, tmp_path)
 
 
 @pytest.mark.parametrize("kind", SHARDED)

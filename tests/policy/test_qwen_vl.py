@@ -23,7 +23,7 @@ def row_logprobs(policy, batch):
 
 
 def test_logprobs_equal_one_plain_model_call_per_completion(policy, random_qwen_folder):
-    """The reference: the untouched class from the same folder, called with ids, pixels and token types only."""
+    """The reference: the untouched class from the same folder, called with ids, pixels and positions only."""
     groups = ragged_groups(policy)
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_qwen_folder)
     rows = row_logprobs(policy, whole_batch(policy, groups))
@@ -32,13 +32,13 @@ def test_logprobs_equal_one_plain_model_call_per_completion(policy, random_qwen_
         encoded = groups[index // 2].encoded
         completion = torch.tensor(groups[index // 2].completions[index % 2].token_ids)
         ids = torch.cat([encoded.input_ids, completion])[None]
+        after = len(encoded.input_ids) + encoded.rope_delta + torch.arange(len(completion))
         with torch.no_grad():
             logits = plain(
                 input_ids=ids,
                 pixel_values_videos=encoded.pixel_values,
                 video_grid_thw=encoded.video_grid_thw,
-                mm_token_type_ids=(ids == plain.config.video_token_id).long() * 2,
-                second_per_grid_ts=[1.0] if len(encoded.video_grid_thw) == 1 else [1.0, 2.0],
+                position_ids=torch.cat([encoded.position_ids, after.expand(3, -1)], dim=1)[:, None],
             ).logits[0, -len(completion) - 1 : -1]
         logits[:, policy.suppressed_ids] = float("-inf")
         expected = torch.log_softmax(logits / 0.7, dim=-1).gather(1, completion[:, None])[:, 0]

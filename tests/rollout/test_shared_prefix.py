@@ -11,6 +11,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from experiments.bench.peers import generate
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
+from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rollout.cache import Decode, SharedPrefixCache
 from vidbridge.rollout.sampling import StopStrings, draw, truncate, uniforms_of
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
@@ -34,21 +35,10 @@ def make_rollout(policy, *, max_completion_tokens=16, max_rows=64):
 
 def test_greedy_equals_generate_token_for_token(policy, encoded, random_qwen_folder):
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_qwen_folder)
-    seconds = [[1.0], [1.0, 2.0], [1.0]]  # of one temporal patch: 2 frames at 2 fps, the fifth video at 1 fps
     completions = make_rollout(policy, max_completion_tokens=24).generate(encoded, 1, seed=0, greedy=True)
-    for prompt, second_per_grid_ts, (completion,) in zip(encoded, seconds, completions):
-        ids = prompt.input_ids[None]
-        expected = plain.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values_videos=prompt.pixel_values,
-            video_grid_thw=prompt.video_grid_thw,
-            second_per_grid_ts=second_per_grid_ts,
-            mm_token_type_ids=(ids == plain.config.video_token_id).long() * 2,
-            suppress_tokens=policy.suppressed_ids.tolist(),
-            do_sample=False,
-            max_new_tokens=24,
-        )[0, ids.shape[1] :].tolist()
+    for prompt, (completion,) in zip(encoded, completions):
+        options = {"do_sample": False, "max_new_tokens": 24, "suppress_tokens": policy.suppressed_ids.tolist()}
+        expected = generate(plain, prompt, num_return_sequences=1, **options)[0].tolist()
         assert list(completion.token_ids) == expected
 
 
@@ -60,6 +50,59 @@ def test_sampler_and_learner_logprobs_agree(policy, encoded):
     assert len(rows) == 12
     for row, logprobs, mask in zip(rows, learner, batch.loss_mask):
         torch.testing.assert_close(torch.tensor(row.sampler_logprobs), logprobs[mask], atol=1e-4, rtol=0)
+
+
+class LowRank(torch.nn.Module):
+    """As an adapter wraps a layer: ``weight`` is that of the layer inside, what is added stands beside it."""
+
+    def __init__(self, layer, seed):
+        super().__init__()
+        self.layer = layer
+        generator = torch.Generator().manual_seed(seed)
+        self.down = 0.5 * torch.randn(2, layer.in_features, generator=generator)
+        self.up = 0.5 * torch.randn(layer.out_features, 2, generator=generator)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    def forward(self, rows):
+        return self.layer(rows) + rows @ self.down.T @ self.up.T
+
+
+def wrap(module):
+    for layer in module.model.language_model.layers:
+        layer.mlp.up_proj = LowRank(layer.mlp.up_proj, seed=1)  # wide: multiplied by its weight where it is plain
+        layer.self_attn.q_proj = LowRank(layer.self_attn.q_proj, seed=2)
+
+
+def hook(module):
+    """Adapters that are no modules change what a layer gives by a hook."""
+    for layer in module.model.language_model.layers:
+        layer.mlp.up_proj.register_forward_hook(lambda layer, inputs, output: 1.5 * output)
+        layer.input_layernorm.register_forward_hook(lambda layer, inputs, output: 1.5 * output)
+
+
+@pytest.mark.parametrize("adapt", [wrap, hook])
+def test_sampling_follows_an_adapter(random_qwen_folder, adapt):
+    """The sampler's layers are written out; one that reads a weight where the learner calls the layer would part."""
+    policy = make_policy(random_qwen_folder)
+    encoded = [policy.processor.encode(prompt) for prompt in ragged_prompts()]
+    plain = make_rollout(policy).generate(encoded, 2, seed=1)
+    adapt(policy.module)
+    completions = make_rollout(policy).generate(encoded, 2, seed=1)
+    assert completions != plain
+    batch = whole_batch(policy, sampled_groups(ragged_prompts(), encoded, completions))
+    learner = policy.logprobs(batch)[0].detach()
+    rows = [completion for group in completions for completion in group]
+    for row, logprobs, mask in zip(rows, learner, batch.loss_mask, strict=True):
+        torch.testing.assert_close(torch.tensor(row.sampler_logprobs), logprobs[mask], atol=1e-4, rtol=0)
+
+
+def test_an_adapter_around_lm_head_is_refused(random_qwen_folder):
+    """The learner multiplies by its weight, chunk by chunk."""
+    policy = make_policy(random_qwen_folder)
+    policy.module.lm_head = LowRank(policy.module.lm_head, seed=3)
+    with pytest.raises(ValueError, match="lm_head is a LowRank"):
+        QwenVLPolicy(policy.module, policy.processor)
 
 
 @pytest.mark.parametrize("greedy", [True, False])

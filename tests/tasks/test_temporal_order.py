@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import train
-from tests.composing import composed, small_run
+from tests.composing import composed, small_run, templates
 from vidbridge import build, launch
 from vidbridge.data.shapes import Shapes
 from vidbridge.data.world import Scene, Thing, describe
@@ -50,7 +50,7 @@ def test_a_video_with_more_than_one_possible_order_is_left_out(kinds):
 
 def test_it_is_told_in_words_that_the_embedded_model_knows(tmp_path):
     rows = Shapes(root=str(tmp_path), seed=0, num_rows={"train": 8}).rows(TemporalOrder(), "train")
-    task = TemporalOrder().with_rows(rows, FRAMES)
+    task = TemporalOrder(template=templates("tiny")["temporal_order"]).with_rows(rows, FRAMES)
     processor = Processor.from_folder(str(launch.PACKAGE / "assets/tiny_qwen2_5_vl"), FRAMES, 1024)
     unknown = processor.tokenizer.unk_token_id
     for sample in map(task.sample, range(8)):

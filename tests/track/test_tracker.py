@@ -3,24 +3,23 @@
 import io
 import json
 
-import numpy as np
 import pytest
 from rich.console import Console as RichConsole
 
+from tests.conftest import random_clip
 from tests.track.builders import group
 from vidbridge.journal import read_lines
-from vidbridge.media.write import write_mp4
 from vidbridge.track import wandb_sink
 from vidbridge.track.console import Console
 from vidbridge.track.tracker import SilentTracker, Tracker, headline
 from vidbridge.track.wandb_sink import WandbSink, mode_by_key
-from vidbridge.types import Clip, StepResult
+from vidbridge.types import StepResult
 
 SCORES = {"mean": 0.25, "tasks": {"qa": {"mean": 0.5, "max": 2.0, "n": 2, "low": 0.4, "high": 0.6, "format_frac": 1.0}}}
 BOTH = {"sampled": SCORES, "greedy": SCORES}
 
 
-def record(tmp_path, wandb=None, *, terminal=False, video="clip.mp4"):
+def record(tmp_path, wandb=None, *, terminal=False, clips=()):
     """Two steps between two evaluations; returns what was printed."""
     out = io.StringIO()
     console = Console(RichConsole(file=out, force_terminal=terminal, width=100))
@@ -29,7 +28,7 @@ def record(tmp_path, wandb=None, *, terminal=False, video="clip.mp4"):
         tracker.scores(0, "held_out/sampled", SCORES)
         tracker.start_steps(2)
         for step in (1, 2):
-            groups = (group(totals=(1.0, 0.0), video=video), group(totals=()))
+            groups = (group(totals=(1.0, 0.0), clips=clips), group(totals=()))
             tracker.step(step, StepResult(metrics={"policy/lr": 0.1 * step}, groups=groups))
         tracker.finish({"before": BOTH, "after": BOTH, "train_s": 1.0})
     return out.getvalue()
@@ -64,10 +63,8 @@ def test_the_files_hold_the_run(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
-def test_wandb_works_offline_without_a_key(tmp_path, monkeypatch):
+def test_wandb_offline_has_the_clips_that_the_model_saw(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))
-    clip = Clip(frames=np.zeros((4, 16, 16, 3), np.uint8), times_s=np.arange(4) / 8)
-    write_mp4(clip, tmp_path / "clip.mp4", fps=8)
     sink = WandbSink(
         run_dir=tmp_path,
         mode="offline",
@@ -77,13 +74,18 @@ def test_wandb_works_offline_without_a_key(tmp_path, monkeypatch):
         tags=["proxy"],
         config={"seed": 0},
     )
-    printed = record(tmp_path, sink, video=str(tmp_path / "clip.mp4"))
+    printed = record(tmp_path, sink, clips=[random_clip(4, 16, 16), random_clip(3, 16, 24, seed=1)])
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     assert folder.name in printed.replace("\n", "")
-    tables = list(folder.glob("files/media/table/completions*.json"))
-    assert json.loads(tables[0].read_text())["columns"][0] == "clip"
-    clips = [path for path in (tmp_path / "wandb" / "artifacts").rglob("*") if path.is_file()]
-    assert any(path.read_bytes() == (tmp_path / "clip.mp4").read_bytes() for path in clips)
+    assert len(list(folder.glob("files/media/table/completions/training*.json"))) == 2  # of steps 1 and 2
+    kept = {path.read_bytes() for path in (tmp_path / "wandb" / "artifacts").rglob("*") if path.is_file()}
+    table = next(table for table in map(json.loads, [each for each in kept if b'"_type": "table"' in each]))
+    assert table["columns"][:3] == ["clip", "clip 2", "step"] and len(table["data"]) == 2
+    first = dict(zip(table["columns"], table["data"][0]))
+    assert first["clip"]["_type"] == "video-file" and first["clip"]["caption"] == "0.25-1.75 s: no/such.mkv"
+    assert first["shown"].splitlines() == ["0.25-1.75 s: no/such.mkv", "0.25-1.25 s: no/such.mkv"]
+    written = list((tmp_path / "clips").iterdir())
+    assert len(written) == 2 and all(path.read_bytes() in kept for path in written)
 
 
 def test_a_resumed_run_is_the_same_run_in_wandb(tmp_path, monkeypatch):
@@ -104,12 +106,13 @@ def test_a_resumed_run_is_the_same_run_in_wandb(tmp_path, monkeypatch):
 
 
 def test_the_other_ranks_record_nothing(tmp_path, capsys):
-    with SilentTracker(tmp_path, hang_s=60) as tracker:
+    with SilentTracker(tmp_path, completions_every=1, completions_groups=1, hang_s=60) as tracker:
         tracker.rewind({})
         tracker.start_evaluation("before", 4)(4)
         tracker.scores(0, "held_out/sampled", SCORES)
         tracker.start_steps(1)
-        tracker.step(1, StepResult(metrics={"policy/lr": 0.1}, groups=(group(totals=(1.0, 0.0), video="clip.mp4"),)))
+        shown = group(totals=(1.0, 0.0), clips=[random_clip(2, 16, 16)])
+        tracker.step(1, StepResult(metrics={"policy/lr": 0.1}, groups=(shown,)))
         tracker.finish({"before": BOTH, "after": BOTH})
     assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
 

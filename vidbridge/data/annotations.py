@@ -3,20 +3,24 @@
 COIN: ``{"database": {"<id>": {"duration": 60.1, "annotation": [{"segment": [4.0, 9.5], "label": "cut the end"}]}}}``
 ActivityNet Captions: ``{"<id>": {"duration": 82.7, "timestamps": [[0.8, 19.9]], "sentences": ["A young woman .."]}}``
 JSONL, one video a line: ``{"video": "a.mp4", "events": [[4.0, 9.5, "cut the end"]]}``, and any of ``question`` with
-``answer`` and ``options``, ``caption``, ``start_s`` and ``end_s`` (the part that counts), ``duration_s``.
+``answer`` and ``options`` (in any form that text/option_reader.py reads), ``caption``, ``start_s`` and ``end_s`` (the
+part that counts), ``duration_s``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from codecs import BOM_UTF8
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
-from vidbridge.tasks.base import DataError, check_options, check_unicode
+from vidbridge.tasks.base import DataError, check_choice
+from vidbridge.text.option_reader import Options, about, question_and_options
 from vidbridge.text.options import LETTERS
+from vidbridge.text.sanitize import check_text, check_unicode, without_placeholder
 
 Event = tuple[float, float, str]  # start, end, what happens
 MAX_S = 1e7  # a third of a year: no time in a video
@@ -71,8 +75,9 @@ def _entries(path: Path, text: bytes, video_name: str) -> Iterator[tuple[str, Ca
         whole = json.loads(text)
     except (ValueError, RecursionError):
         whole = None
-    # of one line of JSONL no field is an object
-    if isinstance(whole, dict) and any(isinstance(value, dict) for value in whole.values()):
+    # one line of JSONL is an object too, and names its video
+    one_line = isinstance(whole, dict) and isinstance(whole.get("video"), str)
+    if isinstance(whole, dict) and not one_line and any(isinstance(value, dict) for value in whole.values()):
         database = whole.get("database", whole)
         if not isinstance(database, dict):
             raise DataError(f"{path}: field 'database' must be an object of videos by their id")
@@ -114,38 +119,60 @@ def _jsonl(uid: str, line: bytes) -> Annotation:
     known = ("video", "uid", "events", "caption", "question", "answer", "options", "start_s", "end_s", "duration_s")
     if unknown := sorted(entry.keys() - set(known)):
         raise ValueError(f"field '{unknown[0]}' is not known; there are {', '.join(known)}")
-    texts = {name: _text(entry.get(name, ""), name) for name in ("caption", "question", "answer")}
-    if bool(texts["question"]) != bool(texts["answer"]):
-        raise ValueError("fields 'question' and 'answer' belong together")
-    options = tuple(_text(option, "options") for option in _list(entry.get("options", []), "options"))
-    if options:
-        texts["answer"] = _chosen(texts["answer"], options)
-        check_options(options)
-    video = _name(entry["video"], "video")
-    if not video:
-        raise ValueError("field 'video' is empty")
+    question, answer, options = _asked(entry)
+    video, uid = _name(entry["video"], "video"), _name(entry.get("uid", uid), "uid")
     start_s, end_s = _seconds(entry.get("start_s"), "start_s") or 0.0, _seconds(entry.get("end_s"), "end_s")
     if end_s is not None and end_s <= start_s:
         raise ValueError(f"field 'end_s' must be more than start_s={start_s:g}, found {end_s:g}")
     return Annotation(
-        uid=_name(entry.get("uid", uid), "uid"),
+        uid=uid,
         video=video,
         start_s=start_s,
         end_s=end_s,
         duration_s=_length(entry.get("duration_s"), "duration_s"),
         events=_events([_triple(event) for event in _list(entry.get("events", []), "events")]),
+        caption=_text(entry.get("caption", ""), "caption"),
+        question=question,
+        answer=answer,
         options=options,
-        **texts,
     )
 
 
-def _chosen(answer: str, options: tuple[str, ...]) -> str:
-    """The text of the right option, given as that text or as its letter."""
-    if answer in options:
-        return answer
-    if len(answer) == 1 and answer in LETTERS[: len(options)]:
-        return options[LETTERS.index(answer)]
-    raise ValueError(f"field 'answer' is neither an option nor its letter: {answer!r}")
+def _asked(entry: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
+    """Question, answer as a phrase, and options, where there are some."""
+    question, found = entry.get("question", ""), entry.get("options") or None
+    answer = entry.get("answer", "")
+    if found and isinstance(answer, (int, float)) and not isinstance(answer, bool):
+        answer = str(answer)  # the text of an option, as in "options": [2, 3, 4]
+    for name, value in (("question", question), ("answer", answer)):
+        if not isinstance(value, str):
+            raise ValueError(f"field '{name}' must be a text, found {value!r}")
+        check_text(value, name)
+    if bool(question.strip()) != bool(answer.strip()):
+        raise ValueError("fields 'question' and 'answer' belong together")
+    if not question.strip():
+        if found:
+            raise ValueError("field 'options' belongs to a 'question', and there is none")
+        return "", "", ()
+    question = without_placeholder(question, "question")
+    try:
+        alone, options = question_and_options(question, found, "question", "options")
+        if options is not None:
+            return _text(alone, "question"), *_chosen(options, answer)
+    except ValueError:
+        if found or re.fullmatch(r"\W*[A-Za-z]\W*", answer):  # else a question that happens to hold a list
+            raise
+    return _text(question, "question"), _text(answer, "answer"), ()
+
+
+def _chosen(options: Options, answer: str) -> tuple[str, tuple[str, ...]]:
+    """The text of the right option, and all of them."""
+    for option in options.texts:
+        check_text(option, "options")
+    with about("answer"):
+        letter = options.letter_of(answer)
+    check_choice(options.texts, letter)
+    return options.texts[LETTERS.index(letter)], options.texts
 
 
 def _triple(event: Any) -> Event:
@@ -168,7 +195,7 @@ def _events(found: list[Event]) -> tuple[Event, ...]:
 
 def _video(video_name: str, name: str, entry: Mapping[str, Any]) -> str:
     try:
-        return video_name.format(id=name, **{key: value for key, value in entry.items() if key != "id"})
+        return _name(video_name.format(id=name, **{key: value for key, value in entry.items() if key != "id"}), "video")
     except KeyError as error:
         raise ValueError(f"data.video_name={video_name!r} asks for {error}, which this video does not have") from error
     except (ValueError, IndexError, AttributeError) as error:
@@ -204,16 +231,22 @@ def _json(line: bytes) -> Any:
         raise ValueError("not JSON that can be read (nested too deeply)") from error
 
 
+def _text(value: Any, name: str) -> str:
+    """A text as one line."""
+    if not isinstance(value, str):
+        raise ValueError(f"field '{name}' must be a text, found {value!r}")
+    check_text(value, name)
+    return " ".join(value.split())
+
+
 def _name(value: Any, name: str) -> str:
-    """A text as it stands: blanks in the name of a file are part of it."""
+    """A path or an id, which is no text: it is taken as it stands, blanks and all."""
     if not isinstance(value, str):
         raise ValueError(f"field '{name}' must be a text, found {value!r}")
     check_unicode(value, name)
+    if not value.strip():
+        raise ValueError(f"field '{name}' is empty")
     return value
-
-
-def _text(value: Any, name: str) -> str:
-    return " ".join(_name(value, name).split())
 
 
 def _seconds(value: Any, name: str) -> float | None:

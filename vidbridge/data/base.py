@@ -14,10 +14,7 @@ SPLITS = ("train", "val", "test")
 
 
 class NoRows(DataError):
-    """A split that has nothing for a task; ``why`` says where it was looked for."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(f"{why}\nchoose the tasks there is data for: task=[caption] task_mix=caption, for example")
+    """A split that has nothing for a task; the message says where it was looked for, and what to do about it."""
 
 
 @dataclass(frozen=True, kw_only=True)

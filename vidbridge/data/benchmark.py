@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import string
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Iterator, Mapping, Sequence
 
 from vidbridge.data.base import NoRows
 from vidbridge.data.files import FileDataset
 from vidbridge.data.rows import listed
-from vidbridge.tasks.base import DataError, Row, Task
+from vidbridge.tasks.base import MULTIPLE_CHOICE, DataError, Row, Task
+from vidbridge.text.option_reader import Options, about, question_and_options
 from vidbridge.text.options import LETTERS
-from vidbridge.text.released import letter_of
+from vidbridge.text.sanitize import check_text, without_placeholder
 from vidbridge.types import VideoRef
 
-ANSWERS = ("letter", "index", "text")
+ANSWERS = ("letter", "index", "number", "text")
 MAX_CSV_FIELD = 2**20
 FROM_PARQUET = "pandas.read_parquet(IN).to_json(OUT, orient='records', lines=True)"
 
@@ -37,13 +37,15 @@ class BenchmarkFile(FileDataset):
     Beside them there are {file}, the name of its file, {folder}, and {row}, its number in the file from 1.
     """
 
+    section: ClassVar[str] = "benchmark.data"
+
     file: str  # * stands for several files
     prompt: str  # "{question}"
     answer: str  # the field of the reference
     video: str  # path below root: "{videoID}.mp4"
     id: str  # unlike in any two rows
-    options: Any = None  # the field of a list or of letters with texts, or the names of several fields; null: captions
-    answer_is: str = "letter"  # index: from 0; text: one of the options
+    options: Any = None  # a field in any form of text/option_reader.py, or the names of several; null: in the question
+    answer_is: str = "letter"  # index: from 0; number: from 1; text: one of the options
     no_option: Sequence[str] = ("",)  # what stands where a question has fewer options than others
     start_s: str | None = None  # fields of the part of the video that is meant
     end_s: str | None = None
@@ -61,7 +63,7 @@ class BenchmarkFile(FileDataset):
 
     def rows(self, task: Task, split: str) -> Sequence[Row]:
         if split != "test":
-            raise NoRows(f"{self.file} has no {split} rows: a benchmark is all test")
+            raise NoRows(f"{self.file} has no {split} rows: a benchmark is all test (eval.split=test)")
         rows: list[Row] = []
         problems: list[str] = []
         seen: dict[str, str] = {}
@@ -75,12 +77,11 @@ class BenchmarkFile(FileDataset):
                     rows.append(row)
             except ValueError as error:  # a DataError of the row too
                 problems.append(f"{where}: {error}")
-        if problems and not self.skip_bad_rows:
-            raise DataError(f"{listed(problems)}\nbenchmark.data.skip_bad_rows=true leaves them out")
+        self.refuse(problems)
         if problems:
             print(f"left out, {len(problems)} rows:\n{listed(problems)}", file=sys.stderr)
         if not rows:
-            raise NoRows(f"{self.file}: no row" + (f" has {dict(self.only)}" if self.only else ""))
+            raise NoRows(f"{self.file}: no row" + (f" has benchmark.data.only={dict(self.only)}" if self.only else ""))
         return rows
 
     def _lines(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -97,15 +98,15 @@ class BenchmarkFile(FileDataset):
                 yield where, {**fields, **of_file, "row": number, **fields}  # one's own field of such a name wins
 
     def _row(self, fields: Mapping[str, Any], problem_type: str, names: Mapping[str, str] | None) -> Row:
-        options = self._options(fields)
         video = filled(self.video, fields).removeprefix(self.video_prefix)
         if names is not None:
             stem, dot, ending = video.rpartition(".") if "." in video else (video, "", "")
             if stem not in names:
                 raise ValueError(f"{self.video_names} has no path for the video {stem!r}")
             video = f"{names[stem]}{dot}{ending}"
-        question = filled(self.prompt, fields)
+        question, options = self._asked(fields, problem_type)
         if self.subtitle is not None and (told := str(lookup(fields, self.subtitle) or "").strip()):
+            check_text(told, self.subtitle)
             question = f"Subtitles: {told}\n{question}"
         return Row(
             uid=filled(self.id, fields),
@@ -113,7 +114,7 @@ class BenchmarkFile(FileDataset):
             solution=f"<answer>{self._answer(fields, options)}</answer>",
             video=video,
             problem_type=problem_type,
-            options=options,
+            options=() if options is None else options.texts,
             meta={
                 "sources": [video],
                 "categories": {name: value for name in self.categories if (value := lookup(fields, name)) is not None},
@@ -121,45 +122,59 @@ class BenchmarkFile(FileDataset):
             shown=self._part(fields, video),
         )
 
-    def _options(self, fields: Mapping[str, Any]) -> tuple[str, ...]:
-        """Without their letters."""
+    def _asked(self, fields: Mapping[str, Any], problem_type: str) -> tuple[str, Options | None]:
+        """The question, and its options where rows of this problem type have some."""
+        names = [name for _, name, _, _ in string.Formatter().parse(self.prompt) if name] or ["prompt"]
+        question = filled(self.prompt, fields)
+        check_text(question, names[0])
+        question = without_placeholder(question, names[0])
+        if self.options is None and problem_type != MULTIPLE_CHOICE:
+            return question, None
+        offers = self.options if isinstance(self.options, str) else "options"
+        question, options = question_and_options(question, self._offered(fields), names[0], offers)
+        if options is None:
+            raise ValueError(f"field '{names[0]}' names no options A., B., .. (in a field: benchmark.data.options)")
+        for text in options.texts:
+            check_text(text, offers)
+        return question, options
+
+    def _offered(self, fields: Mapping[str, Any]) -> Any:
+        """What the row has for options, without what fills the places of those that it lacks."""
         if self.options is None:
-            return ()
+            return None
         if isinstance(self.options, str):
             found = lookup(fields, self.options)
         else:
             found = [lookup(fields, name) for name in self.options]
-        if isinstance(found, Mapping) and sorted(found) == [*LETTERS[: len(found)]]:
-            found = [found[letter] for letter in sorted(found)]
+        nothing = (None, "", *self.no_option)
+        if isinstance(found, Mapping):
+            return {key: text for key, text in found.items() if text not in nothing}
         if not isinstance(found, list):
-            raise ValueError(f"field {self.options!r} must hold options, found {found!r}")
-        texts = ["" if each is None else str(each).strip() for each in found]
-        while texts and texts[-1] in ("", *self.no_option):
-            texts.pop()
-        if any(text in ("", *self.no_option) for text in texts):  # without it the letters would be those of others
+            return found
+        kept = [each.strip() if isinstance(each, str) else each for each in found]
+        while kept and kept[-1] in nothing:
+            kept.pop()
+        if any(each in nothing for each in kept):  # without it the letters would be those of others
             raise ValueError(f"an option is empty before the last one, found {found!r}")
-        lettered = [re.fullmatch(rf"\(?{letter}[.):]\s*(.*)", text, re.DOTALL) for text, letter in zip(texts, LETTERS)]
-        return tuple(match[1] for match in lettered if match) if all(lettered) else tuple(texts)
+        return kept
 
-    def _answer(self, fields: Mapping[str, Any], options: Sequence[str]) -> str:
+    def _answer(self, fields: Mapping[str, Any], options: Options | None) -> str:
         """The letter of an option, or the text where there are none."""
         found = lookup(fields, self.answer)
-        if not options and not isinstance(found, str):
-            raise ValueError(f"field {self.answer!r} must be a text, found {found!r}")
-        answer = str(found).strip()
-        if not options:
-            return answer
-        if self.answer_is == "letter":
-            return letter_of(answer)
-        if self.answer_is == "index":
-            index = answer.removesuffix(".0")  # as a table with gaps is written
-            if not index.isdecimal() or int(index) >= len(options):
-                raise ValueError(f"field {self.answer!r} must be an index below {len(options)}, found {found!r}")
-            return LETTERS[int(index)]
-        places = [place for place, option in enumerate(options) if option == answer]
-        if len(places) != 1:
-            raise ValueError(f"field {self.answer!r} must be the text of one option, found {found!r} and {[*options]}")
-        return LETTERS[places[0]]
+        if options is None:
+            if not isinstance(found, str):
+                raise ValueError(f"field {self.answer!r} must be a text, found {found!r}")
+            check_text(found, self.answer)
+            return found.strip()
+        answer = "" if found is None else str(found).strip()
+        if self.answer_is in ("index", "number"):
+            index, first = answer.removesuffix(".0"), int(self.answer_is == "number")  # .0: a table with gaps
+            last = len(options.texts) - 1 + first
+            if not index.isdecimal() or not first <= int(index) <= last:
+                raise ValueError(f"field {self.answer!r} must be a number from {first} to {last}, found {found!r}")
+            return LETTERS[int(index) - first]
+        with about(self.answer):
+            return options.letter_of(answer, "text" if self.answer_is == "text" else "letter")
 
     def _part(self, fields: Mapping[str, Any], video: str) -> VideoRef | None:
         """Of the video; None where no bounds are given."""

@@ -13,12 +13,14 @@ from vidbridge.media.reader import VideoReader
 from vidbridge.media.video_file import FORMATS, VideoError
 from vidbridge.policy.processor import Processor
 from vidbridge.tasks.base import Task
+from vidbridge.text import prompts
 from vidbridge.types import Montage, Sample, VideoRef
 
 
 def estimated_tokens(sample: Sample, task: Task, processor: Processor) -> float:
-    """Tokens of the question and of the videos. What cannot be read counts as nothing: who decodes it will say so."""
-    text = len(processor.tokenizer(task.ask(sample), add_special_tokens=False).input_ids)
+    """Tokens of the texts and of the videos. What cannot be read counts as nothing: who decodes it will say so."""
+    texts = prompts.texts_in(task.messages(sample))
+    text = sum(len(processor.chat_tokens.text_ids(each)) for each in texts)
     return text + sum(_video_tokens(video, task, processor) for video in sample.videos)
 
 

@@ -6,15 +6,20 @@ import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Callable, ClassVar, Self, Sequence
 
-from vidbridge.data.base import SPLITS, Dataset
+from vidbridge.data.base import SPLITS, Dataset, NoRows
+from vidbridge.data.rows import listed
 from vidbridge.media.reader import VideoReader
 from vidbridge.tasks.base import DataError
+
+_FRACS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.49)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileDataset(Dataset):
+    section: ClassVar[str] = "data"  # of the configuration, for messages
+
     workers: int = 2  # processes that decode
     deadline_s: float = 60.0  # for one video
     cache: str = ".cache/frames"  # of decoded frames
@@ -36,6 +41,11 @@ class FileDataset(Dataset):
     def lenient(self) -> Self:
         return replace(self, skip_bad_rows=True, max_bad_frac=0.999)
 
+    def refuse(self, problems: Sequence[str]) -> None:
+        """DataError with what is wrong with rows, unless they are to be left out."""
+        if problems and not self.skip_bad_rows:
+            raise DataError(f"{listed(problems)}\n{self.section}.skip_bad_rows=true leaves them out")
+
     @cached_property
     def reader(self) -> VideoReader:
         if not Path(self.root).is_dir():
@@ -47,6 +57,21 @@ class FileDataset(Dataset):
             cache=self.cache,
             cache_gb=self.cache_gb,
         )
+
+
+def without_rows(why: str, task: str, split: str, held_out_frac: float, fills: Callable[[float], bool]) -> NoRows:
+    """The error of a split that a part of the videos is set aside for, and that has none for a task.
+
+    ``fills`` says whether all splits have rows with another data.held_out_frac: the first with which they do is named.
+    """
+    if (enough := next((frac for frac in _FRACS if frac > held_out_frac and fills(frac)), None)) is not None:
+        return NoRows(f"{why}\nset more videos aside: data.held_out_frac={enough:g} gives every split rows of {task}")
+    return NoRows(f"{why}\nthere are too few videos of {task} to set some aside for {split}: add videos")
+
+
+def leave_out(task: str) -> str:
+    """What to do about a task that there is no data for."""
+    return f"leave {task} out: task=[..] names the tasks there is data for, task_mix=.. a mix of them"
 
 
 def split_by_video(video: str | bytes, held_out_frac: float) -> str:

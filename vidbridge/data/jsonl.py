@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from array import array
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from vidbridge.tasks.base import MULTIPLE_CHOICE, DataError, Row
 from vidbridge.text.options import LETTERS
 
 _decode = json.JSONDecoder().raw_decode
+_LIKE_A_MARK = re.compile(r"\W|_|\w[^\w ,'-]|\w +[-–—]|option|choice|answer|选项")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,8 @@ def _plain(line: bytes) -> tuple[str, str] | None:
         video, problem_type = fields["video"], fields["problem_type"]
         if len(fields) != 4 or end < len(text) - 1:
             return None
+        if "<" in problem or "<|" in solution:  # a placeholder, or a control token
+            return None
         # a text method of what is no text is an AttributeError
         if not (problem.strip() and video.strip() and problem_type.strip()):
             return None
@@ -93,15 +97,24 @@ def _plain(line: bytes) -> tuple[str, str] | None:
 
 
 def _is_plain_choice(problem: str, letter: str) -> bool:
-    """Whether the options stand on lines of their own, as ``A. grows``, and the answer is one of their letters."""
-    lines = [line for line in problem.split("\n") if line[1:3] == ". "]
-    letters = "".join([line[0] for line in lines])
-    distinct = {line[3:].strip().lower() for line in lines}
+    """Whether a question is followed by options on lines of their own, as ``A. grows``, to the end; one is the answer.
+
+    Where anything about it is unusual the answer is no, and the close look decides.
+    """
+    lines = problem.split("\n")
+    marked = [line[0] for line in lines if line[1:3] == ". "]
+    number = len(marked)
+    question, options = " ".join(lines[:-number]).strip(), [line[3:].strip().lower() for line in lines[-number:]]
     return (
-        len(letters) >= 2
-        and LETTERS.startswith(letters)
-        and letter in letters
-        and len(distinct - {""}) == len(lines)
+        2 <= number < len(LETTERS)
+        and LETTERS.startswith("".join(marked))
+        and all(line[1:3] == ". " for line in lines[-number:])
+        and letter in marked
+        and len({" ".join(option.split()) for option in options} - {""}) == number
+        and not any(map(_LIKE_A_MARK.match, options))
+        and f"{LETTERS[number]}." not in problem
+        and question != ""
+        and question[-1] not in ":：*_"  # "Options:"
     )
 
 

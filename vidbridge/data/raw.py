@@ -16,14 +16,17 @@ from typing import Callable, Sequence
 import numpy as np
 
 from vidbridge.data.annotations import Annotation, read_annotations
-from vidbridge.data.base import NoRows
-from vidbridge.data.files import FileDataset, check_split, split_by_video
+from vidbridge.data.base import SPLITS, NoRows
+from vidbridge.data.files import FileDataset, check_split, leave_out, split_by_video, without_rows
 from vidbridge.data.rows import listed
 from vidbridge.media.decode import length_s
 from vidbridge.media.frames import FrameBudget
 from vidbridge.media.video_file import VideoError
 from vidbridge.tasks.base import DataError, Draft, DrawnRows, Question, Row, Source, Task, TimedEvent
 from vidbridge.types import Montage, VideoRef
+
+# Annotations are often some seconds off, of a video that was cut or encoded anew since: that goes without saying.
+LITTLE_S, LITTLE_FRAC = 2.0, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,40 +47,77 @@ class Raw(FileDataset):
 
     def rows(self, task: Task, split: str) -> Sequence[Row]:
         check_split(split)
-        mine = [each for each in self.annotated if split_by_video(each.video, self.held_out_frac) == split]
-        rows = RawRows(task, split, mine, seed=self.seed, max_duration_ratio=self.max_duration_ratio)
+        rows = self._rows_of(task, split, self.held_out_frac)
         if not len(rows):
-            raise NoRows(
-                f"{', '.join(self.annotations)}: none of {len(mine)} {split} videos (of {len(self.annotated)}, with "
-                f"data.held_out_frac={self.held_out_frac:g}) has what {task.name} needs"
-            )
+            raise self._no_rows(task, split)
         return rows
+
+    def _rows_of(self, task: Task, split: str, held_out_frac: float | None) -> RawRows:
+        """The rows of a split; without a fraction, those of all videos together."""
+        mine = self.annotated
+        if held_out_frac is not None:
+            mine = [each for each in mine if split_by_video(each.video, held_out_frac) == split]
+        return RawRows(task, split, mine, seed=self.seed, max_duration_ratio=self.max_duration_ratio)
+
+    def _no_rows(self, task: Task, split: str) -> NoRows:
+        files, videos = ", ".join(self.annotations), {each.video for each in self.annotated}
+        mine = sum(split_by_video(video, self.held_out_frac) == split for video in videos)
+        part = f"{split} split: {mine} of {len(videos)} videos, with data.held_out_frac={self.held_out_frac:g}"
+        if len(self._rows_of(task, split, None)):  # it is a matter of which videos are set aside
+            why = f"{files}: the {part}, " + ("is empty" if not mine else f"has nothing that {task.name} needs")
+            return without_rows(
+                why,
+                task.name,
+                split,
+                self.held_out_frac,
+                lambda frac: all(len(self._rows_of(task, each, frac)) for each in SPLITS),
+            )
+        known = {
+            "events": sum(bool(each.events) for each in self.annotated),
+            "a question": sum(bool(each.question) for each in self.annotated),
+            "options": sum(bool(each.options) for each in self.annotated),
+            "a caption": sum(bool(each.caption) for each in self.annotated),
+        }
+        told = ", ".join(f"{number} {what}" for what, number in known.items())
+        what = f"{files}: no video has what {task.name} needs; of {len(self.annotated)}, {told}"
+        return NoRows(f"{what}\n{leave_out(task.name)}")
 
     @cached_property
     def annotated(self) -> list[Annotation]:
-        """All videos, or parts of them, whose length is known."""
-        problems = self._read[1]
-        if problems and not self.skip_bad_rows:
-            raise DataError(listed(problems))
+        """All videos, or parts of them, that can be opened; none goes on after the end of its file."""
+        self.refuse(self._read[1])
         durations, unreadable = self._durations
         if unreadable:
             told = f"{len(unreadable)} of {len(durations)} videos cannot be opened\n{listed(unreadable)}"
             if len(unreadable) > self.max_bad_frac * len(durations):
                 raise DataError(f"{told}\nthat is more than data.max_bad_frac={self.max_bad_frac:g} allows")
             print(f"left out: {told}", file=sys.stderr)
-        if self._beyond:
-            print(f"left out, {len(self._beyond)} after the end:\n{listed(self._beyond)}", file=sys.stderr)
+        if beyond := [*self._too_long, *self._beyond]:
+            print(f"left out, {len(beyond)} after the end:\n{listed(beyond)}", file=sys.stderr)
         return [each for each in self._timed if length_s(part(each)) > 0]
 
     def row_problems(self) -> Sequence[str]:
-        return [*self._read[1], *self._durations[1], *self._beyond]
+        return [*self._read[1], *self._durations[1], *self._too_long, *self._beyond]
 
     @cached_property
     def _timed(self) -> list[Annotation]:
-        """Those of videos whose length is known."""
-        durations = self._durations[0]
-        timed = [replace(each, duration_s=each.duration_s or durations.get(each.video)) for each in self._read[0]]
-        return [each for each in timed if each.duration_s]
+        """Those of videos that can be opened, with a length that neither the annotation nor the file goes beyond."""
+        timed = []
+        for each in self._read[0]:
+            if lasts_s := self._durations[0][each.video]:
+                timed.append(replace(each, duration_s=min(each.duration_s or lasts_s, lasts_s)))
+        return timed
+
+    @cached_property
+    def _too_long(self) -> list[str]:
+        """Annotations of a video that is longer than the file, by more than two copies of it may differ."""
+        found = []
+        for each in self._read[0]:
+            lasts_s = self._durations[0][each.video]
+            if lasts_s and each.duration_s and each.duration_s - lasts_s > max(LITTLE_S, LITTLE_FRAC * each.duration_s):
+                told = f"annotated as {each.duration_s:g} s long, {each.video} lasts {lasts_s:.2f} s"
+                found.append(f"{each.uid}: {told}: is it the same video?")
+        return found
 
     @cached_property
     def _beyond(self) -> list[str]:
@@ -105,8 +145,8 @@ class Raw(FileDataset):
 
     @cached_property
     def _durations(self) -> tuple[dict[str, float | None], list[str]]:
-        """Of the videos for which no annotation says it, from their headers; and what cannot be opened."""
-        videos = list(dict.fromkeys(each.video for each in self._read[0] if each.duration_s is None))
+        """How long each file is, whatever its annotation says; None, and a problem, for what cannot be opened."""
+        videos = list(dict.fromkeys(each.video for each in self._read[0]))
         problems: list[str] = []
 
         def duration_s(video: str) -> float | None:

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from vidbridge.tasks.base import MULTIPLE_CHOICE, DataError, Row, check_unicode
-from vidbridge.text.released import letter_of, split_options
+from vidbridge.tasks.base import MULTIPLE_CHOICE, DataError, Row
+from vidbridge.text.option_reader import about, question_and_options, written
+from vidbridge.text.sanitize import check_text, check_unicode, without_placeholder
 
 _TEXTS = ("problem", "solution", "video", "problem_type")
 _MAX_SHOWN = 20
@@ -20,7 +21,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
         for row in rows:
             line: dict[str, Any] = {name: getattr(row, name) for name in _TEXTS}
             line["video"] = row.video.removeprefix(f"{path.parent}/")
-            line |= {"uid": row.uid, "options": list(row.options), "rationale": row.rationale, **row.meta}
+            line |= {"uid": row.uid, "options": written(row.options), "rationale": row.rationale, **row.meta}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     partial.replace(path)
 
@@ -103,7 +104,7 @@ def parse_row(
             raise ValueError(f"field '{name}' is missing")
         if not isinstance(fields[name], str) or not fields[name].strip():
             raise ValueError(f"field '{name}' must be a text that is not empty, found {fields[name]!r}")
-        check_unicode(fields[name], name)
+        (check_text if name in ("problem", "solution") else check_unicode)(fields[name], name)
     solution = fields["solution"]
     if not (solution.startswith("<answer>") and solution.endswith("</answer>")):
         raise ValueError(f"field 'solution' must be <answer>..</answer>, found {solution!r}")
@@ -111,21 +112,26 @@ def parse_row(
         raise ValueError(f"field 'solution' must hold one answer, found {solution!r}")
     if problem_type is not None and fields["problem_type"] != problem_type:
         raise ValueError(f"field 'problem_type' must be '{problem_type}' here, found {fields['problem_type']!r}")
-    options = fields.pop("options", None)
-    if options is None and fields["problem_type"] == MULTIPLE_CHOICE:  # as released: all in one text
-        fields["problem"], options = split_options(fields["problem"])
-        fields["solution"] = f"<answer>{letter_of(solution[len('<answer>') : -len('</answer>')].strip())}</answer>"
-        if not options:
-            raise ValueError("field 'problem' names no options A., B., .. and there is no field 'options'")
-    options = [] if options is None else list(options) if isinstance(options, tuple) else options
-    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise ValueError(f"field 'options' must be a list of texts, found {options!r}")
+    question = without_placeholder(fields["problem"], "problem")
+    found = fields.pop("options", None)
+    options: tuple[str, ...] = ()
+    if found or fields["problem_type"] == MULTIPLE_CHOICE:
+        question, read = question_and_options(question, found or None, "problem", "options")
+        if read is None:
+            raise ValueError("field 'problem' names no options A., B., .. and there are none in a field 'options'")
+        options = read.texts
+        if answer := solution[len("<answer>") : -len("</answer>")].strip():
+            with about("solution"):
+                letter = read.letter_of(answer, "letter")
+            fields["solution"] = f"<answer>{letter}</answer>"
     uid, rationale = fields.pop("uid", f"{path.stem}/{number}"), fields.pop("rationale", "")
     for name, value in (("uid", uid), ("rationale", rationale)):
         if not isinstance(value, str):
             raise ValueError(f"field '{name}' must be a text, found {value!r}")
-    for name, value in (("uid", uid), ("rationale", rationale), ("options", " ".join(options))):
-        check_unicode(value, name)
+    check_unicode(uid, "uid")
+    for name, text in (("rationale", rationale), *(("options", option) for option in options)):
+        check_text(text, name)
+    fields["problem"] = question
     known = {name: fields.pop(name) for name in _TEXTS}
     known["video"] = video_path(known["video"]) if video_path else str(path.parent / known["video"])
-    return Row(uid=uid, options=tuple(options), rationale=rationale, meta=fields, **known)
+    return Row(uid=uid, options=options, rationale=rationale, meta=fields, **known)

@@ -56,7 +56,7 @@ class Shapes(Dataset):
     def rows(self, task: Task, split: str) -> Sequence[Row]:
         """All rows of a task's split, generated when they are not on disk yet."""
         if split not in self.num_rows:
-            raise NoRows(f"data.num_rows.{split} is not set, so there are no {split} rows of {task.name}")
+            raise NoRows(f"data.num_rows.{split} is not set, so there are no {split} rows of {task.name}: set it")
         folder = Path(self.root).absolute() / f"{task.name}-{split}-{self._fingerprint(task, split)}"
         if not folder.is_dir():
             self._generate(task, split, folder)
@@ -64,7 +64,8 @@ class Shapes(Dataset):
 
     def _fingerprint(self, task: Task, split: str) -> str:
         """Of everything the rows depend on: settings, and the code that draws, renders, edits and writes."""
-        settings = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in ("rows", "frames", "read")}
+        bound = ("template", "rows", "frames", "read")  # to a run; the rest makes the rows
+        settings = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in bound}
         digest = hashlib.sha256(json.dumps([self.seed, split, self.num_rows[split], settings]).encode())
         of_task = [kind.__module__ for kind in type(task).__mro__ if kind.__module__ not in ("builtins", "abc")]
         for module in (*_MAKERS, *(sys.modules[name] for name in of_task)):

@@ -14,10 +14,9 @@ from typing import Mapping, Sequence
 import numpy as np
 
 from vidbridge.data.base import SPLITS, NoRows
-from vidbridge.data.files import FileDataset, check_split
+from vidbridge.data.files import FileDataset, check_split, leave_out, without_rows
 from vidbridge.data.jsonl import JsonlIndex, JsonlRows
-from vidbridge.data.rows import listed
-from vidbridge.tasks.base import DataError, Row, Task
+from vidbridge.tasks.base import Row, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +38,27 @@ class VidbridgeR1(FileDataset):
         check_split(split)
         own = self.files.get(split)
         index = self._index(own or self.files["train"])
-        places = index.places(task.problem_type)
-        if not own or split == "train":
-            places = places[self._parts(index)[places] == SPLITS.index(split)]
+        everywhere = index.places(task.problem_type)
+        whole = bool(own) and split != "train"
+        places = everywhere if whole else self._part(index, everywhere, split, self.held_out_frac)
+        if not len(everywhere) or (whole and not len(places)):
+            raise NoRows(
+                f"{index.path}: no row has problem_type '{task.problem_type}'; "
+                f"there are {', '.join(index.problem_types)}\n{leave_out(task.name)}"
+            )
         if not len(places):
-            part = "" if own else f", with data.held_out_frac={self.held_out_frac:g} and no data.files.{split}"
-            raise NoRows(f"{index.path}: no {split} row has problem_type '{task.problem_type}'{part}")
+            raise without_rows(
+                f"{index.path}: no {split} row has problem_type '{task.problem_type}', with "
+                f"data.held_out_frac={self.held_out_frac:g} and no data.files.{split}",
+                task.name,
+                split,
+                self.held_out_frac,
+                lambda frac: all(
+                    len(self._part(index, everywhere, each, frac))
+                    for each in SPLITS
+                    if each == "train" or not self.files.get(each)
+                ),
+            )
         return JsonlRows(index, places, task.problem_type, self.video_path)
 
     def row_problems(self) -> Sequence[str]:
@@ -61,14 +75,14 @@ class VidbridgeR1(FileDataset):
         """Relative to ``root``, or an absolute path, which must lie in it."""
         return video.removeprefix(self.video_prefix).lstrip("/") if self.video_prefix else video
 
-    def _parts(self, index: JsonlIndex) -> np.ndarray:
-        """[n] the split of each row of the training file; see files.split_by_video."""
-        place = index.videos / 2**32
-        parts = np.zeros(len(place), np.int64)
-        for split, low in (("val", 0.0), ("test", self.held_out_frac)):
-            if not self.files.get(split):
-                parts[(low <= place) & (place < low + self.held_out_frac)] = SPLITS.index(split)
-        return parts
+    def _part(self, index: JsonlIndex, places: np.ndarray, split: str, held_out_frac: float) -> np.ndarray:
+        """Those of the rows at ``places`` of the training file that belong to a split; see files.split_by_video."""
+        at = index.videos[places] / 2**32
+        parts = np.full(len(places), SPLITS.index("train"))
+        for name, low in (("val", 0.0), ("test", held_out_frac)):
+            if not self.files.get(name):
+                parts[(low <= at) & (at < low + held_out_frac)] = SPLITS.index(name)
+        return places[parts == SPLITS.index(split)]
 
     @cached_property
     def _indices(self) -> dict[str, JsonlIndex]:
@@ -78,7 +92,6 @@ class VidbridgeR1(FileDataset):
         assert file is not None
         if file not in self._indices:
             index = JsonlIndex.of(Path(file))
-            if index.problems and not self.skip_bad_rows:
-                raise DataError(listed(index.problems))
+            self.refuse(index.problems)
             self._indices[file] = index
         return self._indices[file]

@@ -14,6 +14,7 @@ from vidbridge.choices import Dtype
 from vidbridge.judges.base import JudgeUnavailable, Reply
 from vidbridge.judges.model import Said
 from vidbridge.judges.prompts import ChatPrompt
+from vidbridge.text.chat_tokens import ChatTokens
 
 _END = "}"  # of every reply: none of them has an object inside
 
@@ -51,6 +52,7 @@ class LocalChat:
             raise ConfigError(f"judge: {path} has no chat template; a judge needs an instruct model")
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._chat_tokens = ChatTokens(self._tokenizer)  # a completion that spells <|im_end|> does not end our question
         self._module = module.to(device).eval()
 
     @property
@@ -76,12 +78,8 @@ class LocalChat:
 
     @torch.inference_mode()
     def _replies(self, prompts: Sequence[ChatPrompt]) -> list[Reply]:
-        texts = [
-            self._tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-            + prompt.opening
-            for prompt in prompts
-        ]
-        inputs = self._tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        ids = [self._chat_tokens.ids(prompt.messages, prompt.opening) for prompt in prompts]
+        inputs = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt", padding=True)
         inputs = {name: inputs[name].to(self._module.device) for name in ("input_ids", "attention_mask")}
         rows = self._module.generate(
             **inputs,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -9,17 +11,24 @@ import av
 from vidbridge.types import Clip
 
 
-def write_mp4(clip: Clip, path: Path, *, fps: int, crf: int = 16) -> None:
-    """Encode ``clip`` (frames at a constant ``fps``) as yuv420p H.264.
+def write_mp4(clip: Clip, path: Path, *, fps: int | Fraction, crf: int = 16) -> None:
+    """Write what ``encode_mp4`` gives; the file appears whole or not at all."""
+    partial = path.with_suffix(".partial.mp4")
+    partial.write_bytes(encode_mp4(clip, fps=fps, crf=crf))
+    partial.replace(path)
+
+
+def encode_mp4(clip: Clip, *, fps: int | Fraction, crf: int = 16) -> bytes:
+    """Return ``clip`` (frames at a constant ``fps``) as an mp4 file of yuv420p H.264.
 
     ``crf`` is x264's quality, 0 lossless to 51; 16 keeps flat colours within a few grey levels.
-    The file appears whole or not at all. Odd sizes are refused: yuv420p halves both sides.
+    Odd sizes are refused: yuv420p halves both sides.
     """
     num_frames, height, width, _ = clip.frames.shape
     if height % 2 or width % 2:
-        raise ValueError(f"{path}: H.264 needs even sides, got {width} x {height}")
-    partial = path.with_suffix(".partial.mp4")
-    with av.open(str(partial), "w") as container:
+        raise ValueError(f"H.264 needs even sides, got {width} x {height}")
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
         # one thread: thousands of small clips are written, several at once. Without the macroblock tree: its look ahead
         # runs in a thread of its own, and one file in a hundred came out different from the same frames
         options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
@@ -28,4 +37,4 @@ def write_mp4(clip: Clip, path: Path, *, fps: int, crf: int = 16) -> None:
         for pixels in clip.frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
-    partial.replace(path)
+    return file.getvalue()

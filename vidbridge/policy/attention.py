@@ -170,6 +170,7 @@ def _completion_mask(lengths: list[int]) -> torch.Tensor:
     return torch.cat([torch.zeros(longest, prompt), own], dim=1)[None, None]
 
 
+_SMALLEST_HEAD = 16  # numbers
 _compiled_flex_attention = torch.compile(flex_attention)
 _compiled_block_mask = torch.compile(create_block_mask)  # uncompiled, it would hold the dense mask for a moment
 
@@ -190,8 +191,11 @@ class PackedFlex:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
     ) -> torch.Tensor:
         run = _compiled_flex_attention if query.is_cuda else flex_attention
+        size = query.shape[-1]
+        if size < _SMALLEST_HEAD:  # which the compiled kernel refuses; zeros change no score
+            query, key, value = (F.pad(each, (0, _SMALLEST_HEAD - size)) for each in (query, key, value))
         out = run(query, key, value, block_mask=self.block_mask, scale=scaling, enable_gqa=True)
-        return out.transpose(1, 2)
+        return out[..., :size].transpose(1, 2)
 
 
 def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float, **mask: Any) -> torch.Tensor:

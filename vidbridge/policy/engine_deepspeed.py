@@ -6,6 +6,7 @@ gathered layer by layer while they are used. With ``offload`` both wait in the m
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 
 from vidbridge import dist
 from vidbridge.policy.engine import Updates, adamw, trained_weights
+from vidbridge.policy.engine_files import PIECES, Piece, piece_of, rank_file
 from vidbridge.policy.qwen_vl import frozen_copy, token_logprobs
 from vidbridge.types import Batch
 
@@ -115,12 +117,12 @@ class DeepSpeedEngine(Updates):
             tensors[f"weight.{number}"] = part
             tensors |= {f"{key}.{number}": value for key, value in self.optimizer.state.get(part, {}).items()}
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-        metadata = {**self.counts(), **self._layout()}
-        return lambda folder: save_file(tensors, folder / _file_name(), metadata)
+        metadata = {**self.counts(), **self._layout(), PIECES: json.dumps(self._pieces())}
+        return lambda folder: save_file(tensors, folder / rank_file(dist.rank()), metadata)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        path = folder / _file_name()
+        path = folder / rank_file(dist.rank())
         if not path.exists():
             raise ValueError(f"{path} is missing: was it written by another engine, or by fewer ranks?")
         with safe_open(path, framework="pt") as file:
@@ -144,6 +146,27 @@ class DeepSpeedEngine(Updates):
         parts = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
         return list(parts)
 
+    def _pieces(self) -> list[list[Piece]]:
+        """For each of ``_parts`` the pieces of weights that it is made of."""
+        zero, rank = self.deepspeed.optimizer, dist.rank()
+        names = {weight: name for name, weight in self.module.named_parameters()}
+        found = []
+        for number, part in enumerate(self._parts()):
+            pieces, at = [], 0
+            if self.stage == 2:  # the weights of a group stand in one row, of which each rank has an equal share
+                share = rank * len(part), (rank + 1) * len(part)
+                row = zip(zero.round_robin_bit16_groups[number], zero.round_robin_bit16_offsets[number], strict=True)
+                for weight, first in row:
+                    pieces += piece_of(names[weight], weight=(first, first + weight.numel()), share=share)
+            else:  # each rank has a share of every weight, one after the other
+                for weight in zero.fp16_groups[number]:
+                    size = weight.partition_numel()
+                    share = rank * size, (rank + 1) * size
+                    pieces += piece_of(names[weight], weight=(0, weight.ds_numel), share=share, at=at)
+                    at += size
+            found.append(pieces)
+        return found
+
     def _weights_from_parts(self) -> None:
         """The weights that are computed with from the 32-bit ones: what ends every step of DeepSpeed."""
         zero = self.deepspeed.optimizer
@@ -158,10 +181,6 @@ class DeepSpeedEngine(Updates):
     def _layout(self) -> dict[str, str]:
         """What the parts are parts of."""
         return {"stage": str(self.stage), "ranks": str(dist.world_size())}
-
-
-def _file_name() -> str:
-    return f"engine_rank{dist.rank()}.safetensors"
 
 
 def zero_config(

@@ -13,10 +13,9 @@ from torch import nn
 
 from vidbridge import dist
 from vidbridge.policy.engine import Updates, adamw, trained_weights
+from vidbridge.policy.engine_files import WHOLE, check_all_there
 from vidbridge.policy.qwen_vl import token_logprobs
 from vidbridge.types import Batch
-
-FILE = "engine.safetensors"
 
 
 class LocalEngine(Updates):
@@ -91,13 +90,16 @@ class LocalEngine(Updates):
             for key, value in self.optimizer.state.get(master, {}).items():
                 tensors[f"{key}.{names[weight]}"] = value.detach().cpu().clone()
         counts = self.counts()
-        return lambda folder: save_file(tensors, folder / FILE, counts)
+        return lambda folder: save_file(tensors, folder / WHOLE, counts)
 
     def load(self, folder: Path) -> None:
-        tensors = load_file(folder / FILE)
-        with safe_open(folder / FILE, framework="pt") as file:
-            self.set_counts(file.metadata())
+        tensors = load_file(folder / WHOLE)
         names = {weight: name for name, weight in self.module.named_parameters()}
+        trained = {names[weight]: weight for weight in self.trained}
+        sizes = {name: tensors[f"weight.{name}"].numel() if f"weight.{name}" in tensors else 0 for name in trained}
+        check_all_there(folder, sizes, trained)
+        with safe_open(folder / WHOLE, framework="pt") as file:
+            self.set_counts(file.metadata())
         with torch.no_grad():
             for weight, master in zip(self.trained, self.masters):
                 master.copy_(tensors[f"weight.{names[weight]}"])

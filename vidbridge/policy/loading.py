@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import Sequence
+from typing import Any, Collection, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +17,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vidbridge import dist
 from vidbridge.policy.attention import enable_shared_prefix
-from vidbridge.policy.processor import read_config
+from vidbridge.policy.model_folder import read_config, read_json
 
+log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -32,23 +36,30 @@ def load_model(
 
     ``frozen`` names parts by the start of their parameters' names, with or without "model.": "visual",
     "visual.merger", "language_model.embed_tokens". ValueError for a bad path, dtype, device or part, for weights that
-    cannot be read and an attention that is not installed.
+    cannot be read or leave a part of the model without any, and for an attention that is not installed.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     place = resolve_device(device)
     read_config(path)
+    read_json(path, "model.safetensors.index.json")  # named here if it is no JSON
     try:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            path, dtype=DTYPES[dtype], attn_implementation=attn_implementation
-        )
+        with _without_load_report():
+            model, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                path,
+                dtype=DTYPES[dtype],
+                attn_implementation=attn_implementation,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                output_loading_info=True,
+            )
     except ImportError as error:
-        raise ValueError(f"attn_implementation={attn_implementation} cannot be used: {error}") from error
+        raise ValueError(f"cannot load a model with attn_implementation={attn_implementation}: {error}") from error
     except SafetensorError as error:
         files = ", ".join(damaged_weights(path)) or path
         raise ValueError(f"cannot read the weights in {files}: {error}") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a shard that is not there, for one
         raise ValueError(f"cannot load a model from {path!r}: {error}") from error
+    check_covered(path, found)
     freeze(model, frozen)
     embed_patches_by_matmul(model)
     enable_shared_prefix(model)
@@ -65,6 +76,73 @@ def resolve_device(device: str) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # what torch raises differs from build to build
         raise ValueError(f"model.device={device} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Leave out the table in which transformers lists the weights that do not fit: ``check_covered`` tells of them."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not any(words in record.getMessage() for words in ("LOAD REPORT", "seem corrupted"))
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+def check_covered(path: str, found: Mapping[str, Any]) -> None:
+    """Refuse weights that leave a part of the model as it was initialised; ``found``: transformers' loading info.
+
+    ValueError names the first weights that are missing or of another shape. What is there and not needed is told in a
+    line. An lm_head tied to the embedding is never missing.
+    """
+    if misfits := sorted(found["mismatched_keys"]):
+        name, there, wanted = misfits[0]
+        more = f", and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        raise ValueError(
+            f"the weights at {path!r} do not fit its config.json: {name} is {_shape(there)} in the file, "
+            f"{_shape(wanted)} by the configuration{more}"
+        )
+    missing, unexpected = found["missing_keys"], found["unexpected_keys"]
+    if missing:
+        raise ValueError(
+            f"the weights at {path!r} do not cover the model: they lack {_first(missing)}, which would be random. "
+            f"{_hint(missing, unexpected)}"
+        )
+    if unexpected and dist.is_first():
+        log.warning("not used of the weights at %r: %s", path, _first(unexpected))
+
+
+def _hint(missing: Collection[str], unexpected: Collection[str]) -> str:
+    """Guess from the names how such a file came about."""
+    if set(missing) == {"lm_head.weight"}:
+        return "Is it the embedding? Then config.json must say tie_word_embeddings=true"
+    if not unexpected:
+        return "Was the file saved from a part of the model, or cut by hand?"
+    if any("lora_" in name for name in unexpected):
+        return "There are weights of an adapter (lora_): merge it into its model first (peft: merge_and_unload)"
+    if any(name.endswith(("qweight", "weight_packed", "weight_scale", "absmax")) for name in unexpected):
+        return "There are quantised weights: take the full-precision model"
+    prefix = os.path.commonprefix(sorted(unexpected)).rpartition(".")[0]
+    if prefix and len(unexpected) > 1:
+        return f"All names that are not known begin with {prefix + '.'!r}: saved from inside a wrapper? Take that away"
+    return f"There are {_first(unexpected)} instead"
+
+
+def _first(names: Collection[str]) -> str:
+    """
+    >>> _first({"d", "c", "b", "a"})
+    'a, b, c and 1 more'
+    """
+    shown = ", ".join(sorted(names)[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def damaged_weights(path: str) -> list[str]:

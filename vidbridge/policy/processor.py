@@ -7,7 +7,6 @@ merged patch, and gives every token its rotary positions.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,30 +14,20 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig
-from transformers.utils import cached_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig
 
 from vidbridge.media.frames import FrameBudget
 from vidbridge.media.patches import patchify
+from vidbridge.policy.model_folder import (
+    read_config,
+    read_json,
+    read_preprocessing,
+    rename_tokenizer_keys,
+    write_preprocessing,
+)
 from vidbridge.policy.positions import mrope_positions
+from vidbridge.text.chat_tokens import ChatTokens
 from vidbridge.types import Clip, EncodedPrompt, Prompt
-
-# Settings files of the image and video side; the later one wins where both speak.
-PREPROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json")
-
-
-def read_config(path: str) -> Qwen2_5_VLConfig:
-    """The model configuration at a local folder or hub id; ValueError in plain words when there is none."""
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"cannot load a model from {path!r}: it is neither a folder with a readable config.json "
-            f"nor a hub id that can be reached from here"
-        ) from error
-    if not isinstance(config, Qwen2_5_VLConfig):
-        raise ValueError(f"{path!r} holds a {config.model_type!r} model; only qwen2_5_vl is supported")
-    return config
 
 
 def frames_per_second(clip: Clip) -> float:
@@ -62,7 +51,7 @@ class Processor:
     config: Qwen2_5_VLConfig
     frames: FrameBudget
     max_prompt_tokens: int
-    settings: Mapping[str, Mapping[str, Any]] = field(repr=False)  # file name -> content of PREPROCESSOR_FILES
+    settings: Mapping[str, Mapping[str, Any]] = field(repr=False)  # of read_preprocessing
 
     @classmethod
     def from_folder(cls, path: str | Path, frames: FrameBudget, max_prompt_tokens: int = 8192) -> Processor:
@@ -80,15 +69,14 @@ class Processor:
             tokenizer.chat_template = template["chat_template"]
         if tokenizer.chat_template is None:
             raise ValueError(f"{path!r} has no chat template (chat_template.jinja or chat_template.json)")
-        settings = {name: content for name in PREPROCESSOR_FILES if (content := read_json(path, name)) is not None}
-        if not settings:
-            raise ValueError(f"{path!r} has no preprocessor_config.json")
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"{path!r} has no token that ends a turn (eos_token in tokenizer_config.json)")
         processor = cls(
             tokenizer=tokenizer,
             config=config,
             frames=frames,
             max_prompt_tokens=max_prompt_tokens,
-            settings=settings,
+            settings=read_preprocessing(path),
         )
         processor.check()
         return processor
@@ -108,14 +96,19 @@ class Processor:
         }
         for name, number in expected.items():
             if self.numbers[name] != number:
-                raise ValueError(f"{name} is {self.numbers[name]} in preprocessor_config.json, {number} in config.json")
+                raise ValueError(
+                    f"{name} is {self.numbers[name]} in preprocessor_config.json (or processor_config.json), "
+                    f"{number} in config.json"
+                )
 
     @cached_property
     def numbers(self) -> dict[str, Any]:
         merged = {key: value for content in self.settings.values() for key, value in content.items()}
         names = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
         if missing := [name for name in names if name not in merged]:
-            raise ValueError(f"preprocessor_config.json says nothing about {', '.join(missing)}")
+            raise ValueError(
+                f"preprocessor_config.json (or processor_config.json) says nothing about {', '.join(missing)}"
+            )
         return {name: merged[name] for name in names}
 
     @property
@@ -127,6 +120,11 @@ class Processor:
         return self.eos_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
     @cached_property
+    def chat_tokens(self) -> ChatTokens:
+        """How texts become tokens; what a text spells is never one of the control tokens, placeholders included."""
+        return ChatTokens(self.tokenizer, self.config.video_token_id, self.config.image_token_id)
+
+    @cached_property
     def suppressed_ids(self) -> torch.Tensor:
         """[K] int64, ids a completion never holds: special tokens but EOS, and rows of the embedding without a word."""
         special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
@@ -134,10 +132,15 @@ class Processor:
         unused = range(len(self.tokenizer), self.config.text_config.vocab_size)
         return torch.tensor(sorted((special | set(unused)) - {self.eos_id}), dtype=torch.long)
 
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """What the model reads up to the assistant's turn, with one placeholder for each video."""
+        return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Tensors of one prompt, ready for the assistant's turn.
 
-        ValueError when messages and clips do not match or the prompt is longer than ``max_prompt_tokens``.
+        What a text spells is read as the letters it consists of, never as a control token. ValueError when messages and
+        clips do not match or the prompt is longer than ``max_prompt_tokens``.
         """
         low, high, resizes = self.frames.min_pixels, self.frames.max_pixels, self.frames.multiple is None
         videos = [
@@ -146,8 +149,7 @@ class Processor:
         ]
         grids = torch.tensor([grid for _, grid in videos], dtype=torch.long).reshape(-1, 3)
 
-        text = self.tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-        ids = torch.tensor(self.tokenizer(text, add_special_tokens=False).input_ids, dtype=torch.long)
+        ids = torch.tensor(self.chat_tokens.ids(prompt.messages), dtype=torch.long)
         ids = self._widen_placeholders(ids, grids)
         if len(ids) > self.max_prompt_tokens:
             num_video = int((ids == self.config.video_token_id).sum())
@@ -180,7 +182,7 @@ class Processor:
         if int(is_video.sum()) != len(grids) or bool((ids == self.config.image_token_id).any()):
             raise ValueError(
                 f"the messages hold {int(is_video.sum())} video placeholders for {len(grids)} clips "
-                f"(images are not supported, and no text may spell a placeholder token)"
+                f"(images are not supported)"
             )
         repeats = torch.ones_like(ids)
         repeats[is_video] = grids.prod(-1) // self.numbers["merge_size"] ** 2
@@ -188,7 +190,7 @@ class Processor:
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Token ids of an assistant's turn, EOS included; ValueError for tokens the policy may never produce."""
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = self.chat_tokens.text_ids(text)
         banned = set(self.suppressed_ids.tolist()) | {self.eos_id}
         if found := sorted(banned & set(ids)):
             tokens = self.tokenizer.convert_ids_to_tokens(found)
@@ -202,19 +204,5 @@ class Processor:
     def save(self, path: str | Path) -> None:
         """Write tokenizer, chat template and preprocessing numbers beside the weights at ``path``."""
         self.tokenizer.save_pretrained(path)
-        for name, content in self.settings.items():
-            Path(path, name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def read_json(path: str, name: str) -> dict[str, Any] | None:
-    """One file of a checkpoint, None when it has no such file; ValueError names a file that is not JSON."""
-    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-    if found is None:
-        return None
-    try:
-        content = json.loads(Path(found).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{found} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{found} must hold a JSON object")
-    return content
+        rename_tokenizer_keys(Path(path))
+        write_preprocessing(Path(path), self.settings)

@@ -15,6 +15,7 @@ from vidbridge import dist
 from vidbridge.algo.logprobs import linear_logprobs
 from vidbridge.policy.attention import last_hidden, packed_attention
 from vidbridge.policy.engine import Engine
+from vidbridge.policy.model_folder import flatten_config
 from vidbridge.policy.packing import fill_rows, masked, pack, packed_tokens
 from vidbridge.policy.processor import Processor
 from vidbridge.types import Batch, Group
@@ -81,6 +82,9 @@ class QwenVLPolicy:
             raise ValueError(
                 f"temperature must be > 0 and max_packed_tokens >= 1, got {temperature} and {max_packed_tokens}"
             )
+        if type(module.lm_head) is not nn.Linear:  # token_logprobs multiplies by its weight, a few tokens at a time
+            kind = type(module.lm_head).__name__
+            raise ValueError(f"lm_head is a {kind} in the place of a Linear: an adapter there would not be trained")
         self.module = module
         self.processor = processor
         self.engine = engine
@@ -155,6 +159,7 @@ class QwenVLPolicy:
             if dist.is_first():
                 module = module if self.saved_dtype is None else copy.deepcopy(module).to(self.saved_dtype)
                 module.save_pretrained(path)
+                flatten_config(Path(path))
                 self.processor.save(path)
                 Path(path, "README.md").write_text(model_card(module, tags))
 
@@ -178,4 +183,7 @@ Started from `{origin}`. It answers questions about videos as `<think>..</think>
 
     model = {type(module).__name__}.from_pretrained("this folder")
     tokenizer = AutoTokenizer.from_pretrained("this folder")
+
+Its rotary positions are those of Qwen2.5-VL's training (transformers 4.49.0, vLLM): text after a video goes on from the
+largest position in it. transformers since 5.3 places it elsewhere: evaluate with vLLM, or pass ``position_ids``.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Sequence
 
 import torch
@@ -43,13 +44,13 @@ class DecodeStep:
 
     def __init__(self, module: PreTrainedModel, cache: SharedPrefixCache):
         self.module, self.cache = module, cache
-        self._stream: torch.cuda.Stream | None = None
         self._captured_for: int | None = None  # version of the cache
 
     def __call__(self, token_ids: torch.Tensor, positions: torch.Tensor, column: int) -> torch.Tensor:
         """token_ids [N] and their positions [N] go to ``column`` of the cache -> logits [N, V] of the next token."""
         self.cache.reserve(column + 1)
-        inputs = (token_ids, positions, torch.tensor([column], device=token_ids.device))
+        # filled there: a tensor made of a Python number would be waited for
+        inputs = (token_ids, positions, torch.full((1,), column, device=token_ids.device))
         if not token_ids.is_cuda:
             return self._forward(inputs, visible=column + 1)
         if self._captured_for != self.cache.version:
@@ -69,16 +70,24 @@ class DecodeStep:
     def _capture(self, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
         token_ids, positions, column = inputs
         self._inputs = token_ids.clone(), positions.clone(), column.clone()
-        self._stream = self._stream or torch.cuda.Stream()
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            # once outside: what libraries set up on first use must not become part of the graph. It writes what the
-            # replay will write again.
-            self._forward(self._inputs, visible=self.cache.columns)
-        torch.cuda.current_stream().wait_stream(self._stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = self._forward(self._inputs, visible=self.cache.columns)
+        with torch.cuda.device(token_ids.device):  # it may not be the current one
+            stream = _capture_stream(token_ids.device)
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                # once outside: what libraries set up on first use must not become part of the graph. It writes what
+                # the replay will write again.
+                self._forward(self._inputs, visible=self.cache.columns)
+            torch.cuda.current_stream().wait_stream(stream)
+            # other threads may use the device meanwhile, as the one does that watches over nccl
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                self._logits = self._forward(self._inputs, visible=self.cache.columns)
+
+
+@lru_cache(maxsize=None)
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: cuBLAS keeps a workspace of some 30 MB for every stream that it has ever met."""
+    return torch.cuda.Stream(device)
 
 
 def next_hidden(
@@ -111,7 +120,9 @@ def next_hidden(
 
 
 def _normed(layer: Qwen2_5_VLRMSNorm, rows: torch.Tensor) -> torch.Tensor:
-    """``layer(rows)`` of a Qwen2_5_VLRMSNorm in one operation."""
+    """``layer(rows)``; of a plain Qwen2_5_VLRMSNorm in one operation."""
+    if not _is_plain(layer, Qwen2_5_VLRMSNorm):
+        return layer(rows)
     return F.rms_norm(rows, layer.weight.shape, layer.weight, layer.variance_epsilon)
 
 
@@ -122,7 +133,12 @@ def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 def _linear(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
     """``layer(rows)``. A CPU multiplies a tall matrix by few columns faster than few rows by a wide one."""
-    if rows.is_cuda or layer.out_features < layer.in_features:
+    if rows.is_cuda or not _is_plain(layer, nn.Linear) or layer.out_features < layer.in_features:
         return layer(rows)
     out = (layer.weight @ rows.T).T
     return out if layer.bias is None else out + layer.bias
+
+
+def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Does ``layer`` do what its class does, with its own weight? An adapter that wraps or hooks it must be called."""
+    return type(layer) is kind and not layer._forward_hooks and not layer._forward_pre_hooks

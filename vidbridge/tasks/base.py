@@ -126,30 +126,28 @@ class Row:
         if not self.options and self.problem_type != MULTIPLE_CHOICE:
             return
         try:
-            check_options(self.options)
+            check_choice(self.options, self.answer)
         except ValueError as error:
             raise DataError(f"{self.uid}: {error}") from error
-        letters = LETTERS[: len(self.options)]
-        if self.answer not in list(letters):
-            raise DataError(f"{self.uid}: the answer must be a letter from A to {letters[-1]}, found {self.answer!r}")
 
     @property
     def answer(self) -> str:
         return self.solution.removeprefix("<answer>").removesuffix("</answer>").strip()
 
 
-def check_options(options: Sequence[str]) -> None:
-    distinct = {" ".join(option.lower().split()) for option in options} - {""}
-    if not 2 <= len(distinct) == len(options) <= len(LETTERS):
-        raise ValueError(f"options must be 2 to {len(LETTERS)} different texts, found {[*options]}")
+def check_choice(options: Sequence[str], letter: str) -> None:
+    """ValueError unless these can be offered, and ``letter`` is that of one which is unlike the others.
 
-
-def check_unicode(text: str, name: str) -> None:
-    """JSON can hold half of a character, which no tokenizer and no file takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"field '{name}' is no Unicode text (half a character at place {error.start + 1})") from error
+    Wrong options may be equal: published benchmarks have such rows, and score the letter.
+    """
+    plain = [" ".join(option.lower().split()) for option in options]
+    if not 2 <= len(plain) <= len(LETTERS) or "" in plain:
+        raise ValueError(f"options must be 2 to {len(LETTERS)} texts, none of them empty, found {[*options]}")
+    letters = LETTERS[: len(options)]
+    if letter not in list(letters):
+        raise ValueError(f"the answer must be a letter from A to {letters[-1]}, found {letter!r}")
+    if plain.count(plain[LETTERS.index(letter)]) > 1:
+        raise ValueError(f"the right option must be unlike the others, found {letter} of {[*options]}")
 
 
 class DrawnRows(Sequence[Row]):
@@ -164,12 +162,14 @@ class DrawnRows(Sequence[Row]):
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """A task over its rows. A new one is a subclass with ``construct`` and ``ask``, and one yaml."""
+    """A task over its rows. A new one is a subclass with ``construct``, and a yaml with its target and its template."""
 
     name: ClassVar[str]
     problem_type: ClassVar[str]  # its name in the released JSONL
     num_sources: ClassVar[int] = 1
+    placeholders: ClassVar[tuple[str, ...]] = ("question",)  # all that its template must have, and may
 
+    template: prompts.PromptTemplate | None = None  # of conf/prompt; None: what ``ask`` says and nothing else
     rows: Sequence[Row] = ()
     frames: FrameBudget | None = None
     read: Decode = decode  # how its videos are read
@@ -181,9 +181,9 @@ class Task(ABC):
         Whether it is None depends on the sources alone. The first of them is the one that is asked about.
         """
 
-    @abstractmethod
-    def ask(self, sample: Sample) -> str:
-        """The text that follows the video in the prompt."""
+    def ask(self, sample: Sample) -> Mapping[str, str]:
+        """The texts that take the places of the placeholders."""
+        return {"question": sample.question, "options": prompts.option_lines(sample.options)}
 
     def with_rows(self, rows: Sequence[Row], frames: FrameBudget, read: Decode = decode) -> Self:
         return replace(self, rows=rows, frames=frames, read=read)
@@ -210,7 +210,12 @@ class Task(ABC):
         """Decodes the sample's videos; raises VideoError naming the file that cannot be read."""
         assert self.frames is not None, "with_rows gives a task its frame budget"
         clips = tuple(self.read(video, self.frames) for video in sample.videos)
-        return Prompt(messages=prompts.chat(self.ask(sample), num_videos=len(clips)), clips=clips)
+        return Prompt(messages=self.messages(sample, num_videos=len(clips)), clips=clips)
+
+    def messages(self, sample: Sample, *, num_videos: int = 1) -> prompts.Messages:
+        """The sample in the words of the template."""
+        bare = prompts.PromptTemplate(text="\n".join(f"{{{name}}}" for name in self.placeholders))
+        return (self.template or bare).messages(self.ask(sample), num_videos=num_videos)
 
     def gold(self, sample: Sample) -> str:
         """The completion that earns everything."""

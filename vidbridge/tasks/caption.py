@@ -12,7 +12,6 @@ from typing import Sequence
 import numpy as np
 
 from vidbridge.tasks.base import Draft, Source, Task
-from vidbridge.types import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,3 @@ class Caption(Task):
             answer=source.caption,
             notes=source.notes(),
         )
-
-    def ask(self, sample: Sample) -> str:
-        return sample.question

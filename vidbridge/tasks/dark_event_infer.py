@@ -12,7 +12,6 @@ from typing import Sequence
 import numpy as np
 
 from vidbridge.tasks.base import Draft, Source, Task
-from vidbridge.types import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +34,3 @@ class DarkEventInfer(Task):
             notes=f"{source.notes(hidden)} Before {hidden.before}; after {hidden.after}." if hidden.before else "",
             meta={"dark": [hidden.start_s, hidden.end_s]},
         )
-
-    def ask(self, sample: Sample) -> str:
-        return f"One event is hidden. {sample.question} Infer it from the rest."

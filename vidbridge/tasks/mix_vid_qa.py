@@ -14,7 +14,6 @@ import numpy as np
 
 from vidbridge.media.edit import alternate
 from vidbridge.tasks.base import Draft, Source, Task
-from vidbridge.types import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +51,3 @@ class MixVidQA(Task):
                 "asked": asked_place,
             },
         )
-
-    def ask(self, sample: Sample) -> str:
-        return f"Two videos are mixed here; only one matters. {sample.question}"

@@ -12,15 +12,14 @@ from typing import Sequence
 import numpy as np
 
 from vidbridge.tasks.base import Draft, Source, Task
-from vidbridge.text import prompts
 from vidbridge.text.options import LETTERS
-from vidbridge.types import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class QA(Task):
     name = "qa"
     problem_type = "MCQA"
+    placeholders = ("question", "options")
 
     def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
         (source,) = sources
@@ -34,9 +33,6 @@ class QA(Task):
             notes=source.notes(),
             conclusion=f"{question.found}. {_read_until(question.letter, question.options)}." if question.found else "",
         )
-
-    def ask(self, sample: Sample) -> str:
-        return f"{sample.question}\n{prompts.option_lines(sample.options)}\nAnswer with one letter."
 
 
 def _read_until(letter: str, options: Sequence[str]) -> str:

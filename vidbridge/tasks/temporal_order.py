@@ -13,7 +13,6 @@ import numpy as np
 
 from vidbridge.media.edit import Piece
 from vidbridge.tasks.base import Draft, Source, Task
-from vidbridge.types import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,3 @@ class TemporalOrder(Task):
             notes=source.notes(),
             meta={"shown": shown},
         )
-
-    def ask(self, sample: Sample) -> str:
-        return f"The video is mixed up in time. {sample.question}"

@@ -67,9 +67,9 @@ _ASIDE = re.compile(r"\((?![^\w()]*(?:(?:option|answer|choice|letter)\W+)?\w\W*\
 def read_option(answer: str, options: Sequence[str]) -> str | None:
     """The last option letter that ``answer`` states without rejecting it; failing that, the last option text.
 
-    ``options`` are distinct texts without letters. Only whole words count, and an option text is not
-    searched for letters ("vitamin B" is no B). A list ("A or B") states none of its options, and an aside in
-    parentheses counts only where nothing else states one. None when no option is stated.
+    ``options`` are texts without letters; one that is there twice is stated by its letter alone. Only whole words
+    count, and an option text is not searched for letters ("vitamin B" is no B). A list ("A or B") states none of its
+    options, and an aside in parentheses counts only where nothing else states one. None when no option is stated.
 
     >>> options = ("moves left", "grows", "spins", "hides")
     >>> read_option("Not A. The answer is (b)", options), read_option("It grows.", options), read_option("E", options)
@@ -78,7 +78,10 @@ def read_option(answer: str, options: Sequence[str]) -> str | None:
     assert len(options) <= len(LETTERS), f"{len(options)} options are more than there are letters"
     known = LETTERS[: len(options)]
     answer, *options = (_in_one_script(text) for text in (answer, *options))
-    texts = {_plain(text): letter for text, letter in zip(options, known) if not re.fullmatch(r"[a-z]?", _plain(text))}
+    texts: dict[str, str | None] = {}
+    for text, letter in zip(map(_plain, options), known):
+        if not re.fullmatch(r"[a-z]?", text):
+            texts[text] = None if text in texts else letter
     answer = re.sub(r"[^\S\n]+", " ", answer)  # single blanks, which also keeps the patterns below fast
     if _plain(answer) in texts:
         return texts[_plain(answer)]
@@ -90,7 +93,8 @@ def read_option(answer: str, options: Sequence[str]) -> str | None:
     stated = {span: letter for span, letter in stated.items() if not _within(span, asides)} or stated
     if not stated:
         refused = set(letters.values())
-        stated = {s: letter for s, letter in phrases.items() if letter not in refused and not _denied(answer, s)}
+        told = {span: letter for span, letter in phrases.items() if letter is not None and letter not in refused}
+        stated = {span: letter for span, letter in told.items() if not _denied(answer, span)}
     return _choice(_blanked(answer, phrases), stated)  # blanked, since "A. grows B. spins" is a list too
 
 
@@ -112,8 +116,11 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).strip(" .,;:!?()[]{}*\"'`$").lower()
 
 
-def _phrases(answer: str, texts: dict[str, str]) -> dict[Span, str]:
-    """Where option texts stand as whole words, in order; of two that start together the longer."""
+def _phrases(answer: str, texts: dict[str, str | None]) -> dict[Span, str | None]:
+    """Where option texts stand as whole words, in order; of two that start together the longer.
+
+    None: the text of several options.
+    """
     if not texts:
         return {}
     longest_first = sorted(texts, key=len, reverse=True)

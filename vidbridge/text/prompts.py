@@ -1,24 +1,40 @@
-"""How a task is put to the model, and how a completion is put together."""
+"""How a task is put to the model, and how a completion is put together. The words themselves: conf/prompt/."""
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Mapping
 
 from vidbridge.text.options import LETTERS
 from vidbridge.text.tags import answer_start
 
-SYSTEM = (
-    "Note what you see in <think> </think>, then reply in <answer> </answer>."
-)
+Messages = tuple[Mapping[str, Any], ...]  # as chat templates take them
 
 
-def chat(text: str, num_videos: int) -> tuple[Mapping[str, Any], ...]:
-    """A system message and a user message: the videos first, then ``text``."""
-    videos: list[dict[str, str]] = [{"type": "video"}] * num_videos
-    return (
-        {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
-        {"role": "user", "content": [*videos, {"type": "text", "text": text}]},
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptTemplate:
+    """The words that a sample is put in. Its own texts replace the placeholders and are taken as they are.
+
+    >>> template = PromptTemplate(text="{question} Answer in {{braces}}.")
+    >>> template.messages({"question": "What is {x}?"}, num_videos=1)
+    ({'role': 'user', 'content': [{'type': 'video'}, {'type': 'text', 'text': 'What is {x}? Answer in {braces}.'}]},)
+    """
+
+    text: str  # follows the videos; prompt_config.check_template says what may stand in it
+    system: str | None = None  # None: no system message
+
+    def messages(self, texts: Mapping[str, str], *, num_videos: int) -> Messages:
+        """A system message, if there is one, and a user message: the videos first, then the text."""
+        videos: list[dict[str, str]] = [{"type": "video"}] * num_videos
+        asked = {"role": "user", "content": [*videos, {"type": "text", "text": self.text.format_map(texts)}]}
+        if self.system is None:
+            return (asked,)
+        return ({"role": "system", "content": [{"type": "text", "text": self.system.format()}]}, asked)
+
+
+def texts_in(messages: Messages) -> list[str]:
+    """Their texts, without the videos."""
+    return [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
 
 
 def completion(rationale: str, answer: str) -> str:
@@ -37,13 +53,8 @@ def option_lines(options: tuple[str, ...]) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options))
 
 
-def without_system(messages: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    """The bare question, as a model is asked that is not to reason first."""
-    return tuple(message for message in messages if message["role"] != "system")
-
-
 def as_answer(text: str) -> str:
-    """A reply to the bare question, which is an answer as a whole unless it has an answer block of its own.
+    """A reply to a question that asks for the bare answer: all of it, unless it has an answer block of its own.
 
     >>> as_answer("B"), as_answer("<think>x</think><answer>B</answer>")
     ('<think></think><answer>B</answer>', '<think>x</think><answer>B</answer>')

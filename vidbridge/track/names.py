@@ -5,3 +5,4 @@ ITEMS = "items.jsonl"
 COMPLETIONS, SUMMARY = "completions.jsonl", "summary.json"
 CURVES, DIAGNOSIS, PAGE = "curves.png", "diagnosis.png", "completions.html"
 RECORD = (METRICS, COMPLETIONS, ITEMS)  # what grows while a run goes on
+CHECK = "check_model.json"  # of vidbridge/check_model.py

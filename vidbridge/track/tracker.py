@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console as RichConsole
 
 from vidbridge.journal import append_lines, read_lines
+from vidbridge.track.clips import seen_clips, write_clips
 from vidbridge.track.completions import completion_rows
 from vidbridge.track.console import Console
 from vidbridge.track.curves import draw_curves
@@ -99,11 +100,15 @@ class Tracker:
     def completions(
         self, step: int, groups: Sequence[Group], stage: str, advantages: Sequence[Sequence[float]] = ()
     ) -> None:
-        rows = completion_rows(step, groups, stage=stage, advantages=advantages)
-        if rows:
-            append_lines(self.run_dir / COMPLETIONS, rows)
-        if rows and self.wandb is not None:
-            self.wandb.completions(step, rows)
+        """A table of what was seen, written and earned; called by all ranks, the frames are with those that decoded."""
+        clips = seen_clips(groups)
+        if not groups:
+            return
+        write_clips([clip for of_group in clips for clip in of_group], self.run_dir)
+        rows = completion_rows(step, groups, clips, stage=stage, advantages=advantages)
+        append_lines(self.run_dir / COMPLETIONS, rows)
+        if self.wandb is not None:
+            self.wandb.completions(step, stage, rows)
 
     def items(self, when: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """What each held-out item wrote and earned: of the evaluation ``when``, ``kind`` sampled or greedy."""
@@ -134,7 +139,7 @@ class Tracker:
         draw_curves(lines, self.run_dir / CURVES)
         draw_diagnosis(lines, self.run_dir / DIAGNOSIS)
         if (self.run_dir / COMPLETIONS).is_file():
-            write_page(read_lines(self.run_dir / COMPLETIONS), self.run_dir / PAGE)
+            write_page(read_lines(self.run_dir / COMPLETIONS), self.run_dir / PAGE, run_dir=self.run_dir)
         self.console.stop()
         self.console.scores({when: summary[when] for when in ("before", "after", "scores") if when in summary})
         for task, dip in summary["early_dips"].items():
@@ -148,16 +153,24 @@ class Tracker:
 
 
 class SilentTracker(Tracker):
-    """Of a rank that is not the first, whose record would be the same: it only watches for signs of life."""
+    """Of a rank that is not the first, whose record would be the same.
 
-    def __init__(self, run_dir: Path, *, hang_s: float) -> None:
-        console = Console(RichConsole(quiet=True))
-        super().__init__(run_dir, console, completions_every=0, completions_groups=0, hang_s=hang_s)
+    It watches for signs of life, and hands the first rank the clips that only this one has decoded.
+    """
+
+    def __init__(self, run_dir: Path, *, completions_every: int, completions_groups: int, hang_s: float) -> None:
+        super().__init__(
+            run_dir,
+            Console(RichConsole(quiet=True)),
+            completions_every=completions_every,
+            completions_groups=completions_groups,
+            hang_s=hang_s,
+        )
 
     def completions(
         self, step: int, groups: Sequence[Group], stage: str, advantages: Sequence[Sequence[float]] = ()
     ) -> None:
-        pass
+        seen_clips(groups)
 
     def items(self, when: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
         pass

@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 
 import wandb
 
+from vidbridge.track.clips import shown
 from vidbridge.track.completions import COLUMNS
 
 
@@ -31,6 +32,7 @@ class WandbSink:
     ) -> None:
         # tables with clips are kept as artifacts: beside the run, so that the folder is all that `wandb sync` needs
         os.environ.setdefault("WANDB_DATA_DIR", str(run_dir / "wandb"))
+        self._run_dir = run_dir
         self._offline = mode == "offline"
         self._init = functools.partial(
             wandb.init,
@@ -61,14 +63,20 @@ class WandbSink:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
 
-    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def completions(self, step: int, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table with the playable clip beside each completion; one upload for each distinct clip."""
-        clips = {row["video"]: wandb.Video(row["video"], format="mp4") for row in rows}
-        table = wandb.Table(columns=["clip", *COLUMNS])
+        clips = {clip["path"]: self._playable(clip) for row in rows for clip in row["clips"]}
+        most = max(len(row["clips"]) for row in rows)
+        table = wandb.Table(columns=[*(f"clip {n + 1}" if n else "clip" for n in range(most)), *COLUMNS, "shown"])
         for row in rows:
             cells = {**row, "gates": json.dumps(row["gates"]), "terms": json.dumps(row["terms"])}
-            table.add_data(clips[row["video"]], *(cells[column] for column in COLUMNS))
-        self._run.log({"completions": table}, step=step)
+            playable = [clips[clip["path"]] for clip in row["clips"]]
+            told = "\n".join(line for clip in row["clips"] for line in shown(clip))
+            table.add_data(*playable, *[None] * (most - len(playable)), *(cells[column] for column in COLUMNS), told)
+        self._run.log({f"completions/{stage}": table}, step=step)  # of one name, a step keeps only the last
+
+    def _playable(self, clip: Mapping[str, Any]) -> wandb.Video:
+        return wandb.Video(str(self._run_dir / clip["path"]), caption="\n".join(shown(clip)), format="mp4")
 
     def finish(self, summary: Mapping[str, Any], curves: Path) -> None:
         self._run.log({"curves": wandb.Image(str(curves))})

@@ -17,6 +17,7 @@ from vidbridge.data.commands.job import Job
 from vidbridge.data.cost import estimated_tokens
 from vidbridge.data.loader import FIRST
 from vidbridge.media.video_file import VideoError
+from vidbridge.policy.processor import Processor
 from vidbridge.tasks.base import DataError
 from vidbridge.types import Montage, Sample, VideoRef
 
@@ -27,24 +28,25 @@ _MAX_MEASURED = 2000  # prompts of each task and split, for the histogram of tok
 Samples = Mapping[tuple[str, str], Sequence[Sample]]  # by split and task
 
 
-def check(job: Job, *, strict: bool) -> None:
+def check(job: Job, processor: Processor, *, strict: bool) -> None:
     """Write problems.txt, check.json and check.png.
 
-    DataError when more samples cannot be used than ``data.max_bad_frac`` allows, which would stop a run, and with
-    ``strict`` when there is any problem.
+    DataError when a run would not start on these rows, or would stop because more samples cannot be used than
+    ``data.max_bad_frac`` allows; with ``strict`` for any problem.
     """
-    max_bad_frac = job.dataset.max_bad_frac
-    job = replace(job, dataset=job.dataset.lenient())
+    refusal: DataError | None = None
+    try:
+        job.filled()
+    except DataError as error:
+        refusal = error
+        job = replace(job, dataset=job.dataset.lenient())
     problems = list(job.dataset.row_problems())
     samples: dict[tuple[str, str], list[Sample]] = {}
     tokens: dict[str, list[float]] = defaultdict(list)
-    try:
-        filled = job.filled()
-    except DataError as error:  # nothing is left
-        filled, problems = [], [*problems, str(error)]
+    filled, lacking = job.rows()
     for split, task in filled:
         samples[split, task.name] = found = [task.sample(index) for index in job.indices(task)]
-        tokens[task.name] += [estimated_tokens(sample, task, job.processor) for sample in spread(found)]
+        tokens[task.name] += [estimated_tokens(sample, task, processor) for sample in spread(found)]
     videos = sorted({path for group in samples.values() for sample in group for path in paths_of(sample)})
     durations: dict[str, float] = {}
     shown = list(dict.fromkeys(video for group in samples.values() for sample in group for video in sample.videos))
@@ -55,7 +57,7 @@ def check(job: Job, *, strict: bool) -> None:
                 problems.append(str(result))
             else:
                 durations[path] = result
-        for video, error in track(pool.map(_reading(job), shown), total=len(shown), description="frames"):
+        for video, error in track(pool.map(_reading(job, processor), shown), total=len(shown), description="frames"):
             if error is not None:
                 unusable[video] = error
     problems += [line for line in dict.fromkeys(map(str, unusable.values())) if line not in problems]
@@ -66,6 +68,7 @@ def check(job: Job, *, strict: bool) -> None:
     asked = {task.problem_type for task in job.tasks.values()}
     summary = {
         "rows": {f"{split}/{task}": len(group) for (split, task), group in samples.items()},
+        "without_rows": lacking,
         "rows_of_no_task": {name: n for name, n in job.dataset.problem_types().items() if name not in asked},
         "videos": len(videos),
         "unreadable": sum(path not in durations or path in bad for path in videos),
@@ -84,10 +87,16 @@ def check(job: Job, *, strict: bool) -> None:
     for line in problems[:_MAX_TOLD]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"all of it: {job.folder}", soft_wrap=True, highlight=False)
-    if num_bad > max_bad_frac * max(len(asked_for), FIRST):
+    if not filled:
+        assert refusal is not None
+        raise refusal
+    if refusal is not None:
+        raise DataError(f"training would be refused: {len(problems)} problems, all in {job.folder / PROBLEMS}")
+    if num_bad > job.dataset.max_bad_frac * max(len(asked_for), FIRST):
         raise DataError(
-            f"{num_bad} of {len(asked_for)} samples cannot be used, more than data.max_bad_frac={max_bad_frac:g} "
-            f"allows: a run would stop; all of it in {job.folder / PROBLEMS}"
+            f"{num_bad} of {len(asked_for)} samples cannot be used, more than data.max_bad_frac="
+            f"{job.dataset.max_bad_frac:g} allows: a run would stop; all {len(problems)} problems in "
+            f"{job.folder / PROBLEMS}"
         )
     if problems and strict:
         raise DataError(f"{len(problems)} problems, all in {job.folder / PROBLEMS}")
@@ -150,13 +159,15 @@ def _duration(job: Job) -> Callable[[str], tuple[str, float | VideoError]]:
     return duration_s
 
 
-def _reading(job: Job) -> Callable[[VideoRef | Montage], tuple[VideoRef | Montage, VideoError | None]]:
+def _reading(
+    job: Job, processor: Processor
+) -> Callable[[VideoRef | Montage], tuple[VideoRef | Montage, VideoError | None]]:
     """What is wrong with a video as a sample shows it: headers may be right and the frames gone, or a part too late."""
     reader = job.dataset.reader
 
     def read(video: VideoRef | Montage) -> tuple[VideoRef | Montage, VideoError | None]:
         try:
-            reader(video, job.processor.frames)
+            reader(video, processor.frames)
         except VideoError as error:
             return video, error
         return video, None

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Iterator, Mapping
 
 from vidbridge.data.base import SPLITS, Dataset, NoRows
-from vidbridge.policy.processor import Processor
 from vidbridge.tasks.base import DataError, Task
 
 
@@ -18,28 +17,29 @@ from vidbridge.tasks.base import DataError, Task
 class Job:
     dataset: Dataset
     tasks: Mapping[str, Task]  # without rows
-    processor: Processor
     folder: Path  # for whatever a command writes
     number: int | None = None  # rows of each task and split; None: all, or as many as the command finds fit
 
     def filled(self) -> list[tuple[str, Task]]:
         """Split and task with its rows, where there are any; what is wrong with a file is raised as the error it is."""
-        found = list(self._filled())
+        found, lacking = self.rows()
         if not found:
-            raise DataError("no task has a row in any split")
+            raise NoRows("\n".join(["no task has a row in any split", *dict.fromkeys(lacking.values())]))
         return found
 
-    def indices(self, task: Task) -> range:
-        return range(min(len(task), self.number or len(task)))
-
-    def _filled(self) -> Iterator[tuple[str, Task]]:
+    def rows(self) -> tuple[list[tuple[str, Task]], dict[str, str]]:
+        """Split and task with its rows, and why other splits of tasks have none."""
+        found, lacking = [], {}
         for split in SPLITS:
             for task in self.tasks.values():
                 try:
-                    rows = self.dataset.rows(task, split)
-                except NoRows:
-                    continue
-                yield split, replace(task, rows=rows)
+                    found.append((split, replace(task, rows=self.dataset.rows(task, split))))
+                except NoRows as error:
+                    lacking[f"{split}/{task.name}"] = str(error)
+        return found, lacking
+
+    def indices(self, task: Task) -> range:
+        return range(min(len(task), self.number or len(task)))
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Contact sheets: a row of frames for each sample as the model sees them, with times and where each frame is from."""
+"""Contact sheets: a row of frames for each sample as the model sees them, with times and where each frame is from.
+
+Beside each is the whole prompt, as the chat template makes it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ import html
 import io
 from typing import Sequence
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from vidbridge.data.commands.job import Job
-from vidbridge.media.decode import montage_times
-from vidbridge.types import Clip, Montage, Sample
+from vidbridge.media.origins import origins
+from vidbridge.policy.processor import Processor
+from vidbridge.text.prompts import Messages
+from vidbridge.types import Clip, Sample
 
 FRAMES_A_LINE, HEIGHT, BORDER, CAPTION = 12, 96, 4, 14  # pixels
 COLOURS = ((31, 119, 180), (255, 127, 14), (120, 120, 120))  # of the first source shown, of the second, of the dark
@@ -20,46 +24,50 @@ PAGE = "preview.html"
 DEFAULT_NUMBER = 4
 
 STYLE = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em }
-img { max-width: 100% }"""
+img { max-width: 100% }
+pre { white-space: pre-wrap; background: #f4f4f4; padding: 0.6em 1em }"""
 
 
-def preview(job: Job) -> None:
-    """preview.html and a PNG for each sample; those that cannot be read are told."""
+def preview(job: Job, processor: Processor | None) -> None:
+    """preview.html and a PNG for each sample; those that cannot be read are told.
+
+    Without a processor prompts are shown as the messages that a chat template would be given.
+    """
     sections = []
     for split, task in job.filled():
         for index in job.indices(task)[: job.number or DEFAULT_NUMBER]:
             sample = task.sample(index)
             try:
-                (clip,) = task.prompt(sample).clips
+                prompt = task.prompt(sample)
+                (clip,) = prompt.clips
             except ValueError as error:
                 sections.append(f"<h3>{html.escape(sample.uid)}</h3><p>{html.escape(str(error))}</p>")
                 continue
             sheet = contact_sheet(clip, sources_of(sample, clip))
             sheet.save(job.folder / f"{split}_{task.name}_{index}.png")
-            asked, answer = html.escape(task.ask(sample)).replace("\n", "<br>"), html.escape(sample.answer)
             title = f"<h3>{html.escape(sample.uid)} ({split})</h3>"
-            sections.append(f"{title}<p>{asked}<br><b>{answer}</b></p><img src='{_as_url(sheet)}'>")
+            shown = processor.render(prompt.messages) if processor else as_text(prompt.messages)
+            told = f"<pre>{html.escape(shown)}</pre><p><b>{html.escape(sample.answer)}</b></p>"
+            sections.append(f"{title}<img src='{_as_url(sheet)}'>{told}")
     page = f"<!doctype html>\n<meta charset='utf-8'>\n<title>preview</title>\n<style>{STYLE}</style>\n"
     (job.folder / PAGE).write_text(page + "\n".join(sections), encoding="utf-8")
     print(f"written: {job.folder / PAGE}")
 
 
+def as_text(messages: Messages) -> str:
+    """
+    >>> as_text(({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What next?"}]},))
+    '[user]\\n[video]\\nWhat next?'
+    """
+    lines = []
+    for message in messages:
+        lines += [f"[{message['role']}]", *(part.get("text", "[video]") for part in message["content"])]
+    return "\n".join(lines)
+
+
 def sources_of(sample: Sample, clip: Clip) -> list[int]:
     """Of each frame: 0 and 1 for the first and second video shown, 2 for the dark."""
-    (video,) = sample.videos
-    sources = np.zeros(len(clip.times_s), int)
-    dark_s = sample.meta.get("dark")
-    if isinstance(video, Montage):
-        paths = list(dict.fromkeys(part.path for part in video.parts))
-        sources = np.array([paths.index(video.parts[at].path) for at, _ in montage_times(video, clip.times_s)])
-        dark_s = video.dark_s
-    elif pieces := sample.meta.get("pieces"):
-        ends = np.cumsum([end_s - start_s for _, start_s, end_s in pieces])
-        at = np.minimum(np.searchsorted(ends, clip.times_s, side="right"), len(pieces) - 1)
-        sources = np.array([pieces[place][0] for place in at])
-    if dark_s is not None:
-        sources[(clip.times_s >= dark_s[0]) & (clip.times_s < dark_s[1])] = 2
-    return [int(source) for source in sources]
+    return [2 if origin is None else origin[0] for origin in origins(sample, 0, clip.times_s).frames]
 
 
 def contact_sheet(clip: Clip, sources: Sequence[int]) -> Image.Image:
