@@ -106,9 +106,11 @@ def problem_of(path: Path, spec: Spec, made: Made, pool: WorkerPool, second: Sec
         return None, "read alone"
     order = np.argsort(read[0], kind="stable")
     times_s = np.array(read[0])[order]
+    if spec.container in UNTIMED:  # single times are guesses: one frame follows the other
+        order = np.arange(len(order))
     for time_s, number in wrong:
         first, last = np.searchsorted(times_s, [time_s - 0.02, time_s + 0.02], side="right") - 1
-        seen = [read[1][order[max(int(place), 0)]] for place in range(first, last + 1)]
+        seen = [read[1][order[place]] for place in range(max(first - near, 0), min(last + near, len(order) - 1) + 1)]
         if number not in seen:
             return f"shows {number} at {time_s:.3f} s, the other reader {seen}: {numbers}", "contradicted"
     return None, "as the other reader"

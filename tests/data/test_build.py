@@ -155,17 +155,23 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(processor, tmp_path):
         check(job(strictly, {"caption": task}, folder=tmp_path), processor, strict=False)
 
 
-def test_check_reads_the_parts_that_samples_show(processor, tmp_path):
-    """The file is good; what is asked for begins after its end."""
-    counting(tmp_path / "a.mp4")
-    known = [{"video": "a.mp4", "uid": "in", "caption": "one"}, {"video": "a.mp4", "caption": "two", "duration_s": 90}]
-    known[1] |= {"start_s": 60, "end_s": 80}
-    (tmp_path / "known.jsonl").write_text("".join(json.dumps(each) + "\n" for each in known))
+def test_check_reads_the_frames_that_samples_show(processor, tmp_path):
+    """The header is good, and the pictures behind it are gone."""
+    for name in ("a.mp4", "b.mp4"):
+        counting(tmp_path / name)
+    content = bytearray((tmp_path / "b.mp4").read_bytes())
+    pictures = content.index(b"mdat") + 4
+    end = pictures - 8 + int.from_bytes(content[pictures - 8 : pictures - 4])
+    half = (pictures + end) // 2
+    content[half:end] = bytes(end - half)
+    (tmp_path / "b.mp4").write_bytes(content)
+    rows = [{"video": name, "uid": name, "caption": "one"} for name in ("a.mp4", "b.mp4")]
+    (tmp_path / "known.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     data = Raw(root=str(tmp_path), annotations=[str(tmp_path / "known.jsonl")], workers=0, held_out_frac=1e-9)
     task = Caption().with_rows((), BUDGET, data.reader)
     with pytest.raises(DataError, match="1 of 2 samples cannot be used"):
         check(job(data, {"caption": task}, folder=tmp_path), processor, strict=False)
-    assert "is 4.00 s long, the clip starts at 60.00 s" in (tmp_path / "problems.txt").read_text()
+    assert "b.mp4: " in (tmp_path / "problems.txt").read_text()
 
 
 def graded(task, scores):
