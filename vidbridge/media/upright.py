@@ -16,7 +16,7 @@ def _unnamed(kind: type[SideData], value: int) -> SideData:
     Without it ``frame.side_data`` raises ValueError for a frame that carries one (EXIF, the views of spatial video).
     """
     member = object.__new__(kind)
-    member._name_, member._value_ = f"UNNAMED_{value}", value
+    member._name_, member._value_ = f"UNNAMED_{value}", value  # type: ignore[assignment]
     return member
 
 

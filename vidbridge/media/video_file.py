@@ -47,7 +47,9 @@ class VideoFile:
         self._open_stream()
         try:
             with self._opened() as again:  # the first one is read from its very first packet
-                self._extent = measure(again, again.streams[self._stream.index], path)
+                stream = again.streams[self._stream.index]
+                assert isinstance(stream, av.VideoStream)
+                self._extent = measure(again, stream, path)
             self.duration_s = self._extent.duration_s
             self._start()
         except av.FFmpegError as error:

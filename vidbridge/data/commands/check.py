@@ -57,12 +57,12 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
                 problems.append(str(result))
             else:
                 durations[path] = result
-        for video, error in track(pool.map(_reading(job, processor), shown), total=len(shown), description="frames"):
-            if error is not None:
-                unusable[video] = error
+        for video, wrong in track(pool.map(_reading(job, processor), shown), total=len(shown), description="frames"):
+            if wrong is not None:
+                unusable[video] = wrong
     problems += [line for line in dict.fromkeys(map(str, unusable.values())) if line not in problems]
     asked_for = [sample for group in samples.values() for sample in group]
-    bad = {path for error in unusable.values() for path in videos if error.path.endswith(path)}
+    bad = {path for wrong in unusable.values() for path in videos if f"/{wrong.path}".endswith(f"/{path}")}
     num_bad = sum(any(video in unusable for video in sample.videos) for sample in asked_for)
     problems += overlaps(samples)
     asked = {task.problem_type for task in job.tasks.values()}
