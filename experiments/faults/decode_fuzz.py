@@ -110,7 +110,8 @@ def problem_of(path: Path, spec: Spec, made: Made, pool: WorkerPool, second: Sec
         order = np.arange(len(order))
     for time_s, number in wrong:
         first, last = np.searchsorted(times_s, [time_s - 0.02, time_s + 0.02], side="right") - 1
-        seen = [read[1][order[place]] for place in range(max(first - near, 0), min(last + near, len(order) - 1) + 1)]
+        places = np.clip(np.arange(first - near, last + near + 1), 0, len(order) - 1)
+        seen = [read[1][order[place]] for place in places]
         if number not in seen:
             return f"shows {number} at {time_s:.3f} s, the other reader {seen}: {numbers}", "contradicted"
     return None, "as the other reader"

@@ -123,7 +123,10 @@ class VideoFile:
         if self._ahead is None:
             raise self._error("no_frames", "not one frame can be decoded")
         first_s, start_s = float(self._ahead.time or 0.0), self._extent.start_s
-        if self._skips and first_s > start_s + TOLERANCE_S:  # what was on show before would be missing
+        # what was on show before would be missing; broadcasts are cut anywhere, and asf has no start of its own
+        if any(name in self._container.format.name for name in (*INDEXED_FORMATS, "flv")) and (
+            first_s > start_s + TOLERANCE_S
+        ):
             raise self._error("damaged", f"its first frame is at {first_s:.2f} s, it begins at {start_s:.2f} s")
         self.height, self.width = self._upright(self._ahead).shape[:2]
 
@@ -171,6 +174,8 @@ class VideoFile:
                 continue
             if packet.is_corrupt and has_begun:  # the demuxer says so: a part of it is missing
                 raise self._error("damaged", f"is damaged after {newest_s:.2f} s")
+            if packet.is_keyframe and packet.is_discard:  # good, and hidden by a list of edits: it gives no frame
+                is_whole = True
             for frame in frames:
                 frame.pts = self._clock.pts(frame)
                 if frame.is_corrupt and not self._strict and (has_begun or frame.key_frame):
