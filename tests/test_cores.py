@@ -55,19 +55,10 @@ def test_a_path_of_the_host_that_the_container_does_not_see(machine):
     assert usable() == 3
 
 
-@pytest.mark.parametrize("quota, cores_worth", [("250000", 3), ("-1", 4)])
-def test_the_first_version_of_control_groups(machine, quota, cores_worth):
-    machine("proc/self/cgroup", "5:cpu,cpuacct:/docker/7\n4:memory:/docker/7\n0::/docker/7\n")
-    machine("cgroup/cpu,cpuacct/docker/7/cpu.cfs_quota_us", quota)
-    machine("cgroup/cpu,cpuacct/docker/7/cpu.cfs_period_us", "100000")
-    assert usable() == cores_worth
-
-
 @pytest.mark.parametrize("text", ["", "max", "a b", "100000 0", "\x00"])
 def test_a_file_of_another_form_is_no_quota(machine, text):
-    machine("proc/self/cgroup", "0::/\n5:cpu:/\n")
+    machine("proc/self/cgroup", "5:cpu:/\n0::/\n")
     machine("cgroup/cpu.max", text)
-    machine("cgroup/cpu/cpu.cfs_quota_us", text)
     assert usable() == 4
 
 

@@ -93,17 +93,10 @@ def _busy_s(cores: set[int]) -> float | None:
 def _quotas() -> Iterator[float]:
     """The cores' worth of time that each control group around this process is given, of those that have a limit."""
     try:
-        lines = (_PROC / "self" / "cgroup").read_text().splitlines()
-    except OSError:
+        path = next(line for line in (_PROC / "self" / "cgroup").read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):  # no Linux, or control groups of version 1
         return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2: the limits of all groups above count too
-            yield from (_quota_v2(folder / "cpu.max") for folder in _upwards(_CGROUPS, path))
-        elif "cpu" in controllers.split(","):
-            root = next((_CGROUPS / name for name in (controllers, "cpu") if (_CGROUPS / name).is_dir()), None)
-            if root is not None:
-                yield from (_quota_v1(folder) for folder in _upwards(root, path))
+    yield from (_quota(folder / "cpu.max") for folder in _upwards(_CGROUPS, path.removeprefix("0::")))
 
 
 def _upwards(root: Path, path: str) -> Iterator[Path]:
@@ -115,18 +108,10 @@ def _upwards(root: Path, path: str) -> Iterator[Path]:
     yield root
 
 
-def _quota_v2(file: Path) -> float:
+def _quota(file: Path) -> float:
     """What "400000 100000" is worth, 4.0 cores; 0 for "max 100000" and without a file: there is no limit."""
     try:
         quota, period = file.read_text().split()
         return int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return 0.0
-
-
-def _quota_v1(folder: Path) -> float:
-    try:
-        quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        return max(quota / period, 0.0)
     except (OSError, ValueError, ZeroDivisionError):
         return 0.0

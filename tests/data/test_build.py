@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.conftest import SHAPES_FRAMES
 from tests.data.exporting import export_annotations, export_released
+from tests.media.videos import counting
 from vidbridge.data.commands.check import check
 from vidbridge.data.commands.difficulty import filter_rows
 from vidbridge.data.commands.job import Job, alone
@@ -125,6 +126,7 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(processor, tmp_path):
         files={"train": str(path), "test": str(tmp_path / "test.jsonl")},
         workers=2,
         held_out_frac=1e-9,
+        max_bad_frac=0.05,
     )
     task = Caption().with_rows((), BUDGET, data.reader)
     with pytest.raises(DataError, match="training would be refused: 4 problems"):
@@ -137,6 +139,7 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(processor, tmp_path):
         "rows_of_no_task": {"Caption": 1},
         "videos": 6,
         "unreadable": 1,
+        "unusable_samples": 1,
         "hours": summary["hours"],
         "prompt_tokens": {"caption": summary["prompt_tokens"]["caption"]},
         "repeated_rows": 2,  # line 7 repeats line 2, the test row repeats line 1
@@ -147,6 +150,28 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(processor, tmp_path):
     assert (tmp_path / "check.png").stat().st_size > 5000
     with pytest.raises(DataError, match="4 problems"):
         check(job(data, {"caption": task}, folder=tmp_path), processor, strict=True)
+    with pytest.raises(DataError, match="1 of 8 samples cannot be used.* a run would stop"):
+        strictly = replace(data, skip_bad_rows=True, max_bad_frac=0.0)
+        check(job(strictly, {"caption": task}, folder=tmp_path), processor, strict=False)
+
+
+def test_check_reads_the_frames_that_samples_show(processor, tmp_path):
+    """The header is good, and the pictures behind it are gone."""
+    for name in ("a.mp4", "b.mp4"):
+        counting(tmp_path / name)
+    content = bytearray((tmp_path / "b.mp4").read_bytes())
+    pictures = content.index(b"mdat") + 4
+    end = pictures - 8 + int.from_bytes(content[pictures - 8 : pictures - 4])
+    half = (pictures + end) // 2
+    content[half:end] = bytes(end - half)
+    (tmp_path / "b.mp4").write_bytes(content)
+    rows = [{"video": name, "uid": name, "caption": "one"} for name in ("a.mp4", "b.mp4")]
+    (tmp_path / "known.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    data = Raw(root=str(tmp_path), annotations=[str(tmp_path / "known.jsonl")], workers=0, held_out_frac=1e-9)
+    task = Caption().with_rows((), BUDGET, data.reader)
+    with pytest.raises(DataError, match="1 of 2 samples cannot be used"):
+        check(job(data, {"caption": task}, folder=tmp_path), processor, strict=False)
+    assert "b.mp4: " in (tmp_path / "problems.txt").read_text()
 
 
 def graded(task, scores):

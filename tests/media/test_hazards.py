@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.media import videos
-from tests.media.videos import assert_counts, counting, shown, write_video
-from vidbridge.media.video_file import MAX_CANVAS_PIXELS, VideoError
+from tests.media.videos import FPS, LEVELS, assert_counts, counting, shown, write_video
+from vidbridge.media.video_file import MAX_CANVAS_PIXELS, VideoError, VideoFile
 
 
 def refused(path, **part):
@@ -147,14 +147,16 @@ def packets(container):
     return [packet for packet in container.demux(video=0) if packet.size]
 
 
-def test_a_beginning_that_cannot_be_shown_is_refused(tmp_path):
-    """Packets before time 0, which matroska cannot hold: the first key frame with a time is the 15th frame."""
+def test_pictures_before_time_0_do_not_count(tmp_path):
+    """Matroska cannot say their times: frame 8 at 70 ms is the first with one, and made of those before."""
     times_ms = [100 * k - 730 for k in range(40)]
     options = {"avoid_negative_ts": "disabled"}
-    frames = [np.random.default_rng(k).integers(0, 256, (48, 64, 3), np.uint8) for k in range(40)]
-    path = write_video(
-        tmp_path / "a.mkv", frames, times_ms=times_ms, gop=8, bf="2", preset="veryfast", container=options
-    )
+    path = counting(tmp_path / "a.mkv", times_ms=times_ms, gop=8, bf="2", preset="veryfast", container=options)
     with av.open(str(path)) as container:
         assert any(frame.time is None for frame in container.decode(video=0))
-    assert refused(path) == "damaged"
+    with VideoFile(str(path)) as file:
+        levels = [frame.mean() for frame in file.frames_at([0.12, 0.52, 1.02, 3.02])]
+        # frame k is on show from k / 10 - 0.73 s; the file begins with its first time, 70 ms
+        start_s = file._extent.zero_s
+    expected = [LEVELS * int((time_s + start_s + 0.73) * FPS + 1e-6) for time_s in (0.12, 0.52, 1.02, 3.02)]
+    assert levels == pytest.approx(expected, abs=2)

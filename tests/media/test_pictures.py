@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from tests.media.videos import AS_IT_IS, FPS, LEVELS, assert_counts, corners, counting, grey, shown, write_video
 from vidbridge.media.decode import decode, letterboxed, resized
 from vidbridge.media.frames import FrameBudget
-from vidbridge.media.video_file import VideoError, VideoFile, turned
+from vidbridge.media.upright import turned
+from vidbridge.media.video_file import VideoError, VideoFile
 from vidbridge.types import Montage, VideoRef
 
 
@@ -51,11 +52,11 @@ def test_ten_bits(tmp_path):
     assert_counts(clip, tolerance=0.5)
 
 
-def test_what_is_transparent_is_black(tmp_path):
+def test_what_is_transparent_is_white(tmp_path):
     pixels = np.full((48, 64, 4), 200, np.uint8)
     pixels[:, :32, 3], pixels[:, 32:, 3] = 0, 255
     clip = shown(write_video(tmp_path / "alpha.mov", [pixels] * 5, codec="qtrle", pix_fmt="argb", rgb="rgba"))
-    assert (clip.frames[:, :, :32] == 0).all() and (clip.frames[:, :, 32:] == 200).all()
+    assert (clip.frames[:, :, :32] == 255).all() and (clip.frames[:, :, 32:] == 200).all()
 
 
 def test_frames_come_in_the_size_of_the_budget(tmp_path):

@@ -18,7 +18,7 @@ from vidbridge.types import Clip, Montage, VideoRef
 
 Decode = Callable[[VideoRef | Montage, FrameBudget], Clip]
 
-VERSION = 1  # of what is decoded: another one makes old entries useless
+VERSION = 2  # of what is decoded: another one makes old entries useless
 _LOCK = "lock"
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Mapping
+
 import numpy as np
 from PIL import Image
 
@@ -14,7 +19,8 @@ from vidbridge.types import Clip, Montage, VideoRef
 def decode(video: VideoRef | Montage, frames: FrameBudget) -> Clip:
     """Frames of ``video`` at the budget's times and of its size; times_s counts from the start of what is shown.
 
-    Raises VideoError when a file cannot be read or ends before the part that is asked for.
+    A part that goes on after the end of its file ends there. Raises VideoError when a file cannot be read, or ends
+    before a video begins.
     """
     try:
         return _decode_montage(video, frames) if isinstance(video, Montage) else _decode_part(video, frames)
@@ -37,21 +43,31 @@ def _decode_part(video: VideoRef, frames: FrameBudget) -> Clip:
 
 
 def _decode_montage(montage: Montage, frames: FrameBudget) -> Clip:
-    times_s = frames.times(sum(map(length_s, montage.parts)))
-    wanted = montage_times(montage, times_s)
-    pixels: list[np.ndarray] = [np.empty(0)] * len(times_s)
-    canvas: tuple[int, int] | None = None
-    # each file is opened once; the first one shown gives the canvas
-    for path in dict.fromkeys(part.path for part in montage.parts):
-        places = [place for place, (part, _) in enumerate(wanted) if montage.parts[part].path == path]
-        places.sort(key=lambda place: wanted[place][1])
-        with VideoFile(path) as file:
-            if canvas is None:
-                canvas = frames.size(file.height, file.width, len(times_s))
+    with ExitStack() as stack:
+        # each file is opened once
+        files = {path: stack.enter_context(VideoFile(path)) for path in dict.fromkeys(p.path for p in montage.parts)}
+        parts = [part for part in map(partial(_within, files), montage.parts) if length_s(part) > 0]
+        for path, file in files.items():
+            if path not in {part.path for part in parts}:
+                raise VideoError(path, "out_of_range", f"is {file.duration_s:.2f} s long, it is shown from later on")
+        times_s = frames.times(sum(map(length_s, parts)))
+        wanted = montage_times(Montage(parts=tuple(parts)), times_s)
+        first = files[parts[0].path]  # gives the canvas
+        canvas = frames.size(first.height, first.width, len(times_s))
+        pixels: list[np.ndarray] = [np.empty(0)] * len(times_s)
+        for path, file in files.items():
+            places = [place for place, (part, _) in enumerate(wanted) if parts[part].path == path]
+            places.sort(key=lambda place: wanted[place][1])
             for place, each in zip(places, file.frames_at(wanted[place][1] for place in places)):
                 pixels[place] = letterboxed(each, canvas)
     clip = Clip(frames=np.stack(pixels), times_s=times_s)
     return clip if montage.dark_s is None else blackout(clip, *montage.dark_s)
+
+
+def _within(files: Mapping[str, VideoFile], part: VideoRef) -> VideoRef:
+    """``part`` up to the end of its file: annotations are often a second longer."""
+    assert part.end_s is not None, "the parts of a montage have an end"
+    return replace(part, end_s=min(part.end_s, files[part.path].duration_s))
 
 
 def montage_times(montage: Montage, times_s: np.ndarray) -> list[tuple[int, float]]:

@@ -67,5 +67,8 @@ class VideoReader:
         except (OSError, ValueError, RuntimeError) as error:  # a link to itself, a zero byte
             raise VideoError(part.path, "missing", f"cannot be followed ({error})") from error
         if not path.is_relative_to(self._real_root):
-            raise VideoError(part.path, "outside_root", f"leads out of {self.root}")
+            hint = ""
+            if path.parent.name == "blobs":
+                hint = ": a Hugging Face hub snapshot is links to its cache; `hf download .. --local-dir` writes files"
+            raise VideoError(part.path, "outside_root", f"leads out of {self.root}{hint}")
         return replace(part, path=str(path))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+from bisect import bisect
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Iterable, Iterator, Self
+from typing import Iterable, Iterator, Self
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
+
+from vidbridge.media.clock import FrameClock
+from vidbridge.media.errors import VideoError
+from vidbridge.media.extent import MAX_PAUSE_S, TOLERANCE_S, measure
+from vidbridge.media.kinds import READ, kind_of
+from vidbridge.media.upright import upright
 
 MAX_CANVAS_PIXELS = 2**24  # 4096 x 4096; a small file can ask for much more
 # Containers of videos. No playlists: they name other files and addresses, whatever the file is called.
@@ -20,35 +27,31 @@ FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
 INDEXED_FORMATS = ("mov", "matroska")  # they know where key frames are
 STEADY_CODECS = ("h264", "hevc", "av1")  # a frame comes out for every packet that goes in, or something is wrong
 MAX_GAP_BYTES = 1024  # headers between two packets of a matroska file
-END_TOLERANCE_S = 0.5  # a last frame may stay on show that much longer than it says
 # container time bases round: a frame due at 0.25 may say 0.250001
 SLACK_S = 1e-3
 MIN_SKIP_S = 0.5  # less is faster decoded than sought
 
 
-class VideoError(ValueError):
-    """A video that cannot be read: which file, why in a word, and in a sentence."""
-
-    def __init__(self, path: str, reason: str, detail: str) -> None:
-        super().__init__(f"{path}: {detail} [{reason}]")
-        self.path, self.reason, self.detail = path, reason, detail
-
-    def __reduce__(self) -> tuple[type[VideoError], tuple[str, str, str]]:
-        return VideoError, (self.path, self.reason, self.detail)
-
-
 class VideoFile:
-    """Use as a context. Every complaint is a VideoError with one of these reasons:
+    """Use as a context. Times count from the beginning of the file, as on the clock of a player: where pictures begin
+    later than the sound, the first one is on show until then.
 
-    missing, not_a_file, empty, not_a_video, no_video_stream, too_large, no_duration, damaged, cut_short, no_frames.
+    Every complaint is a VideoError with one of these reasons: missing, not_a_file, empty, not_a_video,
+    no_video_stream, too_large, no_duration, joined, damaged, cut_short, no_frames.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         _check_file(path)
-        self._container = self._open()
+        self._reformatter = VideoReformatter()  # setting up the conversion costs more than a small frame
+        self._open_stream()
         try:
-            self._open_stream()
+            with self._opened() as again:  # the first one is read from its very first packet
+                stream = again.streams[self._stream.index]
+                assert isinstance(stream, av.VideoStream)
+                self._extent = measure(again, stream, path)
+            self.duration_s = self._extent.duration_s
+            self._start()
         except av.FFmpegError as error:
             self._container.close()
             raise self._error("damaged", f"cannot be decoded ({_plain(error)})") from error
@@ -80,67 +83,118 @@ class VideoFile:
         except av.FFmpegError as error:
             raise self._error("damaged", f"cannot be decoded ({_plain(error)})") from error
 
-    def _open(self) -> av.container.InputContainer:
+    def _opened(self) -> av.container.InputContainer:
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
         try:
             return av.open(f"file:{os.path.abspath(self.path)}", metadata_errors="replace", container_options=options)
         except (av.FFmpegError, UnicodeError) as error:
+            if kind := kind_of(self.path):
+                raise self._error("not_a_video", f"is {kind}; read are {READ}") from error
             raise self._error("not_a_video", f"is no video that can be opened ({_plain(error)})") from error
 
     def _open_stream(self) -> None:
-        videos = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not videos:
-            raise self._error("no_video_stream", "holds no video stream")
-        self._stream = stream = videos[0]
-        context = stream.codec_context
-        if context is None:
-            raise self._error("not_a_video", "is coded in a way that is not known here")
-        if context.width * context.height > MAX_CANVAS_PIXELS:
-            size = f"{context.width} x {context.height}"
-            raise self._error("too_large", f"is {size} pixels large, at most {MAX_CANVAS_PIXELS} are read")
-        # the stream may disagree with the header; damage is an error instead of a guess
-        context.options = {"max_pixels": str(MAX_CANVAS_PIXELS), "err_detect": "explode"}
+        """Open the file and choose its first video stream."""
+        self._container = self._opened()
+        try:
+            videos = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
+            if not videos:
+                raise self._error("no_video_stream", "holds no video stream")
+            self._stream = videos[0]
+            context = self._stream.codec_context
+            if context is None:
+                raise self._error("not_a_video", "is coded in a way that is not known here")
+            if context.width * context.height > MAX_CANVAS_PIXELS:
+                size = f"{context.width} x {context.height}"
+                raise self._error("too_large", f"is {size} pixels large, at most {MAX_CANVAS_PIXELS} are read")
+        except BaseException:
+            self._container.close()
+            raise
         context.thread_count = 1  # clips are short, and other decodes run beside this one
-        self._reformatter = VideoReformatter()  # setting up the conversion costs more than a small frame
-        self.duration_s = self._duration_s()
+
+    def _start(self) -> None:
+        """Decode the first frame."""
         self._skips = any(name in self._container.format.name for name in INDEXED_FORMATS)
         self._has_skipped = False
-        if self._skips:
-            self._container.seek(stream.start_time or 0, stream=stream)  # matroska reads its index on the way
-        self._go_on()
+        self._lead = 0  # of the first frame's time before its decoding time, by which mov's index counts
+        try:
+            self._go_on(strict=True)
+        except av.FFmpegError:
+            self._restart(strict=False)
         if self._ahead is None:
             raise self._error("no_frames", "not one frame can be decoded")
-        self._first_s = float(self._ahead.time or 0.0)
-        start_s = float((stream.start_time or 0) * (stream.time_base or 0))
-        if self._skips and self._first_s > start_s + END_TOLERANCE_S:  # all times would be wrong by so much
-            raise self._error("damaged", f"its first frame is at {self._first_s:.2f} s, it begins at {start_s:.2f} s")
+        first_s, start_s = float(self._ahead.time or 0.0), self._extent.start_s
+        # what was on show before would be missing; broadcasts are cut anywhere, and asf has no start of its own
+        if any(name in self._container.format.name for name in (*INDEXED_FORMATS, "flv")) and (
+            first_s > start_s + TOLERANCE_S
+        ):
+            raise self._error("damaged", f"its first frame is at {first_s:.2f} s, it begins at {start_s:.2f} s")
         self.height, self.width = self._upright(self._ahead).shape[:2]
 
-    def _duration_s(self) -> float:
-        """Of the pictures, not of the sound; counted where no header says it."""
-        stream, container = self._stream, self._container
-        if stream.duration and stream.time_base is not None:
-            return float(stream.duration * stream.time_base)
-        seconds = _seconds(stream.metadata.get("DURATION", "")) or (container.duration or 0) / av.time_base
-        if "matroska" in container.format.name:  # which names the end, and pictures may begin later than the file
-            seconds -= float((stream.start_time or 0) * (stream.time_base or 0))
-        if seconds > 0:
-            return seconds
-        with self._open() as again:
-            spans = [(p.pts, p.pts + (p.duration or 0)) for p in again.demux(stream.index) if p.pts is not None]
-        ticks = max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0
-        if ticks <= 0 or stream.time_base is None:
-            raise self._error("no_duration", "lasts no time at all")
-        return float(ticks * stream.time_base)
+    def _restart(self, *, strict: bool) -> None:
+        """Read again from the first packet, now without skipping if there was a skip."""
+        self._container.close()
+        self._open_stream()
+        self._skips = self._skips and not self._has_skipped
+        self._has_skipped = False
+        self._go_on(strict=strict)
 
-    def _go_on(self) -> None:
-        """From where the container stands now, which is a key frame."""
-        self._due: list[int] = []  # times of packets whose frames are still to come
-        self._frames = self._decoded()
+    def _go_on(self, *, strict: bool = True, sought: bool = False) -> None:
+        """Decode from where the container stands, which is its first packet or, when ``sought``, a key frame.
+
+        Damage is an error instead of a guess. Without ``strict`` the decoder may go on after what its books do not
+        allow, as at the beginning of a clip that was cut without encoding it anew; frames it marks are still errors.
+        """
+        if not sought:
+            self._strict = strict
+            # the stream may disagree with the header
+            options = {"max_pixels": str(MAX_CANVAS_PIXELS)} | ({"err_detect": "explode"} if strict else {})
+            self._stream.codec_context.options = options
+        self._due: set[int] = set()  # times of packets whose frames are still to come
+        self._clock = FrameClock(self._container, self._stream)
+        self._frames = self._decoded_after_key() if sought else self._decoded_from_start()
         self._shown: av.VideoFrame | None = None
         self._ahead = next(self._frames, None)
 
-    def _decoded(self) -> Iterator[av.VideoFrame]:
+    def _decoded_from_start(self) -> Iterator[av.VideoFrame]:
+        """All frames but those before the first good one, which need what was cut off.
+
+        Once something was not good that is a key frame, and a bad key frame is damage: it needs nothing before it.
+        """
+        has_begun, is_whole, newest_s = False, self._strict, -math.inf
+        for number, packet in enumerate(self._packets()):
+            if number == 0 and packet.pts is not None and packet.dts is not None:
+                self._lead = packet.pts - packet.dts
+            self._note(packet)
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                if has_begun or self._strict or packet.is_keyframe:
+                    raise
+                self._clock.skip()
+                continue
+            if packet.is_corrupt and has_begun:  # the demuxer says so: a part of it is missing
+                raise self._error("damaged", f"is damaged after {newest_s:.2f} s")
+            if packet.is_keyframe and packet.is_discard:  # good, and hidden by a list of edits: it gives no frame
+                is_whole = True
+            for frame in frames:
+                frame.pts = self._clock.pts(frame)
+                if frame.is_corrupt and not self._strict and (has_begun or frame.key_frame):
+                    raise self._error("damaged", f"is damaged at {self._time_s(frame):.2f} s")
+                if not has_begun and (frame.is_corrupt or not (is_whole or frame.key_frame)):
+                    is_whole = False
+                    continue
+                has_begun = True
+                if frame.pts is None:  # it lies before time 0, which matroska cannot say
+                    continue
+                if self._time_s(frame) < newest_s - TOLERANCE_S:  # decoders give frames in the order of their times
+                    raise self._error("damaged", f"goes back from {newest_s:.2f} s to {self._time_s(frame):.2f} s")
+                newest_s = max(newest_s, self._time_s(frame))
+                if newest_s > self.duration_s + MAX_PAUSE_S:
+                    raise self._error("damaged", f"jumps to {newest_s:.2f} s, it ends at {self.duration_s:.2f} s")
+                self._due.discard(frame.pts)
+                yield frame
+
+    def _decoded_after_key(self) -> Iterator[av.VideoFrame]:
         first: int | None = None
         for packet in self._packets():
             if packet.pts is not None:
@@ -149,9 +203,17 @@ class VideoFile:
                     with suppress(av.FFmpegError):
                         packet.decode()
                     continue
-                if not packet.is_discard:
-                    self._due.append(packet.pts)
-            yield from (frame for frame in packet.decode() if first is None or frame.pts is None or frame.pts >= first)
+            self._note(packet)
+            for frame in packet.decode():
+                frame.pts = self._clock.pts(frame)
+                if frame.pts is not None and (first is None or frame.pts >= first):
+                    self._due.discard(frame.pts)
+                    yield frame
+
+    def _note(self, packet: av.Packet) -> None:
+        self._clock.note(packet)
+        if packet.pts is not None and not packet.is_discard:
+            self._due.add(packet.pts)
 
     def _packets(self) -> Iterator[av.Packet]:
         """Those of the stream. Where matroska loses its way it goes on at the next good place and says nothing."""
@@ -166,17 +228,23 @@ class VideoFile:
                 yield packet
 
     def _time_s(self, frame: av.VideoFrame) -> float:
-        return float(frame.time or 0.0) - self._first_s
+        return float(frame.time or 0.0) - self._extent.zero_s
 
     def _frame_at(self, time_s: float) -> av.VideoFrame:
-        try:
-            return self._reached(time_s)
-        except (av.FFmpegError, VideoError):
-            if not self._has_skipped:
-                raise
-            # some streams need what lies before their key frames; if it is damage, it will be met again
-            self._from_the_start()
-            return self._reached(time_s)
+        while True:
+            try:
+                return self._reached(time_s)
+            except (av.FFmpegError, VideoError):
+                if self._has_skipped:  # some streams need what lies before their key frames; damage is met again
+                    self._restart(strict=self._strict)
+                elif self._strict and self._is_early():
+                    self._restart(strict=False)
+                else:
+                    raise
+
+    def _is_early(self) -> bool:
+        """Whether the decoder may complain because of what was cut off before the beginning."""
+        return self._ahead is not None and float(self._ahead.time or 0.0) < self._extent.start_s + TOLERANCE_S
 
     def _reached(self, time_s: float) -> av.VideoFrame:
         self._skip_towards(time_s)
@@ -186,18 +254,25 @@ class VideoFile:
         assert shown is not None, "there is a first frame"
         if shown.is_corrupt or self._is_lost(shown, time_s):
             raise self._error("damaged", f"is damaged at {self._time_s(shown):.2f} s")
-        if self._ahead is None and time_s > (end_s := self._end_s(shown)) + END_TOLERANCE_S:
+        if self._ahead is None and time_s > (end_s := self._end_s(shown)) + TOLERANCE_S:
             says = f"its header says {self.duration_s:.2f} s"
             raise self._error("cut_short", f"its frames end at {end_s:.2f} s, {says}")
         return shown
 
     def _is_lost(self, shown: av.VideoFrame, time_s: float) -> bool:
-        """Whether a frame between ``shown`` and ``time_s`` went into the decoder and never came out."""
+        """Whether a frame between ``shown`` and ``time_s`` went into the decoder and never came out.
+
+        Only where packets and frames have the same times: in indexed files, but for pictures of two fields, each of
+        which may be a packet.
+        """
         base = self._stream.time_base
-        if base is None or shown.pts is None or self._stream.codec_context.name not in STEADY_CODECS:
+        is_indexed = any(name in self._container.format.name for name in INDEXED_FORMATS)
+        if not is_indexed or shown.interlaced_frame or self._stream.codec_context.name not in STEADY_CODECS:
             return False
-        self._due = [pts for pts in self._due if pts > shown.pts]
-        return any(float(pts * base) - self._first_s <= time_s for pts in self._due)
+        if base is None or shown.pts is None:
+            return False
+        self._due = {pts for pts in self._due if pts > shown.pts}
+        return any(float(pts * base) - self._extent.zero_s <= time_s for pts in self._due)
 
     def _end_s(self, frame: av.VideoFrame) -> float:
         length = (frame.duration or 0) * frame.time_base if frame.time_base else 0
@@ -208,62 +283,35 @@ class VideoFile:
         if not self._skips or self._ahead is None:
             return
         base, index = self._stream.time_base, self._stream.index_entries
-        if base is None or len(index) < 2:
+        keys = self._extent.keys
+        if base is None or max(len(index), len(keys)) < 2:
             return
         here_s = self._time_s(self._ahead)
-        # decoding times lead the frame times by a constant, but for key frames with others shown before them
-        lead = round(self._first_s / base) - index[0].timestamp
-        wanted = round((time_s + self._first_s) / base) - lead
+        wanted = round((time_s + self._extent.zero_s) / base)
         has_sought = False
-        for _ in range(3):
-            place = index.search_timestamp(wanted)
-            if place < 0:
-                break
-            key = index[place].timestamp
-            if float((key + lead) * base) - self._first_s < here_s + MIN_SKIP_S:
+        for _ in range(3):  # a key frame may have others shown before it, and lead by less
+            if keys:
+                place = bisect(keys, wanted) - 1
+                key, lead = keys[max(place, 0)], 0
+            else:
+                place, lead = index.search_timestamp(wanted - self._lead), self._lead
+                key = index[max(place, 0)].timestamp
+            if place < 0 or float((key + lead) * base) - self._extent.zero_s < here_s + MIN_SKIP_S:
                 break
             self._container.seek(key, stream=self._stream)
             self._has_skipped = has_sought = True
-            self._go_on()
+            self._go_on(sought=True)
             if self._ahead is not None and here_s < self._time_s(self._ahead) <= time_s + SLACK_S:
                 return
-            wanted = key - 1
+            wanted = key + lead - 1
         if has_sought:
-            self._from_the_start()  # an index that lies, or a key frame that is gone
-
-    def _from_the_start(self) -> None:
-        """Again, frame by frame."""
-        self._skips = self._has_skipped = False
-        self._container.seek(self._stream.start_time or 0, stream=self._stream)
-        self._go_on()
+            self._restart(strict=self._strict)  # an index that lies, or a key frame that is gone
 
     def _upright(self, frame: av.VideoFrame) -> np.ndarray:
-        pixels: np.ndarray
-        side_data: Any = frame.side_data
-        if any(component.is_alpha for component in frame.format.components):
-            rgba = self._reformatter.reformat(frame, format="rgba", threads=1).to_ndarray().astype(np.uint16)
-            pixels = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)  # as shown on black
-        else:
-            pixels = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        matrix = side_data.get(SideData.DISPLAYMATRIX)
-        return pixels if matrix is None else turned(pixels, np.frombuffer(bytes(matrix), np.int32))
+        return upright(frame, self._reformatter)
 
     def _error(self, reason: str, detail: str) -> VideoError:
         return VideoError(self.path, reason, detail)
-
-
-def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """``pixels`` [H, W, 3] as a player shows them: ``matrix`` [a b u c d v x y w] sends (x, y) to (ax + cy, bx + dy).
-
-    Quarter turns and mirror images; whatever lies between is taken for the nearest of these.
-    """
-    a, b, _, c, d = matrix[:5].astype(int)
-    if abs(a) >= abs(b):
-        along_y, along_x = d, a
-    else:
-        pixels = pixels.transpose(1, 0, 2)
-        along_y, along_x = b, c
-    return np.ascontiguousarray(pixels[:: -1 if along_y < 0 else 1, :: -1 if along_x < 0 else 1])
 
 
 def _check_file(path: str) -> None:
@@ -280,18 +328,6 @@ def _check_file(path: str) -> None:
 def _added_bytes(packet: av.Packet) -> int:
     """What a matroska block carries besides its picture: how transparent it is."""
     return sum(each.data_size for each in packet.iter_sidedata() if each.data_type == "matroska_block_additional")
-
-
-def _seconds(text: str) -> float:
-    """
-    >>> _seconds("00:01:02.500000000"), _seconds("soon")
-    (62.5, 0.0)
-    """
-    try:
-        hours, minutes, seconds = map(float, text.split(":"))
-    except ValueError:
-        return 0.0
-    return 3600 * hours + 60 * minutes + seconds
 
 
 def _plain(error: Exception) -> str:

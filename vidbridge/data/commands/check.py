@@ -14,6 +14,7 @@ from rich.console import Console
 
 from vidbridge.data.commands.job import Job
 from vidbridge.data.cost import estimated_tokens
+from vidbridge.data.loader import FIRST
 from vidbridge.media.video_file import VideoError
 from vidbridge.policy.processor import Processor
 from vidbridge.progress import track
@@ -28,9 +29,10 @@ Samples = Mapping[tuple[str, str], Sequence[Sample]]  # by split and task
 
 
 def check(job: Job, processor: Processor, *, strict: bool) -> None:
-    """Writes problems.txt, check.json and check.png; DataError when a run would not start on these rows.
+    """Write problems.txt, check.json and check.png.
 
-    With ``strict`` for any problem.
+    DataError when a run would not start on these rows, or would stop because more samples cannot be used than
+    ``data.max_bad_frac`` allows; with ``strict`` for any problem.
     """
     refusal: DataError | None = None
     try:
@@ -47,12 +49,21 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
         tokens[task.name] += [estimated_tokens(sample, task, processor) for sample in spread(found)]
     videos = sorted({path for group in samples.values() for sample in group for path in paths_of(sample)})
     durations: dict[str, float] = {}
+    shown = list(dict.fromkeys(video for group in samples.values() for sample in group for video in sample.videos))
+    unusable: dict[VideoRef | Montage, VideoError] = {}
     with ThreadPoolExecutor(job.dataset.reader.width) as pool:
-        for path, result in track(pool.map(_probe(job, processor), videos), "videos", len(videos)):
+        for path, result in track(pool.map(_duration(job), videos), "videos", len(videos)):
             if isinstance(result, VideoError):
                 problems.append(str(result))
             else:
                 durations[path] = result
+        for video, wrong in track(pool.map(_reading(job, processor), shown), "frames", len(shown)):
+            if wrong is not None:
+                unusable[video] = wrong
+    problems += [line for line in dict.fromkeys(map(str, unusable.values())) if line not in problems]
+    asked_for = [sample for group in samples.values() for sample in group]
+    bad = {path for wrong in unusable.values() for path in videos if f"/{wrong.path}".endswith(f"/{path}")}
+    num_bad = sum(any(video in unusable for video in sample.videos) for sample in asked_for)
     problems += overlaps(samples)
     asked = {task.problem_type for task in job.tasks.values()}
     summary = {
@@ -60,7 +71,8 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
         "without_rows": lacking,
         "rows_of_no_task": {name: n for name, n in job.dataset.problem_types().items() if name not in asked},
         "videos": len(videos),
-        "unreadable": len(videos) - len(durations),
+        "unreadable": sum(path not in durations or path in bad for path in videos),
+        "unusable_samples": num_bad,
         "hours": round(sum(durations.values()) / 3600, 3),
         "prompt_tokens": {task: round(float(np.mean(lengths)), 1) for task, lengths in tokens.items()},
         "repeated_rows": repeated(samples),
@@ -78,9 +90,16 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
     if not filled:
         assert refusal is not None
         raise refusal
-    if refusal is not None or (problems and strict):
-        told = "training would be refused: " if refusal is not None else ""
-        raise DataError(f"{told}{len(problems)} problems, all in {job.folder / PROBLEMS}")
+    if refusal is not None:
+        raise DataError(f"training would be refused: {len(problems)} problems, all in {job.folder / PROBLEMS}")
+    if num_bad > job.dataset.max_bad_frac * max(len(asked_for), FIRST):
+        raise DataError(
+            f"{num_bad} of {len(asked_for)} samples cannot be used, more than data.max_bad_frac="
+            f"{job.dataset.max_bad_frac:g} allows: a run would stop; all {len(problems)} problems in "
+            f"{job.folder / PROBLEMS}"
+        )
+    if problems and strict:
+        raise DataError(f"{len(problems)} problems, all in {job.folder / PROBLEMS}")
 
 
 def spread(samples: Sequence[Sample]) -> list[Sample]:
@@ -127,15 +146,30 @@ def draw(samples: Samples, durations: Mapping[str, float], tokens: Mapping[str, 
     return figure
 
 
-def _probe(job: Job, processor: Processor) -> Callable[[str], tuple[str, float | VideoError]]:
-    """How long a video is, or what is wrong with it. Headers may be right and the frames gone: those are read, too."""
+def _duration(job: Job) -> Callable[[str], tuple[str, float | VideoError]]:
+    """How long a video is, or what is wrong with it."""
     reader = job.dataset.reader
 
-    def probe(path: str) -> tuple[str, float | VideoError]:
+    def duration_s(path: str) -> tuple[str, float | VideoError]:
         try:
-            reader(VideoRef(path=path), processor.frames)
             return path, reader.duration_s(path)
         except VideoError as error:
             return path, error
 
-    return probe
+    return duration_s
+
+
+def _reading(
+    job: Job, processor: Processor
+) -> Callable[[VideoRef | Montage], tuple[VideoRef | Montage, VideoError | None]]:
+    """What is wrong with a video as a sample shows it: headers may be right and the frames gone, or a part too late."""
+    reader = job.dataset.reader
+
+    def read(video: VideoRef | Montage) -> tuple[VideoRef | Montage, VideoError | None]:
+        try:
+            reader(video, processor.frames)
+        except VideoError as error:
+            return video, error
+        return video, None
+
+    return read
