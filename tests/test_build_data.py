@@ -53,6 +53,7 @@ def test_check_is_told_what_is_wrong_and_says_so(raw, tmp_path):
     where = f"{tmp_path}/out/problems.txt"
     assert done.returncode == 1
     assert done.stderr.endswith(f"error: training would be refused: 4 problems, all in {where}\n")
+    assert "videos ..\n" in done.stdout  # and once in half a minute how far it is
     told = (tmp_path / "out" / "problems.txt").read_text()
     of_rows = [line for line in told.splitlines() if "bad.jsonl:" in line]
     assert f"{bad}:4: field 'question' spells the control token <|im_end|>; take it out" in of_rows

@@ -5,15 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 from hydra import compose, initialize_config_dir
 
 from tests.composing import composed, config_of
 from vidbridge import launch
 from vidbridge.algo.advantages import AdvantageScale
 from vidbridge.algo.loss import LossNorm, RatioLevel
-from vidbridge.checks import did_you_mean
+from vidbridge.checks import ConfigError, did_you_mean
 from vidbridge.choices import WandbMode
-from vidbridge.config import GrpoConfig, SftConfig
+from vidbridge.config import GrpoConfig, SftConfig, TrackConfig
 from vidbridge.targets import check_targets
 
 CHOICES = sorted(
@@ -136,6 +137,11 @@ MISTAKES = {
     "algo.group_size=1": ["algo.group_size must be at least 2"],
     "algo.clip_high=inf": ["algo.clip_high must be positive and finite"],
     "track.completions_groups=-1": ["track.completions_groups"],
+    f"track.tags=[ok,{'x' * 65}]": ["track.tags: W&B takes tags of 1 to 64 characters, got 65"],
+    "track.tags=['']": ["track.tags: W&B takes tags of 1 to 64 characters, got 0"],
+    f"track.group={'x' * 129}": ["track.group: W&B takes 1 to 128 characters, got 129"],
+    f"track.project={'x' * 129}": ["track.project: W&B takes 1 to 128 characters, got 129"],
+    "track.project='a/b'": ["track.project: W&B takes no / in it"],
     "steps=0": ["steps must be positive or null"],
     "seed=-1": ["seed must not be negative"],
     "task_mix.size_frac=0": ["task_mix.size_frac must be positive"],
@@ -169,6 +175,37 @@ def launched(monkeypatch, tmp_path, capsys):
 
 def must_not_run(config, public, run_dir):
     raise AssertionError("this configuration should have been refused")
+
+
+def refused_by_us(**track):
+    try:
+        TrackConfig(**track)
+    except ConfigError:
+        return True
+    return False
+
+
+def refused_by_wandb(**settings):
+    try:
+        wandb.Settings(**settings)
+    except (ValueError, wandb.errors.UsageError):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("length", [0, 1, 64, 65, 128, 129])
+def test_tags_and_projects_are_refused_where_the_installed_wandb_does_it(length):
+    """An empty project it takes in silence, and names another."""
+    name = "x" * length
+    assert refused_by_us(tags=["ok", name]) == refused_by_wandb(run_tags=["ok", name])
+    assert refused_by_us(project=name) == (refused_by_wandb(project=name) or not name)
+    assert refused_by_us(group=name) == (length not in range(1, 129))  # its server's limit, which it does not know
+    assert not refused_by_us(wandb=WandbMode.off, tags=[name], project=name, group=name)
+
+
+@pytest.mark.parametrize("letter", "/\\#?%:-_. é'")
+def test_letters_of_a_project_are_refused_where_the_installed_wandb_does_it(letter):
+    assert refused_by_us(project=f"a{letter}b") == refused_by_wandb(project=f"a{letter}b")
 
 
 @pytest.mark.parametrize("overrides", MISTAKES)

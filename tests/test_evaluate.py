@@ -123,6 +123,17 @@ def test_items_that_are_known_are_not_asked_again_and_change_nothing(random_qwen
     assert again.tasks == whole.tasks and again.items == whole.items == {"qa": rows}
 
 
+def test_progress_counts_every_completion_once_and_goes_on_while_they_grow(random_qwen_folder):
+    """Two prompts at a time: each of the 3 x 2 is counted once, and each of at most 8 tokens is a sign of life."""
+    evaluator, told, rows = make_evaluator(random_qwen_folder, max_rows=4), [], []
+    evaluator.scores("test", num_items=3, num_samples=2, advance=told.append, note=rows.extend)
+    assert sum(told) == evaluator.num_completions("test", 3, 2) == 6
+    assert 2 <= told.count(0) and told[0] == 0
+    again = []
+    evaluator.scores("test", num_items=3, num_samples=2, advance=again.append, known=rows[:2])
+    assert sum(again) == 2
+
+
 def test_of_a_direct_question_the_reply_is_the_answer(random_qwen_folder):
     evaluator = make_evaluator(random_qwen_folder, direct=True)
     items = evaluator.scores("test", num_items=3, greedy=True, advance=lambda done: None).items["qa"]

@@ -28,12 +28,14 @@ from vidbridge.judges.base import (
     parse_reply,
 )
 from vidbridge.judges.labels import labelled
+from vidbridge.progress import progress
 from vidbridge.rewards.base import GatedSum
 from vidbridge.text.tags import answer_of
 from vidbridge.text.untrusted import says_nothing
 from vidbridge.track.completions import COLUMNS
 from vidbridge.track.page import write_page
 
+_AT_ONCE = 256  # requests, several times what a server is sent side by side
 CLASSES: Mapping[Kind, tuple[Any, ...]] = {"grade": (0, 1, 2), "verdict": (False, True), "entail": LABELS}
 
 
@@ -89,8 +91,19 @@ def compare(first: Judge, second: Judge, rows: Sequence[Mapping[str, Any]], rewa
             elif events[row["reference"]]:
                 pairs.append((row, JudgeRequest(kind=kind, text=answer, events=events[row["reference"]])))
     requests = [request for _, request in pairs]
-    replies = zip(first.ask(requests), second.ask(requests), strict=True)
+    replies = zip(ask_all(first, requests, "the first judge"), ask_all(second, requests, "the second"), strict=True)
     return [Asked(row=row, request=request, replies=both) for (row, request), both in zip(pairs, replies, strict=True)]
+
+
+def ask_all(judge: Judge, requests: Sequence[JudgeRequest], name: str) -> list[Reply]:
+    """A reply for each request, in order, some at a time so that one sees how far it is."""
+    replies: list[Reply] = []
+    with progress(name, len(requests)) as advance:
+        for first in range(0, len(requests), _AT_ONCE):
+            some = judge.ask(requests[first : first + _AT_ONCE])
+            replies += some
+            advance(len(some))
+    return replies
 
 
 def kinds_of(row: Mapping[str, Any], reward: GatedSum) -> list[Kind]:

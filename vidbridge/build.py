@@ -12,7 +12,7 @@ from vidbridge import dist
 from vidbridge.checkpoint import Checkpointer
 from vidbridge.checks import ConfigError
 from vidbridge.choices import Resume, WandbMode
-from vidbridge.config import Config, SftConfig
+from vidbridge.config import WANDB_NAME, WANDB_TAG, Config, SftConfig
 from vidbridge.data.commands.job import Job
 from vidbridge.data.commands.write_qa import Write
 from vidbridge.data.loader import BAD_SAMPLES, BadSamples, Loader
@@ -36,8 +36,9 @@ from vidbridge.policy.engine_files import load_weights
 from vidbridge.policy.loading import resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.progress import waiting
 from vidbridge.rewards.base import GatedSum
-from vidbridge.scoring import self_test, waits
+from vidbridge.scoring import self_test
 from vidbridge.seeding import seed_everything
 from vidbridge.targets import make
 from vidbridge.tasks.base import Task
@@ -186,9 +187,9 @@ def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, j
             run_dir=run_dir,
             mode=mode_by_key() if track.wandb is WandbMode.auto else "offline",
             project=track.project,
-            group=track.group or " ".join(tags),
+            group=track.group or " ".join(tags)[:WANDB_NAME],
             job_type=job_type,
-            tags=[*tags, *track.tags],
+            tags=[*(tag[:WANDB_TAG] for tag in tags), *track.tags],
             config=public,
         )
     return Tracker(run_dir, Console(), sink, **tables, hang_s=config.hang_s)
@@ -245,9 +246,16 @@ def check_tasks(
 
     def check() -> None:
         Loader(tasks, processor, bad).load({place: task.sample(0) for place, task in enumerate(tasks.values())})
-        if waits(reward):
-            Console().say("asking the judge about gold answers ..")
-        self_test(tasks, reward, perfect=perfect)
+        judge, say = reward.judge, Console().say
+        if judge is None or not judge.where:
+            self_test(tasks, reward, perfect=perfect)
+            return
+        patience = f"; an answer is waited for {judge.deadline_s:g} s" if judge.deadline_s < math.inf else ""
+        say(f"asking the judge about gold answers: {judge.where}{patience} ..")
+        with waiting(say, lambda: judge.last_failure):
+            self_test(tasks, reward, perfect=perfect)
+        if judge.notes:
+            say(judge.notes)
 
     dist.first_then_others(check)  # with a judge that is a model, the others find its replies in the cache
 

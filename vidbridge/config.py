@@ -22,6 +22,8 @@ from vidbridge.checks import check_covered, check_reward, require, require_known
 from vidbridge.choices import Attention, Dtype, Prompting, Resume, Schedule, Split, WandbMode
 from vidbridge.prompt_config import PromptConfig
 
+WANDB_TAG, WANDB_NAME = 64, 128  # characters of a tag; of a project and a group
+
 
 @dataclass
 class PathsConfig:
@@ -194,8 +196,21 @@ class TrackConfig:
     completions_groups: int = 4  # groups shown in one table
 
     def __post_init__(self) -> None:
+        if self.wandb is not WandbMode.off:
+            self._check_wandb()
         require(self.completions_every >= 0, "track.completions_every must be 0 (never) or positive")
         require(self.completions_groups >= 0, "track.completions_groups must be 0 (none) or positive")
+
+    def _check_wandb(self) -> None:
+        """What W&B refuses: tags and project when a run begins, a group only when it is uploaded."""
+        for tag in self.tags:
+            told = f"track.tags: W&B takes tags of 1 to {WANDB_TAG} characters, got {len(tag)}: {tag!r}"
+            require(0 < len(tag) <= WANDB_TAG, told)
+        for name, text in (("project", self.project), ("group", self.group)):
+            told = f"track.{name}: W&B takes 1 to {WANDB_NAME} characters, got {len(text or '')}: {text!r}"
+            require(text is None or 0 < len(text) <= WANDB_NAME, told)
+        bad = sorted(set(self.project) & set("/\\#?%:"))
+        require(not bad, f"track.project: W&B takes no {' '.join(bad)} in it, got {self.project!r}")
 
 
 @dataclass

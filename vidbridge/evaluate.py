@@ -97,8 +97,8 @@ class Evaluator:
     ) -> Scores:
         """Called by all ranks, which share the items and get the same scores.
 
-        ``advance(n)`` is called when n more completions are done, and ``note(rows)`` with what they are. Items that are
-        ``known`` are not asked again. RuntimeError when no item of a task is scored.
+        ``advance(n)`` is called when n more completions are done, and with 0 as long as they grow; ``note(rows)`` with
+        what they are. Items that are ``known`` are not asked again. RuntimeError when no item of a task is scored.
         """
         self.rollout.sync(self.policy)
         rows = {row["uid"]: row for row in known}
@@ -108,14 +108,12 @@ class Evaluator:
         for name, task in self.tasks[split].items():
             samples = {index: task.sample(index) for index in range(min(num_items, len(task)))}
             lacking = {index: sample for index, sample in samples.items() if sample.uid not in rows}
-            advance((len(samples) - len(lacking)) * num_samples)
-            for groups in self.scored(task, lacking, num_samples, greedy):
+            for groups in self.scored(task, lacking, advance, num_samples=num_samples, greedy=greedy):
                 if not any(group.sample.task == name for group in shown):
                     shown.append(groups[0])
                 fresh = [item_row(group) for group in groups]
                 note(fresh)
                 rows.update({row["uid"]: row for row in fresh})
-                advance(len(groups) * num_samples)
             items[name] = [rows[sample.uid] for sample in samples.values() if sample.uid in rows]
             if not any(map(is_scored, items[name])):
                 raise RuntimeError(f"none of {len(samples)} items of {name} could be scored: is the judge reachable?")
@@ -123,11 +121,17 @@ class Evaluator:
         return Scores(mean=normalised_mean(scores.values()), tasks=scores, shown=tuple(shown), items=items)
 
     def num_completions(self, split: str, num_items: int, num_samples: int = 1) -> int:
-        """How many times ``advance`` counts in all."""
+        """How many there are in all, known ones too."""
         return sum(min(num_items, len(task)) for task in self.tasks[split].values()) * num_samples
 
     def scored(
-        self, task: Task, samples: Mapping[int, Sample], num_samples: int, greedy: bool = False
+        self,
+        task: Task,
+        samples: Mapping[int, Sample],
+        advance: Callable[[int], None],
+        *,
+        num_samples: int,
+        greedy: bool = False,
     ) -> Iterator[list[Group]]:
         """Some groups at a time, those that can be read. What is sampled belongs to the number of the sample."""
         size = max(self.max_rows // num_samples, 1) * dist.world_size()
@@ -140,16 +144,24 @@ class Evaluator:
             with dist.together():
                 wanted = {chunk[nth]: sample for nth, sample in own.items()}
                 loaded = loader.load(wanted, replace=False)
-                groups = self._groups(loaded, num_samples, greedy, seed)
+                groups = self._groups(loaded, num_samples, greedy, seed, advance)
             loader.bad.share()
+            advance((len(chunk) - len(loaded)) * num_samples)  # those of other ranks, and those that cannot be read
             if everyones := dist.joined(groups, lighten=Group.light):
                 yield everyones
 
     def _groups(
-        self, loaded: Mapping[int, Loaded], num_samples: int, greedy: bool, seed: int
+        self, loaded: Mapping[int, Loaded], num_samples: int, greedy: bool, seed: int, advance: Callable[[int], None]
     ) -> dict[int, Group]:
-        encoded = [each.encoded for each in loaded.values()]
-        completions = self.rollout.generate(encoded, num_samples, greedy=greedy, seed=seed, places=list(loaded))
+        completions = self.rollout.generate(
+            [each.encoded for each in loaded.values()],
+            num_samples,
+            greedy=greedy,
+            seed=seed,
+            places=list(loaded),
+            ended=lambda place, done: advance(len(done)),
+            progress=lambda share: advance(0),
+        )
         if self.direct:
             completions = [tuple(replace(d, text=prompts.as_answer(d.text)) for d in done) for done in completions]
         groups = [
@@ -178,7 +190,9 @@ def held_out(
     kinds = {**({"sampled": config.num_samples} if sampled else {}), **({"greedy": 1} if greedy else {})}
     known = list(known)
     advance = tracker.start_evaluation(
-        when, sum(evaluator.num_completions(split, num_items, number) for number in kinds.values())
+        when,
+        sum(evaluator.num_completions(split, num_items, number) for number in kinds.values()),
+        done=sum(kinds.get(row["kind"], 0) for row in known),
     )
     found = {}
     for kind, num_samples in kinds.items():

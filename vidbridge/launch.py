@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NoReturn, Sequence
 
 import hydra
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
@@ -30,6 +31,7 @@ from vidbridge.checkpoint import CheckpointError
 from vidbridge.checks import ConfigError, did_you_mean, require_known
 from vidbridge.choices import Resume
 from vidbridge.config import Config, GrpoConfig, SftConfig
+from vidbridge.cores import Usage, advice, others_busy
 from vidbridge.data.rows import DataError
 from vidbridge.judges.base import JudgeLost
 from vidbridge.media.video_file import VideoError
@@ -68,6 +70,7 @@ def main(body: Body, *, plan: Callable[[Config], bool] | None = None) -> NoRetur
     ``public`` is the configuration for the record: resolved, without secrets, also in ``run_dir``/config.yaml.
     With plan=true ``plan(config)`` says instead whether the run would fit, and no folder is claimed.
     """
+    started = Usage.now()
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing in its own way
     jobs: list[Job] = []
@@ -78,8 +81,10 @@ def main(body: Body, *, plan: Callable[[Config], bool] | None = None) -> NoRetur
         elif run.config.plan:
             ending = Ending(status=planned(run.config, plan, run.run_dir))
         elif run.config.nproc > 1:
+            tell_of_cores(run.config, started)
             ending = ranks.start(on_rank, run, run.config.nproc, patience_s=run.config.hang_s)
         else:
+            tell_of_cores(run.config, started)
             run_here(run)
             ending = Ending(status=0)
     except (Exception, Stopped) as error:
@@ -147,6 +152,16 @@ def run_here(run: Run) -> None:
             else:  # one console is enough
                 stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         run.body(run.config, run.public, run.run_dir)
+
+
+def tell_of_cores(config: Config, started: Usage) -> None:
+    """One line where threads will wait for cores; computing on a GPU few threads do."""
+    if ranks.is_rank() or config.model.device != "cpu" and torch.cuda.is_available():
+        return  # who started the ranks has said how many threads they get
+    given = os.environ.get("OMP_NUM_THREADS")
+    each = torch.get_num_threads() if config.nproc == 1 or given else ranks.threads_of_each(config.nproc)
+    if told := advice(each, config.nproc, others_busy(started)):
+        print(f"note: {told}", flush=True)
 
 
 def on_rank(run: Run) -> Ending:

@@ -28,6 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from vidbridge import dist
 from vidbridge.checks import ConfigError
 from vidbridge.config import Config
+from vidbridge.cores import usable
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ def start(function: Callable[[T], Ending], argument: T, nproc: int, *, patience_
     The first rank has this terminal, the others speak only when they fail. A signal to this process is passed on to
     all, which then have ``patience_s`` to write their checkpoint; when one fails, the others have 30 s to end.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_each(nproc)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(patience_s)))
     logging.disable(logging.CRITICAL)  # torch elastic tells in its own way what is told here in ours
     with TemporaryDirectory(prefix="vidbridge_ranks_") as name:
@@ -132,6 +133,11 @@ def start(function: Callable[[T], Ending], argument: T, nproc: int, *, patience_
             for process in multiprocessing.active_children():  # if a signal came while they were being started
                 process.kill()
     return Ending(status=0)
+
+
+def threads_of_each(nproc: int) -> int:
+    """The threads that each of ``nproc`` ranks computes with, unless OMP_NUM_THREADS says otherwise."""
+    return max(1, min(torch.get_num_threads(), usable()) // nproc)
 
 
 def _run_rank(function: Callable[[T], Ending], argument: T, folder: Path) -> None:

@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from rich.console import Console
 from rich.table import Table
 
+from vidbridge.config import WANDB_NAME
 from vidbridge.stopping import passed_on
 
 # Of a sweep itself, not of its jobs.
@@ -42,7 +43,8 @@ def run_job(door: str, settings: Any, wants_traceback: bool) -> Job:
     command += [f"--config-name={settings.job.config_name}", *overrides, f"hydra.run.dir={quoted(run_dir)}"]
     command += [text for text in settings.overrides.hydra if not text.lstrip("+~").startswith(SWEEP_KEYS)]
     if not any(override.lstrip("+").startswith("track.group=") for override in overrides):
-        command.append(f"track.group={quoted(f'sweep {run_dir.parent.parent.name} {run_dir.parent.name}')}")
+        group = f"sweep {run_dir.parent.parent.name} {run_dir.parent.name}"
+        command.append(f"track.group={quoted(group[:WANDB_NAME])}")
     environment = dict(os.environ)
     if not wants_traceback:
         del environment["HYDRA_FULL_ERROR"]

@@ -23,6 +23,8 @@ from experiments.ablations import results
 from experiments.ablations.manifest import Manifest
 from experiments.ablations.results import Settings
 from vidbridge.checks import ConfigError
+from vidbridge.config import WANDB_NAME
+from vidbridge.cores import usable
 from vidbridge.stopping import handled
 from vidbridge.sweep import quoted
 from vidbridge.track.console import Console
@@ -48,7 +50,8 @@ class Run:
 
     def command(self) -> list[str]:
         door = "train.py" if self.settings.trains else "evaluate.py"
-        own = [f"seed={self.settings.seed}", f"track.group={quoted(f'ablations {self.study}')}", "resume=auto"]
+        group = quoted(f"ablations {self.study}"[:WANDB_NAME])
+        own = [f"seed={self.settings.seed}", f"track.group={group}", "resume=auto"]
         return [sys.executable, door, *self.settings.overrides, *own, f"hydra.run.dir={quoted(self.run_dir)}"]
 
 
@@ -164,7 +167,7 @@ def start(run: Run, jobs: int, lock: int) -> subprocess.Popen[bytes]:
             for path in run.run_dir.iterdir():
                 if path.name != LOCK:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
+    environment = {"OMP_NUM_THREADS": str(max(1, usable() // jobs)), **os.environ}
     with (run.run_dir / LOG).open("ab") as log:
         return subprocess.Popen(
             command,

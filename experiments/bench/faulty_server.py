@@ -21,13 +21,13 @@ from typing import Callable, Iterator, Sequence
 from vidbridge.judges import serve
 
 FAULTS = (
-    "status_429", "status_500", "status_503", "drop", "cut", "html", "nested", "no_choices", "prose", "fence",
+    "status_429", "status_500", "status_503", "drop", "cut", "html", "nested", "no_choices", "prose", "fences",
     "wrong_key", "out_of_range", "half_a_character", "empty", "null",
 )  # fmt: skip
 _BODIES = {"cut": b'{"choices": [{"mess', "html": b"<html>Bad gateway</html>", "nested": b"[" * 100_000}
 _TEXTS = {
     "prose": "Score 0, not a Score 2",
-    "fence": '```json\n{"score": 2}\n```',
+    "fences": '```json\n{"score": 2}\n```\n```json\n{"score": 0}\n```',
     "wrong_key": '{"grade": 2, "verdict": "true"}',
     "out_of_range": '{"score": 7}',
     "half_a_character": '{"score": "\ud800"}',

@@ -178,7 +178,7 @@ def graded(task, scores):
     """Answers to the samples of a task that earn what ``scores`` says, by row."""
     asked = []
 
-    def answer(asked_task, samples):
+    def answer(asked_task, samples, advance):
         asked.extend(samples)
         for index, sample in samples.items():
             rewards = tuple(

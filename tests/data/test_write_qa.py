@@ -15,8 +15,7 @@ from vidbridge.data.commands.job import Job
 from vidbridge.data.commands.write_qa import read_reply, write_qa
 from vidbridge.data.raw import Raw, part
 from vidbridge.data.rows import DataError
-from vidbridge.judges import openai as client
-from vidbridge.judges import serve
+from vidbridge.judges import pacing, serve
 from vidbridge.judges.base import JudgeUnavailable
 from vidbridge.judges.openai import OpenAIChat
 from vidbridge.media.frames import FrameBudget
@@ -54,7 +53,7 @@ def vision_server(replies):
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(pacing, "FIRST_WAIT_S", 0.01)
     export_annotations(tmp_path, 4)
     lines = [{"video": f"shape{number}.mp4", "uid": f"clips/{number}"} for number in range(4)]
     (tmp_path / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

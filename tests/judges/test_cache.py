@@ -21,7 +21,7 @@ class Counting:
     """A chat model that answers as the exact judge does, and what it was asked."""
 
     waits = False
-    where = "here"
+    where, deadline_s, last_failure, notes = "here", 1.0, "", ""
 
     def __init__(self, identity="one", replies=None):
         self.identity, self.replies, self.asked = identity, replies, []

@@ -11,11 +11,12 @@ from experiments.bench.faulty_server import FAULTS, Script, at_random, running
 from tests.judges.builders import every_kind, grade, openai_judge
 from vidbridge import dist
 from vidbridge.checks import ConfigError
-from vidbridge.judges import openai as module
+from vidbridge.judges import pacing as module
 from vidbridge.judges import serve
 from vidbridge.judges.base import JudgeLost, JudgeUnavailable, parse_score
 from vidbridge.judges.exact import ExactJudge
-from vidbridge.judges.openai import OpenAIChat, Pace
+from vidbridge.judges.openai import OpenAIChat
+from vidbridge.judges.pacing import Pace
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +102,7 @@ def test_a_page_in_place_of_a_reply_is_shown():
     """Without its /v1 an address often leads to a page for people."""
     with running(Script(fault=always("html"))) as server:
         (reply,) = openai_judge(server.url, deadline_s=0.2).ask([grade("it moves left")])
-    assert str(reply) == "no text in the response, is base_url right? <html>Bad gateway</html>"
+    assert str(reply) == "a page in place of a reply, is base_url right? Bad gateway"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])

@@ -13,13 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Mapping, Sequence
 
 import numpy as np
-from rich.progress import track
 
 from vidbridge.data import rows as task_files
 from vidbridge.data import world
 from vidbridge.data.base import SPLITS, Dataset, NoRows
 from vidbridge.data.rows import read_rows, write_rows
 from vidbridge.media import edit, write
+from vidbridge.progress import track
 from vidbridge.tasks.base import Draft, Row, Source, Task, video_path
 from vidbridge.text import shapes_language
 from vidbridge.types import Clip
@@ -80,7 +80,7 @@ class Shapes(Dataset):
             (fresh / "videos").mkdir(parents=True)
             with ThreadPoolExecutor(self.workers) as pool:
                 made = pool.map(lambda index: self._make_row(task, split, index, fresh), range(number))
-                rows = list(track(made, total=number, description=f"shapes: {task.name} {split}"))
+                rows = list(track(made, f"shapes: {task.name} {split}", number))
             write_rows(rows, fresh / "rows.jsonl")
             try:
                 fresh.rename(folder)

@@ -7,6 +7,7 @@ about goes unscored (JudgeUnavailable), for a guess at a score would train the p
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, Sequence
@@ -53,6 +54,10 @@ class Judge(ABC):
     waits: bool = False  # replies come from elsewhere: many threads may ask at once, and gain by it
     slack: float = 0.0  # the part of a reward's maximum that a gold answer may miss at the self-test
     trouble: str = ""  # why the last request without a reply has none
+    where: str = ""  # for messages: who is asked and where, if it is anybody to wait for
+    deadline_s: float = math.inf  # that a request is waited for
+    last_failure: str = ""  # why the last attempt failed that will be repeated
+    notes: str = ""  # what is not asked as the configuration says, because a server does not take it
 
     @abstractmethod
     def ask(self, requests: Sequence[JudgeRequest]) -> list[Reply]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any, Iterator, Sequence
 
@@ -27,6 +28,8 @@ class LocalChat:
     """
 
     waits = False
+    deadline_s = math.inf
+    last_failure = notes = ""
 
     def __init__(
         self,

@@ -30,14 +30,20 @@ class Said:
 
 class ChatModel(Protocol):
     waits: bool  # replies come from elsewhere, so that many threads may ask at once
+    deadline_s: float  # that a prompt is waited for
+    last_failure: str  # why the last attempt failed that is repeated
 
     @property
     def identity(self) -> str:
-        """All that decides a reply beside the prompt."""
+        """All that decides a reply beside the prompt, as far as it is known: a server may not take all of it."""
 
     @property
     def where(self) -> str:
         """For messages: what it is called and where it is."""
+
+    @property
+    def notes(self) -> str:
+        """What is not asked as the configuration says."""
 
     def chat(self, prompts: Sequence[ChatPrompt]) -> list[Said]:
         """One for each prompt, in order. It never raises for what a model or a server does."""
@@ -67,6 +73,7 @@ class ModelJudge(Judge):
         events = answers if events is None else events
         self.models = {"grade": answers, "verdict": answers, "extract": events, "entail": events}
         self.waits = answers.waits and events.waits
+        self.deadline_s = max(answers.deadline_s, events.deadline_s)
         self.cache = ReplyCache() if cache is None else cache
         self.max_unscored_frac = max_unscored_frac
         self.slack = slack
@@ -80,10 +87,28 @@ class ModelJudge(Judge):
         known: dict[str, Reply] = {**self.cache.get(set(keys))}
         missing = {key: request for key, request in zip(keys, requests) if key not in known}  # the same one once
         fresh = self._chat(missing)
-        self.cache.put({key: reply for key, reply in fresh.items() if isinstance(reply, str)})
+        # keys once more: what a server takes may be known only since it has been asked
+        new = {self._key(missing[key]): reply for key, reply in fresh.items() if isinstance(reply, str)}
+        self.cache.put(new)
         replies = [known[key] if key in known else fresh[key] for key in keys]
         self._count(replies, num_cached=sum(key in known for key in keys))
         return replies
+
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        return self._told("where", " and ")
+
+    @property
+    def last_failure(self) -> str:  # type: ignore[override]
+        return self._told("last_failure", "; ")
+
+    @property
+    def notes(self) -> str:  # type: ignore[override]
+        return self._told("notes", "; ")
+
+    def _told(self, name: str, between: str) -> str:
+        """What the models say, each once."""
+        return between.join(filter(None, dict.fromkeys(getattr(model, name) for model in self.models.values())))
 
     def metrics(self) -> dict[str, float]:
         with self._lock:

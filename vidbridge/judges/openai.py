@@ -5,36 +5,53 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import re
 import threading
 import time
 import weakref
-from email.utils import parsedate_to_datetime
-from typing import Any, Awaitable, Callable, Sequence
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from typing import Any, Awaitable, Callable, Mapping, Sequence
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from vidbridge import dist
 from vidbridge.checks import ConfigError
 from vidbridge.judges.base import JudgeUnavailable, Reply
+from vidbridge.judges.dialect import FALLBACKS, Dialect, Refusal, fallback
 from vidbridge.judges.model import Said
+from vidbridge.judges.pacing import Pace, backoff_s, passes
 from vidbridge.judges.prompts import Chat
+from vidbridge.judges.responses import CUT, TOO_SHORT, finish_reason, is_page, plain, retry_after_s, text_of
 
 try:
     import openai
 except ImportError as error:
     raise ConfigError("judge=openai needs the package openai: pip install 'vidbridge[judge]'") from error
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0  # between two attempts
 NO_KEY = "none"
-_PASSING = (408, 409, 425, 429)  # beside 5xx: statuses that may be others the next time
 _CHARS_A_TOKEN = 3.0  # an estimate for the rate limit, until the server says how many there were
+_OURS = ("model", "messages", "n", "stream", "response_format", "temperature", *FALLBACKS["limit"][1])
+_HINTS = {  # what a refusal names -> what helps, where nothing else can be tried
+    r"enable_thinking|thinking": "see judge.answers.extra_body",
+    r"stream": "vidbridge asks for whole replies, not for a stream: another server is needed, or a setting of this one",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of one call."""
+
+    reply: Reply
+    least_s: float | None = 0.0  # to wait before the next attempt; None: there is no point in it
+    refusal: Refusal | None = None
+    accepted: bool = False  # the server took the request and sent a completion, whatever stands in it
+    is_late: bool = False
 
 
 class OpenAIChat:
     """Sends prompts side by side, at most ``max_concurrent`` at a time, and asks again what failed.
 
-    The limits are those of a run: its ranks share them evenly.
+    The limits are those of a run: its ranks share them evenly. What this server takes (``Dialect``) is found out by the
+    first request that is refused, while the others wait, and remembered.
 
     A prompt has ``deadline_s`` seconds of being answered and of waiting for the next attempt; the time it queues for
     its turn does not count. What is over the deadline, or refused for good, becomes JudgeUnavailable. Replies of
@@ -56,29 +73,41 @@ class OpenAIChat:
         deadline_s: float = 180.0,
         max_reply_tokens: int = 512,
         temperature: float = 0.0,
+        extra_body: Mapping[str, Any] | None = None,  # further fields of each request
     ) -> None:
-        for name, value in (("max_concurrent", max_concurrent), ("timeout_s", timeout_s), ("deadline_s", deadline_s)):
+        positive = {"max_concurrent": max_concurrent, "timeout_s": timeout_s, "deadline_s": deadline_s}
+        for name, value in {**positive, "max_reply_tokens": max_reply_tokens}.items():
             if value <= 0:
                 raise ConfigError(f"judge: {name} must be positive, got {value}")
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise ConfigError(f"judge: base_url must be http(s)://host[:port]/v1 without a password, got {base_url!r}")
-        self.base_url, self.model = base_url, model
+        if extra_body is not None and not isinstance(extra_body, Mapping):
+            raise ConfigError(f"judge: extra_body must be fields with their values, got {extra_body!r}")
+        if taken := sorted(set(_OURS) & set(extra_body or ())):
+            raise ConfigError(f"judge: extra_body must not give {', '.join(taken)}: there are keys, or rules, for that")
+        self.base_url, self._query = address(base_url)
+        self.model, self.extra_body = model, dict(extra_body or {})
         self.max_concurrent = max(1, max_concurrent // dist.world_size())
         self.timeout_s, self.deadline_s = timeout_s, deadline_s
         self.max_reply_tokens, self.temperature = max_reply_tokens, temperature
         self._key = key_from(api_key_env)
         self._requests, self._tokens = Pace(requests_per_minute), Pace(tokens_per_minute)
+        self.last_failure = ""
+        self._dialect = Dialect()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = threading.Lock()
 
     @property
     def identity(self) -> str:
-        return json.dumps([self.model, self.temperature, self.max_reply_tokens])
+        further = [part for part in (self.extra_body, self._dialect.changes) if part]
+        return json.dumps([self.model, self.temperature, self.max_reply_tokens, *further], sort_keys=True)
 
     @property
     def where(self) -> str:
         return f"{self.model} at {self.base_url}"
+
+    @property
+    def notes(self) -> str:
+        changes = ", ".join(f"{name}: {value}" for name, value in self._dialect.changes.items())
+        return f"{self.where} does not take all that was asked for; it is asked with {changes}" if changes else ""
 
     def chat(self, prompts: Sequence[Chat]) -> list[Said]:
         """From any thread, several at once: all share one connection pool and the limits."""
@@ -92,8 +121,16 @@ class OpenAIChat:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
                 threading.Thread(target=loop.run_forever, name="judge", daemon=True).start()
-                self._client = openai.AsyncOpenAI(base_url=self.base_url, api_key=self._key, max_retries=0)
+                self._client = openai.AsyncOpenAI(
+                    base_url=self.base_url,
+                    api_key=self._key,
+                    max_retries=0,
+                    default_query=self._query,
+                    # Azure has its version in the query and the key in a header of its own
+                    default_headers={"api-key": self._key} if "api-version" in self._query else None,
+                )
                 self._slots = asyncio.Semaphore(self.max_concurrent)
+                self._learning = asyncio.Lock()
                 self._loop = loop
                 weakref.finalize(self, _close, loop, self._client)
             return self._loop
@@ -104,17 +141,21 @@ class OpenAIChat:
     async def _answer(self, prompt: Chat) -> Said:
         """Attempt after attempt until there is a reply of the right form or the deadline."""
         spent, attempt = 0.0, 0
+        why: Reply | None = None
         while True:
             async with self._slots:
                 await self._turn(prompt)
-                started = time.monotonic()
-                reply, least_s = await self._attempt(prompt, timeout_s=min(self.timeout_s, self.deadline_s - spent))
+                started, left_s = time.monotonic(), self.deadline_s - spent
+                outcome = await self._attempt(prompt, timeout_s=min(self.timeout_s, left_s))
                 spent += time.monotonic() - started
-            if isinstance(reply, str) or least_s is None:
-                return Said(reply=reply, seconds=spent)
-            wait_s = max(backoff_s(attempt), least_s)
+            if isinstance(outcome.reply, str) or outcome.least_s is None:
+                return Said(reply=outcome.reply, seconds=spent)
+            if why is None or not (outcome.is_late and left_s < self.timeout_s):  # a last attempt had little time
+                why = outcome.reply
+            self.last_failure = str(why)
+            wait_s = max(backoff_s(attempt), outcome.least_s)
             if spent + wait_s >= self.deadline_s:
-                return Said(reply=reply, seconds=spent)
+                return Said(reply=why, seconds=spent)
             await asyncio.sleep(wait_s)
             spent, attempt = spent + wait_s, attempt + 1
 
@@ -127,36 +168,86 @@ class OpenAIChat:
     def _most_tokens(self, prompt: Chat) -> float:
         return prompt.num_chars / _CHARS_A_TOKEN + self.max_reply_tokens
 
-    async def _attempt(self, prompt: Chat, *, timeout_s: float) -> tuple[Reply, float | None]:
-        """A reply; without one, the least seconds to wait before the next attempt, None: there is no point in it."""
-        form = {"name": prompt.name, "strict": True, "schema": prompt.schema}
-        call: Callable[..., Awaitable[Any]] = self._client.chat.completions.create
+    async def _attempt(self, prompt: Chat, *, timeout_s: float) -> Outcome:
+        """One call; after a refusal that names something of the dialect, further ones in other words.
+
+        One request at a time looks for them. Those that were refused meanwhile ask as it found, all at once.
+        """
+        until = time.monotonic() + timeout_s
+        while True:
+            dialect = self._dialect
+            outcome = await self._call(prompt, dialect, until)
+            if fallback(dialect, outcome.refusal, self.base_url) is None:
+                return outcome
+            async with self._learning:
+                if self._dialect == dialect:
+                    return await self._learn(prompt, dialect, outcome, until)
+            await self._turn(prompt)
+
+    async def _learn(self, prompt: Chat, dialect: Dialect, first: Outcome, until: float) -> Outcome:
+        """What comes of asking in other words; those that the server takes are remembered, and no others."""
+        outcome = first
+        while (other := fallback(dialect, outcome.refusal, self.base_url)) and time.monotonic() < until:
+            dialect = other
+            await self._turn(prompt)
+            outcome = await self._call(prompt, dialect, until)
+        if outcome.accepted:
+            self._dialect = dialect
+        if outcome.refusal is None or outcome is first:
+            return outcome
+        why = f"{first.reply}; asked in other words too, at last: {outcome.reply}"
+        return Outcome(reply=JudgeUnavailable(why), least_s=first.least_s)
+
+    async def _call(self, prompt: Chat, dialect: Dialect, until: float) -> Outcome:
+        timeout_s = max(until - time.monotonic(), 0.001)
+        client = self._client
+        if dialect.path:
+            client = client.with_options(base_url=self.base_url + dialect.path)
+        call: Callable[..., Awaitable[Any]] = client.chat.completions.create
+        arguments = dialect.arguments(prompt, max_tokens=self.max_reply_tokens, temperature=self.temperature)
         try:
             completion = await asyncio.wait_for(
-                call(
-                    model=self.model,
-                    messages=list(prompt.messages),
-                    response_format={"type": "json_schema", "json_schema": form},
-                    temperature=self.temperature,
-                    max_tokens=self.max_reply_tokens,
-                    timeout=timeout_s,
-                ),
+                call(model=self.model, extra_body=self.extra_body or None, timeout=timeout_s, **arguments),
                 timeout_s,  # the client's own limit is one of each read: a server that drips would outlast it
             )
+        except openai.APIStatusError as error:
+            return self._refused(error)
         except openai.APIError as error:
-            why = self._shown(error.message, error.__cause__)
-            return JudgeUnavailable(why), retry_after_s(error) if passes(error) else None
+            why = JudgeUnavailable(self._shown(error.message, error.__cause__))
+            return Outcome(reply=why, is_late=isinstance(error, openai.APITimeoutError))
         except TimeoutError:
-            return JudgeUnavailable(f"no whole response within {timeout_s:.1f} s"), 0.0
-        except (ValueError, RecursionError):  # nested without end
-            return JudgeUnavailable("the body of the response is not JSON"), 0.0
+            return Outcome(reply=JudgeUnavailable(f"no whole response within {timeout_s:.1f} s"), is_late=True)
+        except (ValueError, RecursionError):  # nested without end, or in another encoding than UTF-8
+            return Outcome(reply=JudgeUnavailable("the body of the response is not JSON in UTF-8"))
         used = getattr(getattr(completion, "usage", None), "total_tokens", None)
         if isinstance(used, int):
             self._tokens.correct(used - self._most_tokens(prompt))
-        text = text_of(completion)
-        if not text:
-            return JudgeUnavailable(f"no text in the response, is base_url right? {self._shown(completion)}"), 0.0
-        return prompt.checked(text), 0.0
+        try:
+            text = text_of(completion)
+        except JudgeUnavailable as no_text:
+            why = JudgeUnavailable(self._shown(no_text))
+            if isinstance(completion, str):
+                page = Refusal(status=200, text="", is_page=True) if is_page(completion) else None
+                return Outcome(reply=why, refusal=page)
+            if error_here := getattr(completion, "error", None):
+                return Outcome(reply=why, refusal=Refusal(status=200, text=str(error_here)))
+            return Outcome(reply=why, accepted=bool(getattr(completion, "choices", None)))
+        reply = prompt.checked(text)
+        if isinstance(reply, JudgeUnavailable) and finish_reason(completion) == CUT:
+            reply = JudgeUnavailable(f"{reply} (finish_reason {CUT}: {TOO_SHORT})")
+        return Outcome(reply=reply, accepted=True)
+
+    def _refused(self, error: openai.APIStatusError) -> Outcome:
+        """What a status beside 200 means, with a word of help."""
+        body = error.response.text
+        told = f"Error code: {error.status_code} - {plain(body)}" if is_page(body) else error.message
+        if plain(told) == f"Error code: {error.status_code}" and body.strip():  # its words stand elsewhere
+            told += f" - {body}"
+        named = f"{error.param or ''} {error.message} {body}"  # what it is about is named first
+        refusal = Refusal(status=error.status_code, text=named, is_page=is_page(body))
+        least_s = retry_after_s(error.response.headers, body) if passes(error.status_code) else None
+        hints = [hint for sign, hint in _HINTS.items() if least_s is None and re.search(sign, told, re.IGNORECASE)]
+        return Outcome(reply=JudgeUnavailable("; ".join([self._shown(told), *hints])), least_s=least_s, refusal=refusal)
 
     def _shown(self, *parts: object) -> str:
         """What went wrong; a server that repeats the key does not get it into a log."""
@@ -172,34 +263,6 @@ def _close(loop: asyncio.AbstractEventLoop, client: openai.AsyncOpenAI) -> None:
     closed.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
 
 
-class Pace:
-    """At most ``per_minute`` units a minute on all ranks, evenly spread; None: as they come."""
-
-    def __init__(self, per_minute: float | None) -> None:
-        if per_minute is not None and per_minute <= 0:
-            raise ConfigError(f"judge: a limit per minute must be positive or null, got {per_minute}")
-        self.per_minute = None if per_minute is None else per_minute / dist.world_size()
-        self._free_at = 0.0
-
-    def reserve(self, units: float, now: float) -> float:
-        """Seconds to wait before these units may go.
-
-        >>> pace = Pace(60)
-        >>> [pace.reserve(1, now=0.0), pace.reserve(3, now=0.0), pace.reserve(1, now=0.0), pace.reserve(1, now=9.0)]
-        [0.0, 1.0, 4.0, 0.0]
-        """
-        if self.per_minute is None:
-            return 0.0
-        start = max(now, self._free_at)
-        self._free_at = start + units * 60 / self.per_minute
-        return start - now
-
-    def correct(self, units: float) -> None:
-        """So many more went than were reserved; fewer where it is negative."""
-        if self.per_minute is not None:
-            self._free_at += units * 60 / self.per_minute
-
-
 def key_from(variable: str | None) -> str:
     """The key in that environment variable; servers of one's own take any."""
     if variable is None:
@@ -212,38 +275,23 @@ def key_from(variable: str | None) -> str:
     return key
 
 
-def passes(error: openai.APIError) -> bool:
-    """Whether the same request may do better a little later."""
-    if isinstance(error, openai.APIStatusError):
-        return error.status_code in _PASSING or error.status_code >= 500
-    return True  # no connection, no time, no valid body
+def address(base_url: str) -> tuple[str, dict[str, str]]:
+    """Where the protocol begins, and the query of every request. ConfigError where it is no address.
 
-
-def retry_after_s(error: openai.APIError) -> float:
-    """The seconds that a server asks to be left alone for, given as a number or as a date; 0 where it does not ask."""
-    if not isinstance(error, openai.APIStatusError):
-        return 0.0
-    header = error.response.headers.get("retry-after", "")
-    try:
-        if re.fullmatch(r"\d+(\.\d+)?", header):
-            return float(header)
-        return max(parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError):
-        return 0.0
-
-
-def backoff_s(attempt: int) -> float:
-    """Twice as long each time, up to a limit, and never all at once: half of it is chance."""
-    return min(FIRST_WAIT_S * 2 ** min(attempt, 16), LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
-
-
-def text_of(completion: Any) -> str:
-    """The text of the first choice, whatever a server may have sent in its place.
-
-    >>> text_of("<html>Bad gateway</html>")
-    ''
+    >>> address("http://gpu7:8000/v1/chat/completions")
+    ('http://gpu7:8000/v1', {})
+    >>> address("https://me.openai.azure.com/openai/deployments/judge/?api-version=2024-10-21")
+    ('https://me.openai.azure.com/openai/deployments/judge', {'api-version': '2024-10-21'})
     """
-    choices = getattr(completion, "choices", None)
-    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
-    content = getattr(message, "content", None)
-    return content if isinstance(content, str) else ""
+    try:
+        parts = urlsplit(base_url.strip())
+        named = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc and parts.port != 0
+    except ValueError:  # a port that is no number
+        named = False
+    if not named:
+        raise ConfigError(f"judge: base_url must be http(s)://host[:port]/v1 without a password, got {base_url!r}")
+    query = dict(parse_qsl(parts.query))
+    if secret := next((name for name in query if re.search(r"key|token|secret|sig|code", name, re.IGNORECASE)), None):
+        raise ConfigError(f"judge: {secret}=.. in base_url would go on record: give the key by api_key_env")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc, path, "", "")), query

@@ -9,6 +9,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vidbridge.progress import Lines, clock
+
 
 class Console:
     """A bar that is renamed and reset from stage to stage. ``rich`` is for tests."""
@@ -24,7 +26,7 @@ class Console:
             console=self._rich,
         )
         self._task = self._bar.add_task("", total=None, note="", visible=False)
-        self._total = 0
+        self._total = self._first = 0
         self._started = 0.0
 
     def start(self) -> None:
@@ -35,19 +37,19 @@ class Console:
         self._bar.update(self._task, visible=False)
         self._bar.stop()
 
-    def start_stage(self, name: str, total: int) -> Callable[[int], None]:
-        """Begin a stage of ``total`` things; call the result with how many more are done."""
-        self._total, self._started = total, time.monotonic()
-        self._bar.reset(self._task, total=total, description=name, note="", visible=True)
+    def start_stage(self, name: str, total: int, done: int = 0) -> Callable[[int], None]:
+        """Begin a stage of ``total`` things, some of them ``done`` before; call the result with how many more are."""
+        self._total, self._first, self._started = total, done, time.monotonic()
+        self._bar.reset(self._task, total=total, completed=done, description=name, note="", visible=True)
         if not self._rich.is_terminal:
-            self.say(f"{name} ..")
-        return lambda done: self._bar.advance(self._task, done)
+            return Lines(self.say, name, total, done).advance
+        return lambda more: self._bar.advance(self._task, more)
 
     def step(self, step: int, note: str) -> None:
         """Step ``step`` (from 1) of the stage is done."""
         self._bar.update(self._task, completed=step, note=note)
         if not self._rich.is_terminal:
-            left_s = (time.monotonic() - self._started) / step * (self._total - step)
+            left_s = (time.monotonic() - self._started) / (step - self._first) * (self._total - step)
             self.say(f"step {step}/{self._total}  {note}  {clock(left_s)} left")
 
     def say(self, text: str) -> None:
@@ -75,11 +77,3 @@ def interval(score: Mapping[str, float]) -> str:
     '0.50 ±0.11'
     """
     return f"{score['mean']:.2f} ±{(score['high'] - score['low']) / 2:.2f}"
-
-
-def clock(seconds: float) -> str:
-    """
-    >>> clock(125.4)
-    '2:05'
-    """
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

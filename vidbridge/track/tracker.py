@@ -66,18 +66,19 @@ class Tracker:
         if self.wandb is not None:
             self.wandb.close(failed=error is not None)
 
-    def start_evaluation(self, when: str, num_completions: int) -> Callable[[int], None]:
-        advance = self.console.start_stage(f"evaluating {when}", num_completions)
+    def start_evaluation(self, when: str, num_completions: int, done: int = 0) -> Callable[[int], None]:
+        """To be called with how many more completions are done; with 0 where none is, but a token more of each."""
+        advance = self.console.start_stage(f"evaluating {when}", num_completions, done)
 
-        def done(more: int) -> None:
+        def on(more: int) -> None:
             self.watchdog.alive()
             advance(more)
 
-        return done
+        return on
 
     def start_steps(self, steps: int, done: int = 0) -> None:
         self.watchdog.alive()
-        self.console.start_stage("training", steps)(done)
+        self.console.start_stage("training", steps, done)
         self._last_step_at = time.monotonic()
 
     def step(self, step: int, result: StepResult) -> None:

@@ -11,13 +11,13 @@ from typing import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import track
 
 from vidbridge.data.commands.job import Job
 from vidbridge.data.cost import estimated_tokens
 from vidbridge.data.loader import FIRST
 from vidbridge.media.video_file import VideoError
 from vidbridge.policy.processor import Processor
+from vidbridge.progress import track
 from vidbridge.tasks.base import DataError
 from vidbridge.types import Montage, Sample, VideoRef
 
@@ -52,12 +52,12 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
     shown = list(dict.fromkeys(video for group in samples.values() for sample in group for video in sample.videos))
     unusable: dict[VideoRef | Montage, VideoError] = {}
     with ThreadPoolExecutor(job.dataset.reader.width) as pool:
-        for path, result in track(pool.map(_duration(job), videos), total=len(videos), description="videos"):
+        for path, result in track(pool.map(_duration(job), videos), "videos", len(videos)):
             if isinstance(result, VideoError):
                 problems.append(str(result))
             else:
                 durations[path] = result
-        for video, wrong in track(pool.map(_reading(job, processor), shown), total=len(shown), description="frames"):
+        for video, wrong in track(pool.map(_reading(job, processor), shown), "frames", len(shown)):
             if wrong is not None:
                 unusable[video] = wrong
     problems += [line for line in dict.fromkeys(map(str, unusable.values())) if line not in problems]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-from rich.progress import Progress
 
 from vidbridge import dist
 from vidbridge.data.commands.job import Job
 from vidbridge.data.rows import write_rows
 from vidbridge.journal import append_lines, resumed_lines
+from vidbridge.progress import progress
 from vidbridge.tasks.base import DataError, Row, Task
 from vidbridge.types import Group, RewardBreakdown, Sample
 
@@ -27,7 +27,8 @@ SPREADS: Mapping[str, Callable[[Sequence[float]], float]] = {
     "variance": lambda scores: float(np.var(scores)),
 }
 
-Answer = Callable[[Task, Mapping[int, Sample]], Iterator[list[Group]]]  # several times each, some groups at a time
+Advance = Callable[[int], None]  # told of more completions; of 0 while they grow
+Answer = Callable[[Task, Mapping[int, Sample], Advance], Iterator[list[Group]]]  # each several times; some at a time
 Scores = dict[str, list[float]]  # of the answers to a sample, by its uid
 
 
@@ -45,7 +46,7 @@ def filter_rows(job: Job, answer: Answer, most: Callable[[str], float], *, sprea
             raise DataError("rows drawn anew in each pass cannot be filtered: build_data.py build makes files of them")
         samples = {index: task.sample(index) for index in job.indices(task)}
         missing = {index: sample for index, sample in samples.items() if sample.uid not in scores}
-        scores |= answered(answer(task, missing), path, most(task.name), f"{split} {task.name}", len(missing))
+        scores |= answered(answer, task, missing, path, most(task.name), f"{split} {task.name}")
         by_index = {index: scores.get(sample.uid, []) for index, sample in samples.items()}
         stay = [index for index, each in by_index.items() if stays(each, task, spread, threshold)]
         kept.setdefault(split, []).extend(task.rows[index] for index in stay)
@@ -59,12 +60,13 @@ def filter_rows(job: Job, answer: Answer, most: Callable[[str], float], *, sprea
         print(f"{text}\nwritten: {job.folder}")
 
 
-def answered(batches: Iterator[list[Group]], path: Path, most: float, name: str, number: int) -> Scores:
+def answered(
+    answer: Answer, task: Task, samples: Mapping[int, Sample], path: Path, most: float, name: str
+) -> Scores:
     """What the answers earn, written down batch by batch by the first rank; what has no score is left out."""
     fresh: Scores = {}
-    with Progress() as progress:
-        bar = progress.add_task(name, total=number)
-        for groups in batches:
+    with progress(name, len(samples)) as advance:
+        for groups in answer(task, samples, lambda more: advance(0)):
             batch = {
                 group.sample.uid: [score(each, most) for each in group.rewards if each.scored]
                 for group in groups
@@ -73,7 +75,7 @@ def answered(batches: Iterator[list[Group]], path: Path, most: float, name: str,
             if dist.is_first():
                 append_lines(path, [{"uid": uid, "scores": each} for uid, each in batch.items()])
             fresh |= batch
-            progress.advance(bar, len(groups))
+            advance(len(groups))
     return fresh
 
 

@@ -7,13 +7,12 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rich.progress import track
-
 from vidbridge.data.commands.job import Job
 from vidbridge.data.loader import BAD_SAMPLES, BadSamples
 from vidbridge.data.rows import write_rows
 from vidbridge.media.frames import FrameBudget
 from vidbridge.media.write import write_mp4
+from vidbridge.progress import track
 from vidbridge.tasks.base import Row, Task
 
 MANIFEST = "manifest.json"
@@ -38,11 +37,12 @@ def materialise(job: Job, *, fps: int) -> None:
                 return None
 
         with ThreadPoolExecutor(job.dataset.reader.width) as pool:
-            all_made = track(pool.map(made, indices), total=len(indices), description=f"{split} {task.name}")
+            all_made = track(pool.map(made, indices), f"{split} {task.name}", len(indices))
             rows.setdefault(split, []).extend(row for row in all_made if row is not None)
     for split, found in rows.items():
         write_rows(found, folder / f"{split}.jsonl")
-    hashes = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*.mp4"))}
+    videos = track(sorted(folder.rglob("*.mp4")), "hashes")
+    hashes = {str(path.relative_to(folder)): sha256(path) for path in videos}
     hashes |= {path.name: sha256(path) for path in sorted(folder.glob("*.jsonl"))}
     (folder / MANIFEST).write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
     print(f"written: {folder}, {sum(map(len, rows.values()))} rows, {bad.num_bad} left out")

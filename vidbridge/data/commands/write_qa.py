@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from PIL import Image
-from rich.progress import track
 
 from vidbridge.data.annotations import Annotation
 from vidbridge.data.commands.job import Job
@@ -24,6 +23,7 @@ from vidbridge.journal import append_lines, resumed_lines
 from vidbridge.judges.base import JudgeUnavailable, Reply
 from vidbridge.judges.model import Said
 from vidbridge.judges.prompts import Chat
+from vidbridge.progress import progress
 from vidbridge.tasks.base import DataError
 from vidbridge.types import Clip
 
@@ -112,8 +112,10 @@ def write_qa(job: Job, write: Write) -> None:
     missing = [known for known in clips if known.uid not in done]
     failures: list[str] = []
     chunks = [missing[first : first + AT_ONCE] for first in range(0, len(missing), AT_ONCE)]
-    for chunk in track(chunks, description=f"{len(missing)} clips, {AT_ONCE} at a time"):
-        failures += write_some(job, chunk, write)
+    with progress("clips", len(missing)) as advance:
+        for chunk in chunks:
+            failures += write_some(job, chunk, write)
+            advance(len(chunk))
     lines = resumed_lines(path)
     (job.folder / PAGE).write_text(page(lines), encoding="utf-8")
     for failure in failures[:20]:
