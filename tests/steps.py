@@ -7,10 +7,10 @@ import copy
 import torch
 
 from tests.conftest import SHAPES_FRAMES
-from vidbridge.config import GrpoConfig
+from vidbridge.config.schema import GrpoConfig
 from vidbridge.data.mixture import Mixture
-from vidbridge.diagnostics import Diagnostics
-from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.diagnostics.gradients import Diagnostics
+from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy

@@ -11,9 +11,8 @@ import torch
 
 from tests.composing import config_of
 from tests.doors import ROOT
-from vidbridge import check_model
-from vidbridge.memory import Memory
-from vidbridge.model_checks import forward, inputs, sight
+from vidbridge.check_model import command, forward, inputs, sight
+from vidbridge.memory_plan.memory import Memory
 from vidbridge.policy import processor as processing
 from vidbridge.policy import qwen_vl
 from vidbridge.policy.attention import packed_attention
@@ -30,14 +29,14 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def subject(cache):
-    return check_model.build_subject(config_of(*SMALL, f"paths.cache='{cache}'"))
+    return command.build_subject(config_of(*SMALL, f"paths.cache='{cache}'"))
 
 
 def run(tmp_path, cache, *overrides):
     """The command and the rows of its record by name."""
     run_dir = tmp_path / "run"
     where = [f"paths.cache={cache}", f"hydra.run.dir={run_dir}"]
-    command = [sys.executable, "-m", "vidbridge.check_model", *SMALL, *where, *overrides]
+    command = [sys.executable, "-m", "vidbridge.check_model.command", *SMALL, *where, *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     record = json.loads((run_dir / "check_model.json").read_text())
     return done, record, {row["name"]: row for row in record["rows"]}
@@ -48,7 +47,7 @@ def test_the_embedded_model_is_ok_in_every_row(cache, subject, tmp_path):
     """``subject`` has made the rows of the data before."""
     done, record, rows = run(tmp_path, cache)
     assert done.returncode == 0, done
-    assert record["ok"] and [row["ok"] for row in rows.values()] == [True] * len(check_model.CHECKS)
+    assert record["ok"] and [row["ok"] for row in rows.values()] == [True] * len(command.CHECKS)
     assert record["dtype"] == "float32" and record["device"] == "cpu"
     assert all(name in done.stdout for name in rows) and "10 ok, 0 not ok, 0 skipped" in done.stdout
 
@@ -59,7 +58,7 @@ def test_a_row_that_is_not_ok_is_exit_status_1(cache, subject, untrained_folder,
     done, record, rows = run(tmp_path, cache, f"model.path={untrained_folder}")
     assert done.returncode == 1, done
     assert not record["ok"] and rows["it sees"]["ok"] is False and rows["it sees"]["advice"]
-    assert set(rows) == set(check_model.CHECKS)
+    assert set(rows) == set(command.CHECKS)
     assert "not ok: " in done.stderr and "it sees" in done.stderr
 
 
@@ -168,7 +167,7 @@ def test_answers_of_other_rows(subject):
 def test_a_plan_that_promises_too_little(subject, monkeypatch):
     for stage in ("learning", "updating"):
         monkeypatch.setattr(Memory, stage, third_of(getattr(Memory, stage)))
-    row = check_model.check_step(subject)
+    row = command.check_step(subject)
     assert row.ok is False and "plan=true" in row.advice
 
 
@@ -181,6 +180,6 @@ def third_of(method):
 
 
 def test_what_does_not_fit_is_not_tried(subject, monkeypatch):
-    monkeypatch.setattr(check_model.plan, "available_ram", lambda: 1e6)
-    row = check_model.check_step(subject)
+    monkeypatch.setattr(command.plan, "available_ram", lambda: 1e6)
+    row = command.check_step(subject)
     assert row.ok is None and "does not fit, by plan" in row.found

@@ -12,12 +12,12 @@ import torch
 from tests.conftest import SHAPES_FRAMES
 from tests.steps import MAX_TOKENS, Same, SameForHalf, SumOfIds, make_step, same, timeless, weights_of
 from vidbridge.algo.advantages import overlong_penalty
-from vidbridge.evaluate import Evaluator
+from vidbridge.errors import DataError
+from vidbridge.evaluation.evaluator import Evaluator
 from vidbridge.judges.base import Judge, JudgeUnavailable
 from vidbridge.policy.qwen_vl import frozen_copy
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import lengths_of
-from vidbridge.tasks.base import DataError
 
 
 class Unreachable:

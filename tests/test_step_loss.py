@@ -9,7 +9,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from experiments.bench.learner import relative_error
 from tests.steps import MAX_TOKENS, make_step, same, timeless, weights_of
 from vidbridge.algo.advantages import AdvantageScale, group_advantages
-from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
+from vidbridge.algo.objectives import LossNorm, grpo_loss, token_weights
 from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.plain import repeated_logprobs
 from vidbridge.step import Means, rewards_of, scored

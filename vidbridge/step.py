@@ -14,20 +14,20 @@ from typing import Collection, Iterator, Mapping, Sequence
 
 import torch
 
-from vidbridge import dist
 from vidbridge.algo.advantages import degenerate, group_advantages, overlong_penalty
-from vidbridge.algo.loss import grpo_loss, token_weights
-from vidbridge.config import GrpoConfig
+from vidbridge.algo.objectives import grpo_loss, token_weights
+from vidbridge.config.schema import GrpoConfig
 from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.prefetch import Prefetch
-from vidbridge.diagnostics import Diagnostics, Probe
+from vidbridge.diagnostics.gradients import Diagnostics, Probe
 from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
+from vidbridge.rewards.scoring import Scorer, reward_metrics
 from vidbridge.rollout.base import RolloutEngine
-from vidbridge.scoring import Scorer, reward_metrics
+from vidbridge.runtime import collectives
 from vidbridge.text.tags import read_tags
 from vidbridge.types import Batch, Completion, Group, StepResult
 
@@ -62,7 +62,7 @@ class GrpoStep:
     def __call__(self, step: int) -> StepResult:
         clock = Clock()
         with clock("data"):
-            with dist.together():
+            with collectives.fail_together():
                 prompts = self.prompts(step)
             data_metrics = self.loader.report(prompts.values())
         groups = self._sample(prompts, clock, seed=self._seed(step))
@@ -82,7 +82,7 @@ class GrpoStep:
         if probe is not None:
             with clock("diagnostics"):
                 metrics |= probe.metrics(groups, advantages, metrics.get("policy/grad_norm"))
-        metrics |= dist.largest(clock.metrics())
+        metrics |= collectives.all_reduce_max(clock.metrics())
         return StepResult(metrics=metrics, groups=tuple(groups), advantages=advantages.tolist())
 
     def _prompts(self, step: int) -> Prompts:
@@ -96,7 +96,7 @@ class GrpoStep:
         """A scored group for each prompt of every rank, in the order of the batch; those of other ranks are light."""
         with clock("sync"):
             self.rollout.sync(self.policy)
-        with dist.together(), Scorer(self.reward) as scorer:
+        with collectives.fail_together(), Scorer(self.reward) as scorer:
 
             def ended(place: int, completions: tuple[Completion, ...]) -> None:
                 of = prompts[place]
@@ -113,7 +113,7 @@ class GrpoStep:
                 )
             with clock("reward"):
                 groups = scorer.groups()
-        return dist.joined(groups, lighten=Group.light)
+        return collectives.gather_by_index(groups, lighten=Group.light)
 
     def _refilled(
         self, groups: list[Group], step: int, clock: Clock, own: Collection[int]
@@ -129,7 +129,7 @@ class GrpoStep:
             if not places:
                 break
             at = refill * _REFILLS_FROM + step
-            with clock("data"), dist.together():
+            with clock("data"), collectives.fail_together():
                 samples = enumerate(self.mixture.batch(at)[: len(places)])
                 prompts = self.loader.load({nth: sample for nth, sample in samples if places[nth] in own})
             fresh = self._sample(prompts, clock, seed=self._seed(at))
@@ -184,7 +184,7 @@ class GrpoStep:
                 )
                 with probe.reading(place) if probe and epoch == 0 else nullcontext():
                     self.policy.backward(out.loss)
-                metrics.add({"policy/loss": out.loss.item() * len(batches) * dist.world_size()})
+                metrics.add({"policy/loss": out.loss.item() * len(batches) * collectives.world_size()})
                 if num_tokens == 0:  # masked
                     continue
                 if epoch == 0:
@@ -285,7 +285,7 @@ class Means:
 
     def result(self) -> dict[str, float]:
         everyones: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for values_of_rank in dist.everyones(dict(self._values)):
+        for values_of_rank in collectives.all_gather(dict(self._values)):
             for name, values in values_of_rank.items():
                 everyones[name] += values
         return {name: _merged(name, values) for name, values in everyones.items()}

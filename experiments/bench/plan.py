@@ -3,10 +3,11 @@
     python -m experiments.bench.plan [--json FILE]
 
 A random model takes one GRPO step. The peaks of its rollout and of its learner, beyond what the process held before
-there was a model, are compared with vidbridge/memory.py: in all, and beyond the weights and the optimizer that are
-there all the time. On the CPU resident pages are counted, twice: with every tensor on pages of its own, which is what
-the arithmetic is about, and with glibc left to itself, which keeps freed memory and so takes more. Where there is a
-CUDA device, the same steps in bfloat16 on it follow, counted by torch's allocator. Errors: predicted / measured - 1.
+there was a model, are compared with vidbridge/memory_plan/memory.py: in all, and beyond the weights and the
+optimizer, which are there all the time. On the CPU resident pages are counted, twice: with every tensor on pages of
+its own, which is what the arithmetic is about, and with glibc left to itself, which keeps freed memory and so takes
+more. Where there is a CUDA device, the same steps in bfloat16 on it follow, counted by torch's allocator. Errors:
+predicted / measured - 1.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import torch
 from experiments.bench.harness import CONSOLE, announcing, arguments, finish, held_mb, number, peak_extra_mb, show
 from experiments.bench.shape import MEDIUM, TINY, Shape, load_policy, never_end
 from experiments.bench.step import Sizes, grpo_step
-from vidbridge.choices import Dtype
-from vidbridge.config import ModelConfig
-from vidbridge.memory import Groups, Memory, ModelSize, Moment, Sharding
+from vidbridge.config.choices import Dtype
+from vidbridge.config.schema import ModelConfig
+from vidbridge.memory_plan.memory import Groups, Memory, ModelSize, Moment, Sharding
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep
 
@@ -129,7 +130,7 @@ def prepared(setting: Setting) -> GrpoStep:
 
 
 def predictions(setting: Setting, step: GrpoStep) -> dict[str, Moment]:
-    """What vidbridge/memory.py says of the prompts of this step."""
+    """What vidbridge/memory_plan/memory.py says of the prompts of this step."""
     prompts = step.prompts(0)
     prompt, encoded = prompts[0].prompt, prompts[0].encoded
     spec = ModelConfig(

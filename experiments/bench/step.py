@@ -21,16 +21,16 @@ from experiments.bench.harness import CONSOLE, arguments, finish, medians, show_
 from experiments.bench.rollout import sampling_options
 from experiments.bench.shape import QUESTION, SMALL, TINY, Sides, engine_for, load_sides, never_end, random_prompt
 from vidbridge.algo.advantages import AdvantageScale, group_advantages
-from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
-from vidbridge.config import GrpoConfig
+from vidbridge.algo.objectives import LossNorm, grpo_loss, token_weights
+from vidbridge.config.schema import GrpoConfig
 from vidbridge.data.mixture import Mixture
-from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.plain import repeated_logprobs
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
+from vidbridge.rewards.scoring import score_groups
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.scoring import score_groups
 from vidbridge.step import GrpoStep, rewards_of, scored
 from vidbridge.types import Completion, Group, Prompt, Sample
 

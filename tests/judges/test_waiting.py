@@ -5,9 +5,10 @@ import socket
 from tests.doors import ROOT, run
 from tests.judges.builders import every_kind, openai_judge
 from tests.judges.dialects import REFUSES, Dialect, speaking
-from vidbridge import build, progress
+from vidbridge.build import commands
 from vidbridge.judges import pacing
-from vidbridge.judges.exact import ExactJudge
+from vidbridge.runtime import progress
+from vidbridge.shapes_world.exact_judge import ExactJudge
 
 
 def test_a_run_says_whom_it_waits_for_how_long_and_why_in_vain(tmp_path):
@@ -33,9 +34,9 @@ class Asked:
 
 def told(judge, monkeypatch, capsys):
     """What is printed while the self-test asks this judge one thing of each kind."""
-    monkeypatch.setattr(build, "Loader", lambda *given: type("Loader", (), {"load": lambda self, samples: None})())
-    monkeypatch.setattr(build, "self_test", lambda tasks, reward, perfect: reward.judge.ask(every_kind()))
-    build.check_tasks({}, None, Asked(judge), None, perfect=True)
+    monkeypatch.setattr(commands, "Loader", lambda *given: type("Loader", (), {"load": lambda self, samples: None})())
+    monkeypatch.setattr(commands, "self_test", lambda tasks, reward, perfect: reward.judge.ask(every_kind()))
+    commands.check_tasks({}, None, Asked(judge), None, perfect=True)
     return capsys.readouterr().out
 
 

@@ -8,8 +8,8 @@ from typing import Sequence
 import torch
 
 from tests.conftest import random_clip, video_prompt
-from vidbridge.media.frames import FrameBudget
-from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy

@@ -12,8 +12,8 @@ from experiments.bench.harness import seconds_of
 from tests.policy.builders import make_policy, ragged_prompts, random_groups, whole_batch
 from tests.pretend_cuda import DEVICE, Graph, OnDevice, pretend_cuda
 from tests.steps import SameForHalf, make_step, timeless
-from vidbridge.rollout.cache import Decode, SharedPrefixCache
-from vidbridge.rollout.decoding import DecodeStep
+from vidbridge.rollout.decode_step import DecodeStep
+from vidbridge.rollout.kv_cache import Decode, SharedPrefixCache
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 
 __all__ = ["pretend_cuda"]  # a fixture
@@ -50,7 +50,7 @@ def test_learner(random_qwen_folder, pretend_cuda, dtype, checkpointing):
 
 def test_rollout(random_qwen_folder, pretend_cuda, monkeypatch):
     """Captured again when room grows and when rows leave; every other token is a replay. Tokens as on the CPU."""
-    monkeypatch.setattr("vidbridge.rollout.cache.FIRST_COLUMNS", 3)
+    monkeypatch.setattr("vidbridge.rollout.kv_cache.FIRST_COLUMNS", 3)
     versions, step = [], DecodeStep.__call__
 
     def counted(self, *inputs):
@@ -159,7 +159,7 @@ class TestThePretendedDevice:
         """A cache that gets new tensors without a new version: the fault that a capture is most likely to have."""
         _, there = both(random_qwen_folder)
         encoded = [there.processor.encode(ragged_prompts()[0])]
-        monkeypatch.setattr("vidbridge.rollout.cache.FIRST_COLUMNS", 3)
+        monkeypatch.setattr("vidbridge.rollout.kv_cache.FIRST_COLUMNS", 3)
         stuck = property(lambda self: 1, lambda self, value: None)
         monkeypatch.setattr(SharedPrefixCache, "version", stuck, raising=False)
         with pytest.raises(IndexError):

@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from experiments.bench.peers import generate
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
 from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.rollout.cache import Decode, SharedPrefixCache
+from vidbridge.rollout.kv_cache import Decode, SharedPrefixCache
 from vidbridge.rollout.sampling import StopStrings, draw, truncate, uniforms_of
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 
@@ -252,7 +252,7 @@ def test_room_grows_with_the_completions(policy, encoded, monkeypatch):
     """More tokens than the first piece of room holds: the same as with room for all from the start."""
     rollout = make_rollout(policy, max_completion_tokens=40)
     wide = rollout.generate(encoded, 2, seed=5)
-    monkeypatch.setattr("vidbridge.rollout.cache.FIRST_COLUMNS", 3)
+    monkeypatch.setattr("vidbridge.rollout.kv_cache.FIRST_COLUMNS", 3)
     narrow = rollout.generate(encoded, 2, seed=5)
     assert [[c.token_ids for c in group] for group in wide] == [[c.token_ids for c in group] for group in narrow]
 

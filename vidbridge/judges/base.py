@@ -21,10 +21,6 @@ class JudgeUnavailable(Exception):
     """There is no trustworthy reply: the judge cannot be reached or does not keep to the form."""
 
 
-class JudgeLost(RuntimeError):
-    """So much goes unscored that training on the rest makes no sense; the message names who and why."""
-
-
 Kind = Literal["grade", "verdict", "extract", "entail"]
 Reply = str | JudgeUnavailable  # JSON, or why there is none
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Mapping, Sequence
 
-from vidbridge.judges.prompts import Chat
+from vidbridge.judges.chat_prompt import Chat
 
 _REFUSALS = (200, 400, 404, 405, 415, 422, 501)  # statuses that may be about the request; 200: a page, or an error
 _NO_SUCH_PLACE = (404, 405)

@@ -9,8 +9,8 @@ from typing import Iterator
 
 import av
 
+from vidbridge.errors import VideoError
 from vidbridge.media.clock import DECODE_ORDERED
-from vidbridge.media.errors import VideoError
 
 TOLERANCE_S = 0.5  # a header may differ from the packets by so much, and a last frame stay on show for so long
 MAX_STEP_BACK_S = 1.0  # decoding times never fall; in damaged streams they stumble

@@ -15,8 +15,8 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
+from vidbridge.errors import VideoError
 from vidbridge.media.clock import FrameClock
-from vidbridge.media.errors import VideoError
 from vidbridge.media.extent import MAX_PAUSE_S, TOLERANCE_S, measure
 from vidbridge.media.kinds import READ, kind_of
 from vidbridge.media.upright import upright

@@ -15,9 +15,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vidbridge.errors import VideoError
 from vidbridge.media.decode import decode
-from vidbridge.media.frames import FrameBudget
-from vidbridge.media.video_file import VideoError, VideoFile
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.media.video_file import VideoFile
 from vidbridge.types import Clip, Montage, VideoRef
 
 

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig
 
-from vidbridge.media.frames import FrameBudget
-from vidbridge.media.patches import patchify
+from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.model_folder import (
     read_config,
     read_json,
@@ -25,6 +24,7 @@ from vidbridge.policy.model_folder import (
     rename_tokenizer_keys,
     write_preprocessing,
 )
+from vidbridge.policy.patches import patchify
 from vidbridge.policy.positions import mrope_positions
 from vidbridge.text.chat_tokens import ChatTokens
 from vidbridge.types import Clip, EncodedPrompt, Prompt

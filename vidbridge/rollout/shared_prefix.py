@@ -8,7 +8,7 @@ import torch
 
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rollout.base import Ended, Progress
-from vidbridge.rollout.decoding import DecodeStep, prefill
+from vidbridge.rollout.decode_step import DecodeStep, prefill
 from vidbridge.rollout.sampling import StopStrings, draw, truncate, uniforms_of
 from vidbridge.types import Completion, EncodedPrompt
 

@@ -10,19 +10,16 @@ from typing import Any, ClassVar, Iterator, Mapping, Self, Sequence
 
 import numpy as np
 
-from vidbridge.media.cache import Decode
+from vidbridge.errors import DataError
 from vidbridge.media.decode import decode
 from vidbridge.media.edit import Piece
-from vidbridge.media.frames import FrameBudget
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.media.frame_cache import Decode
 from vidbridge.text import prompts
 from vidbridge.text.options import LETTERS
 from vidbridge.types import Montage, Prompt, Sample, VideoRef
 
 MULTIPLE_CHOICE = "MCQA"  # the released problem type whose rows must have options
-
-
-class DataError(ValueError):
-    """Rows or videos that cannot be used; the message says where and why, one problem a line."""
 
 
 @contextmanager
