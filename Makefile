@@ -49,7 +49,7 @@ sweep: setup ## many runs: make sweep ARGS='task_mix=qa,proxy seed=0,1'
 	$(BIN)/python train.py -m $(ARGS)
 
 check-model: setup ## is what is assumed of a model true? make check-model ARGS='model=qwen2_5_vl_7b model.path=..'
-	$(BIN)/python -m vidbridge.check_model.command $(ARGS)
+	$(BIN)/python -m vidbridge.check_model $(ARGS)
 
 eval-lmms: setup ## lmms-eval in .venv-lmms: make eval-lmms MODEL=outputs/../model TASKS=videomme
 	@test -n '$(MODEL)' || { echo 'which model? make eval-lmms MODEL=outputs/../model TASKS=videomme,mvbench'; exit 2; }

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any, Mapping
 
-from vidbridge.build import commands
+from vidbridge.build.common import as_config_errors, labels
+from vidbridge.build.evaluation import build_agreement, build_evaluation
 from vidbridge.config.schema import Config
 from vidbridge.evaluation import agreement, benchmark
 from vidbridge.runtime import launch
@@ -17,18 +18,18 @@ from vidbridge.runtime import launch
 
 def evaluate(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
     """Scores and what papers report, in summary.json of ``run_dir`` under "scores" and "benchmark"."""
-    with commands.as_config_errors():
+    with as_config_errors():
         config = benchmark.with_benchmark(config)
-        evaluator, tracker = commands.build_evaluation(config, public=public, run_dir=run_dir)
+        evaluator, tracker = build_evaluation(config, public=public, run_dir=run_dir)
         known = benchmark.items_so_far(config, public, run_dir, tracker)
     with tracker:
-        tracker.finish({**commands.labels(config, trains=False), **benchmark.ask(evaluator, config, tracker, known)})
+        tracker.finish({**labels(config, trains=False), **benchmark.ask(evaluator, config, tracker, known)})
 
 
 def judge_agreement(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
     """How often two judges say the same, in agreement.json of ``run_dir``, and where they do not."""
-    with commands.as_config_errors():
-        first, second, reward = commands.build_agreement(config)
+    with as_config_errors():
+        first, second, reward = build_agreement(config)
         rows = agreement.read_rows(config.agreement.completions)
     of_run = Path(str(config.agreement.completions)).parent
     agreement.report(agreement.compare(first, second, rows, reward), run_dir, run_dir=of_run)

@@ -36,7 +36,7 @@ def run(tmp_path, cache, *overrides):
     """The command and the rows of its record by name."""
     run_dir = tmp_path / "run"
     where = [f"paths.cache={cache}", f"hydra.run.dir={run_dir}"]
-    command = [sys.executable, "-m", "vidbridge.check_model.command", *SMALL, *where, *overrides]
+    command = [sys.executable, "-m", "vidbridge.check_model", *SMALL, *where, *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     record = json.loads((run_dir / "check_model.json").read_text())
     return done, record, {row["name"]: row for row in record["rows"]}

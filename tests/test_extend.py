@@ -9,7 +9,7 @@ import pytest
 
 import train
 from tests.composing import composed, config_of, small_run
-from vidbridge.build import commands
+from vidbridge.build.common import as_config_errors
 from vidbridge.errors import ConfigError
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime import launch
@@ -157,5 +157,5 @@ def test_a_new_prompt(user_folder, random_qwen_folder, monkeypatch):
 
 
 def test_modules_that_are_not_named_in_allowed_targets_are_refused(user_folder, random_qwen_folder):
-    with pytest.raises(ConfigError, match="my_brevity.Brevity' is not allowed"), commands.as_config_errors():
+    with pytest.raises(ConfigError, match="my_brevity.Brevity' is not allowed"), as_config_errors():
         run_with(user_folder, random_qwen_folder, "reward=brevity", "allowed_targets=[]")

@@ -108,8 +108,8 @@ def frames_of(run_dir, clip):
 def shown_at(path, times_s):
     """At 48 x 48, one at a time: the slice about each time, of which the only frame is the middle."""
     one = FrameBudget(fps=None, max_frames=1, min_pixels=2304, max_pixels=2304, multiple=16)
-    common = [VideoRef(path=str(path), start_s=time_s - 0.01, end_s=time_s + 0.01) for time_s in times_s]
-    return np.stack([decode(part, one).frames[0] for part in common])
+    parts = [VideoRef(path=str(path), start_s=time_s - 0.01, end_s=time_s + 0.01) for time_s in times_s]
+    return np.stack([decode(part, one).frames[0] for part in parts])
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.composing import config_of
-from vidbridge.build import commands, common
+from vidbridge.build import common
+from vidbridge.build.common import as_config_errors
 from vidbridge.config.instantiate import check_arguments, check_targets
 from vidbridge.errors import ConfigError
 
@@ -16,7 +17,7 @@ OURS = ("vidbridge.",)
 class Thing:
     size: int
     rate: float = 1.0
-    common: tuple = ()
+    parts: tuple = ()
 
 
 def free(**anything):
@@ -85,7 +86,7 @@ def test_what_fits_passes():
     ],
 )
 def test_a_mistake_inside_the_judge_is_named(overrides, message, tmp_path):
-    with pytest.raises(ConfigError) as error, commands.as_config_errors():
+    with pytest.raises(ConfigError) as error, as_config_errors():
         common.build_judge(config_of("judge=openai", f"paths.cache='{tmp_path}'", *overrides))
     assert message in str(error.value)
 

@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tests import doors
 from tests.composing import composed, config_of, small_run, templates
-from vidbridge.build import commands
+from vidbridge.build.evaluation import build_evaluation
+from vidbridge.build.train import build_trainer
 from vidbridge.config.choices import Prompting
 from vidbridge.config.prompt import check_template
 from vidbridge.errors import CheckpointError, ConfigError
@@ -255,7 +256,7 @@ def cache(tmp_path_factory):
 def test_evaluate_asks_in_the_variant_of_the_benchmark(prompting, random_qwen_folder, cache, tmp_path):
     chosen = ["task=[caption]", "task_mix=caption", "track=none", f"benchmark.prompting={prompting.value}"]
     cfg = composed(*small_run(random_qwen_folder, cache), *chosen)
-    evaluator, _ = commands.build_evaluation(
+    evaluator, _ = build_evaluation(
         launch.to_dataclasses(cfg), public=launch.public(cfg), run_dir=tmp_path
     )
     (task,) = evaluator.tasks["test"].values()
@@ -266,7 +267,7 @@ def test_evaluate_asks_in_the_variant_of_the_benchmark(prompting, random_qwen_fo
 def test_training_reasons_whatever_the_benchmark_asks_for(random_qwen_folder, cache, tmp_path):
     chosen = ["task=[caption]", "task_mix=caption", "track=none", "benchmark.prompting=direct"]
     cfg = composed(*small_run(random_qwen_folder, cache), *chosen)
-    trainer = commands.build_trainer(launch.to_dataclasses(cfg), public=launch.public(cfg), run_dir=tmp_path)
+    trainer = build_trainer(launch.to_dataclasses(cfg), public=launch.public(cfg), run_dir=tmp_path)
     tasks = [*trainer.step_fn.mixture.tasks.values(), *trainer.evaluator.tasks["test"].values()]
     assert {task.template for task in tasks} == {templates("tiny")["caption"]} and not trainer.evaluator.direct
 

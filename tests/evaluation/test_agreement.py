@@ -9,7 +9,7 @@ import evaluate
 from tests.composing import composed
 from tests.rewards.builders import said
 from tests.rewards.test_yamls import build as build_reward
-from vidbridge.build.commands import as_config_errors
+from vidbridge.build.common import as_config_errors
 from vidbridge.errors import ConfigError
 from vidbridge.evaluation.agreement import agreements, cohens_kappa, compare, disagreements, read_rows
 from vidbridge.judges.base import JudgeRequest, JudgeUnavailable

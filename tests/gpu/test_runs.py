@@ -69,7 +69,7 @@ def test_check_model_of_a_random_3b(data, tmp_path):
     torch.cuda.empty_cache()
     settings = ["rollout.max_completion_tokens=64", "algo.group_size=4", "prompts_per_step=2", "track=none"]
     model = ["model=qwen2_5_vl_3b", f"model.path={folder}", "model.device=cuda"]
-    opened("-m", "vidbridge.check_model.command", *model, *settings, data, f"hydra.run.dir={run}", status=1)
+    opened("-m", "vidbridge.check_model", *model, *settings, data, f"hydra.run.dir={run}", status=1)
     rows = json.loads((run / "check_model.json").read_text())["rows"]
     assert {row["name"] for row in rows if row["ok"] is False} <= {"it sees", "right answers"}
     shutil.rmtree(folder)

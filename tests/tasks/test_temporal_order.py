@@ -7,7 +7,7 @@ import pytest
 
 import train
 from tests.composing import composed, small_run, templates
-from vidbridge.build import commands
+from vidbridge.build.common import as_config_errors
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime import launch
@@ -63,7 +63,7 @@ def test_training_on_it_takes_one_override_for_the_task_and_one_for_its_share(ra
     chosen = ["+task=temporal_order", "task_mix=qa", "+task_mix.shares.temporal_order=100000"]
     cfg = composed(*small_run(random_qwen_folder, tmp_path / "cache"), *chosen)
     (tmp_path / "run").mkdir()
-    with commands.as_config_errors():
+    with as_config_errors():
         train.train(launch.to_dataclasses(cfg), launch.public(cfg), tmp_path / "run")
     assert "reward/temporal_order/verdict" in (tmp_path / "run" / "metrics.jsonl").read_text()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -1,38 +1,66 @@
-"""From the typed configuration to one object each: what build.py puts together."""
+"""From the typed configuration to one object each, for more than one command."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
-
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
-
-from vidbridge.runtime import collectives
-from vidbridge.errors import ConfigError
+from typing import Any
+from typing import Iterator
+from typing import Mapping
+from typing import Sequence
 from vidbridge.config.checks import reward_weights
 from vidbridge.config.choices import Prompting
-from vidbridge.config.schema import Config, GrpoConfig, SftConfig
+from vidbridge.config.choices import WandbMode
+from vidbridge.config.instantiate import make
+from vidbridge.config.schema import Config
+from vidbridge.config.schema import GrpoConfig
+from vidbridge.config.schema import SftConfig
+from vidbridge.config.schema import WANDB_NAME
+from vidbridge.config.schema import WANDB_TAG
 from vidbridge.data.dataset import Dataset
 from vidbridge.data.loader import BadSamples
-from vidbridge.data.mixture import Mixture
-from vidbridge.diagnostics.gradients import Diagnostics
+from vidbridge.data.loader import Loader
+from vidbridge.errors import ConfigError
+from vidbridge.errors import DataError
+from vidbridge.errors import VideoError
 from vidbridge.evaluation.evaluator import Evaluator
 from vidbridge.judges.base import Judge
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.engines.base import Engine
-from vidbridge.policy.loading import DTYPES, load_model
+from vidbridge.policy.loading import DTYPES
+from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
-from vidbridge.rewards.base import GatedSum
-from vidbridge.rollout.base import RolloutEngine
-from vidbridge.sft_step import SftStep
-from vidbridge.step import GrpoStep
-from vidbridge.config.instantiate import make
-from vidbridge.tasks.base import Row, Task
+from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.policy.qwen_vl import frozen_copy
 from vidbridge.record.console import Console
-from vidbridge.types import StepResult
+from vidbridge.record.tracker import SilentTracker
+from vidbridge.record.tracker import Tracker
+from vidbridge.record.wandb_sink import WandbSink
+from vidbridge.record.wandb_sink import mode_by_key
+from vidbridge.rewards.base import GatedSum
+from vidbridge.rewards.scoring import self_test
+from vidbridge.rollout.base import RolloutEngine
+from vidbridge.runtime import collectives
+from vidbridge.runtime.progress import waiting
+from vidbridge.tasks.base import Row
+from vidbridge.tasks.base import Task
+import math
+
+
+@contextmanager
+def as_config_errors() -> Iterator[None]:
+    """While a run is put together, a ValueError is about the configuration; errors about the data stay that."""
+    try:
+        yield
+    except (ConfigError, DataError, VideoError):
+        raise
+    except OSError as error:  # a folder that cannot be written, a file that cannot be read
+        raise DataError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def build_dataset(config: Config) -> Dataset:
@@ -147,52 +175,6 @@ def build_rollout(config: Config, policy: QwenVLPolicy, **changes: float) -> Rol
     return make(config, "rollout", {**vars(config.rollout), **changes}, policy=policy)
 
 
-def build_step(
-    config: Config,
-    tasks: Mapping[str, Task],
-    processor: Processor,
-    reward: GatedSum,
-    policy: QwenVLPolicy,
-    bad: BadSamples,
-    *,
-    total: int,
-) -> Callable[[int], StepResult]:
-    """The function of a step number that the trainer loops over; ``total`` rows make a pass of the task mix."""
-    assert config.steps is not None
-    if config.prompts_per_step < collectives.world_size():
-        raise ConfigError(
-            f"prompts_per_step={config.prompts_per_step} leaves some of the {collectives.world_size()} ranks without a prompt"
-        )
-    if isinstance(config.algo, SftConfig):
-        return SftStep(
-            config.algo.stages,
-            tasks=tasks,
-            processor=processor,
-            policy=policy,
-            prompts_per_step=config.prompts_per_step,
-            seed=config.seed,
-            last=config.steps - 1,
-            bad=bad,
-        )
-    assert isinstance(config.algo, GrpoConfig)
-    return GrpoStep(
-        mixture=Mixture(
-            tasks, config.task_mix.shares, prompts_per_step=config.prompts_per_step, seed=config.seed, total=total
-        ),
-        processor=processor,
-        rollout=build_rollout(config, policy),
-        reward=reward,
-        policy=policy,
-        algo=config.algo,
-        max_completion_tokens=config.rollout.max_completion_tokens,
-        last=config.steps - 1,
-        bad=bad,
-        diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every)
-        if config.diagnostics_every
-        else None,
-    )
-
-
 def build_evaluator(
     config: Config,
     tasks: Mapping[str, Mapping[str, Task]],
@@ -215,3 +197,70 @@ def build_evaluator(
         bad=bad,
         direct=prompting is Prompting.direct,
     )
+
+
+def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, job_type: str) -> Tracker:
+    tables = {
+        "completions_every": config.track.completions_every,
+        "completions_groups": config.track.completions_groups,
+    }
+    if not collectives.is_rank_0():
+        return SilentTracker(run_dir, **tables, hang_s=config.hang_s)
+    names = labels(config, trains=job_type == "train")
+    tags = [str(names[key]) for key in ("model", "algo", "task_mix", "reward") if names[key]]
+    track = config.track
+    sink = None
+    if track.wandb is not WandbMode.off:
+        sink = WandbSink(
+            run_dir=run_dir,
+            mode=mode_by_key() if track.wandb is WandbMode.auto else "offline",
+            project=track.project,
+            group=track.group or " ".join(tags)[:WANDB_NAME],
+            job_type=job_type,
+            tags=[*(tag[:WANDB_TAG] for tag in tags), *track.tags],
+            config=public,
+        )
+    return Tracker(run_dir, Console(), sink, **tables, hang_s=config.hang_s)
+
+
+def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:
+    """What tells a run from others in a table of runs; None for what this run makes no use of."""
+    algo = None if not trains else "sft" if isinstance(config.algo, SftConfig) else "grpo"
+    return {
+        "model": config.model.name,
+        "prompt": config.prompt.name,
+        "algo": algo,
+        "task_mix": config.task_mix.name if algo == "grpo" else None,
+        "reward": config.reward.get("name") if algo == "grpo" else None,
+        "seed": config.seed,
+        "steps": config.steps if trains else None,
+    }
+
+
+def check_same_rows(tasks: Mapping[str, Mapping[str, Task]]) -> None:
+    """All ranks deal out the same rows; where one finds other files than the rest, they would not notice."""
+    found = {split: {name: len(task) for name, task in of_split.items()} for split, of_split in tasks.items()}
+    for rank, other in enumerate(collectives.all_gather(found)):
+        if other != found:
+            raise DataError(f"rank {collectives.rank()} finds {found}, rank {rank} {other}: do all see the same files?")
+
+
+def check_tasks(
+    tasks: Mapping[str, Task], processor: Processor, reward: GatedSum, bad: BadSamples, *, perfect: bool
+) -> None:
+    """Before anything is trained: prompts fit, and every task's gold answers earn the most there is, or something."""
+
+    def check() -> None:
+        Loader(tasks, processor, bad).load({place: task.sample(0) for place, task in enumerate(tasks.values())})
+        judge, say = reward.judge, Console().say
+        if judge is None or not judge.where:
+            self_test(tasks, reward, perfect=perfect)
+            return
+        patience = f"; an answer is waited for {judge.deadline_s:g} s" if judge.deadline_s < math.inf else ""
+        say(f"asking the judge about gold answers: {judge.where}{patience} ..")
+        with waiting(say, lambda: judge.last_failure):
+            self_test(tasks, reward, perfect=perfect)
+        if judge.notes:
+            say(judge.notes)
+
+    collectives.local_rank_0_first(check)  # with a judge that is a model, the others find its replies in the cache

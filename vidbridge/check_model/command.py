@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vidbridge.build import commands, common
+from vidbridge.build import common
+from vidbridge.build.common import as_config_errors
 from vidbridge.check_model import cost, forward, inputs, sight
 from vidbridge.check_model.base import Item, Row, in_turn, read_items
 from vidbridge.config.schema import Config
@@ -154,7 +155,7 @@ def check_model(config: Config, public: Mapping[str, Any], run_dir: Path) -> Non
     console = Console(width=None if sys.stdout.isatty() else 120)
     with console.status("loading the model ..") as status:
         announce = status.update if console.is_terminal else console.print
-        with commands.as_config_errors():
+        with as_config_errors():
             subject = build_subject(config)
         rows = rows_of(subject, announce)
     module = subject.policy.module

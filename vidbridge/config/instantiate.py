@@ -15,6 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from vidbridge.config.checks import require_known
+from vidbridge.config.renamed import current_name
 from vidbridge.config.schema import Config
 from vidbridge.errors import ConfigError
 
@@ -86,7 +87,8 @@ def _resolve(where: str, path: Any, prefixes: tuple[str, ...]) -> Callable[..., 
     try:
         found = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}._target_: cannot find {path} ({error})") from error
+        moved = "" if (today := current_name(path)) == path else f"; it is called {today} today"
+        raise ConfigError(f"{where}._target_: cannot find {path} ({error}){moved}") from error
     if not callable(found):
         raise ConfigError(f"{where}._target_: {path} is not a class or function")
     if not f"{found.__module__}.".startswith(prefixes):

@@ -14,6 +14,7 @@ from typing import Any, Iterable, Mapping
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from vidbridge.config.renamed import with_current_names
 from vidbridge.errors import ConfigError
 from vidbridge.record.files import SUMMARY
 from vidbridge.runtime.checkpoint import newest
@@ -60,7 +61,7 @@ def _record(run: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{run / 'config.yaml'} cannot be read: {error}") from error
     if not isinstance(record, dict):
         raise ConfigError(f"{run / 'config.yaml'} is no configuration of a run")
-    return {str(key): value for key, value in record.items()}
+    return {str(key): value for key, value in with_current_names(record).items()}
 
 
 def _take(cfg: DictConfig, record: Mapping[str, Any], said: Iterable[str]) -> None:

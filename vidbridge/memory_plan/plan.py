@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from vidbridge.build import commands, common
+from vidbridge.build import common
+from vidbridge.build.common import as_config_errors
+from vidbridge.build.train import num_steps
 from vidbridge.config.schema import Config, GrpoConfig, SftConfig
 from vidbridge.data.dataset import Dataset
 from vidbridge.data.loader import BadSamples, Loader
@@ -74,7 +76,7 @@ def show(config: Config, console: Console | None = None) -> bool:
     if int(os.environ.get("RANK", "0")) > 0:
         return True
     console = console or Console(width=None if sys.stdout.isatty() else 120)
-    with commands.as_config_errors():
+    with as_config_errors():
         device = planned_device(config.model.device)
         dataset = common.build_dataset(config)
         processor, tasks = prepare(config, dataset, console)
@@ -84,7 +86,7 @@ def show(config: Config, console: Console | None = None) -> bool:
             look_at(task, Loader(tasks, processor, bad), num_rows=NUM_SAMPLED, share=shares[name])
             for name, task in tasks.items()
         ]
-        config = replace(config, steps=commands.num_steps(config, tasks))
+        config = replace(config, steps=num_steps(config, tasks))
         memory = Memory(
             model=ModelSize.of(processor.config, config.model),
             sharding=sharding_of(config),

@@ -25,6 +25,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from safetensors import SafetensorError
 
+from vidbridge.config.renamed import with_current_names
 from vidbridge.errors import CheckpointError
 from vidbridge.runtime import collectives
 
@@ -214,7 +215,7 @@ def fingerprint(record: Mapping[str, Any]) -> str:
 
 def decisive(record: Mapping[str, Any], free: Sequence[str] = FREE) -> dict[str, Any]:
     """The keys of ``record``, flat, without those that are ``free``."""
-    keys = flat(record).items()
+    keys = flat(with_current_names(record)).items()
     return {key: value for key, value in keys if not any(key == name or key.startswith(name + ".") for name in free)}
 
 
