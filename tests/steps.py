@@ -7,6 +7,8 @@ import copy
 import torch
 
 from tests.conftest import SHAPES_FRAMES
+from vidbridge.algo.advantages import SCALES
+from vidbridge.algo.objectives import OBJECTIVES
 from vidbridge.config.schema import GrpoConfig
 from vidbridge.data.mixture import Mixture
 from vidbridge.diagnostics.gradients import Diagnostics
@@ -78,6 +80,8 @@ def make_step(
         reward=GatedSum(gates={}, terms={"it": reward()}, weights={name: {"it": 1.0} for name in tasks}),
         policy=policy,
         algo=config,
+        objective=OBJECTIVES[config.objective],
+        advantage_scale=SCALES[config.advantage_scale],
         max_completion_tokens=MAX_TOKENS,
         bad=bad,
         diagnostics=Diagnostics(module=module, processor=processor, every=every) if every else None,

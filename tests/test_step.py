@@ -17,7 +17,7 @@ from vidbridge.evaluation.evaluator import Evaluator
 from vidbridge.judges.base import Judge, JudgeUnavailable
 from vidbridge.policy.qwen_vl import frozen_copy
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.step import lengths_of
+from vidbridge.step_metrics import lengths_of
 
 
 class Unreachable:

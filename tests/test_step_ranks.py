@@ -10,7 +10,6 @@ from tests.conftest import SHAPES_FRAMES
 from tests.data.test_loader import broken
 from tests.ranks import on_ranks
 from tests.steps import MAX_TOKENS, Same, SameForHalf, SumOfIds, make_step, timeless
-from vidbridge.algo.advantages import AdvantageScale
 from vidbridge.algo.objectives import LossNorm
 from vidbridge.config.schema import SftStage
 from vidbridge.data.loader import BadSamples
@@ -40,7 +39,7 @@ STEPS = {
         "kl_beta": 0.1,
         "ppo_epochs": 2,
         "loss_norm": LossNorm.token,
-        "advantage_scale": AdvantageScale.batch_std,
+        "advantage_scale": "batch_std",
     },
     "refilled": {"reward": SameForHalf, "max_refills": 4},
     "some idle": {"reward": SameForHalf},

@@ -11,7 +11,7 @@ from typing import Mapping, Sequence
 import numpy as np
 import torch
 
-from vidbridge.algo.objectives import LossNorm, token_weights
+from vidbridge.algo.token_weights import LossNorm, token_weights
 from vidbridge.config.schema import SftStage
 from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.data.mixture import Mixture

@@ -131,28 +131,34 @@ class RewardBreakdown:
     def scored(self) -> bool:
         return not math.isnan(self.total)
 
+    @classmethod
+    def unscored(cls) -> RewardBreakdown:
+        """Return what a completion has that nothing could score."""
+        return cls(total=math.nan, terms={}, gates={})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """A prompt and its G sibling completions; rewards are added by scoring.
 
-    ``trainable`` is False when nothing of the group could be scored: it is masked, never dropped. A single completion
-    that could not be scored is masked alone.
+    A completion that could not be scored has a total of nan: it is masked, never dropped.
     """
 
     sample: Sample
     prompt: Prompt
     encoded: EncodedPrompt
     completions: tuple[Completion, ...]
-    rewards: tuple[RewardBreakdown, ...] = ()
-    trainable: bool = True
+    rewards: tuple[RewardBreakdown, ...] = ()  # one for each completion; before scoring none
 
     @property
     def scored(self) -> tuple[bool, ...]:
-        """Which completions count; before scoring, all of a trainable group."""
-        if not self.rewards or not self.trainable:
-            return (self.trainable,) * len(self.completions)
-        return tuple(reward.scored for reward in self.rewards)
+        """Whether each completion counts; before scoring all do."""
+        return tuple(reward.scored for reward in self.rewards) or (True,) * len(self.completions)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether any completion counts."""
+        return any(self.scored)
 
     def light(self) -> Group:
         """Without frames and tensors: what the other ranks are told about it."""

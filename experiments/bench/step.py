@@ -20,8 +20,9 @@ from experiments.bench import peers
 from experiments.bench.harness import CONSOLE, arguments, finish, medians, show_seconds
 from experiments.bench.rollout import sampling_options
 from experiments.bench.shape import QUESTION, SMALL, TINY, Sides, engine_for, load_sides, never_end, random_prompt
-from vidbridge.algo.advantages import AdvantageScale, group_advantages
-from vidbridge.algo.objectives import LossNorm, grpo_loss, token_weights
+from vidbridge.algo.advantages import group_advantages, group_std
+from vidbridge.algo.objectives import grpo_loss
+from vidbridge.algo.token_weights import LossNorm, token_weights
 from vidbridge.config.schema import GrpoConfig
 from vidbridge.data.mixture import Mixture
 from vidbridge.policy.engines.local import LocalEngine
@@ -31,7 +32,8 @@ from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rewards.scoring import score_groups
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.step import GrpoStep, rewards_of, scored
+from vidbridge.step import GrpoStep
+from vidbridge.step_metrics import rewards_of
 from vidbridge.types import Completion, Group, Prompt, Sample
 
 TASK = "random"
@@ -121,8 +123,7 @@ class PeerStep:
 
     def __call__(self) -> None:
         groups = score_groups([self._sampled(index) for index in range(self.sizes.num_prompts)], REWARD)
-        rewards = rewards_of(groups, self.sizes.group_size)
-        advantages = group_advantages(rewards, scored(groups), AdvantageScale.group_std)
+        advantages = group_advantages(rewards_of(groups), group_std)
         for group, of_group in zip(groups, advantages):
             self._backward(group, of_group.float())
         self.engine.update()

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidbridge.algo.objectives import LossNorm, RatioLevel, grpo_loss, token_weights
+from vidbridge.algo.objectives import OBJECTIVES, clipped, clipped_sequence, grpo_loss
+from vidbridge.algo.token_weights import LossNorm, token_weights
 
 NORMS = list(LossNorm)
 MAX_TOKENS = 4
@@ -197,7 +198,7 @@ def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_its_tokens():
     """Log-ratios .3 and -.1 of two tokens: exp(.1) = 1.10517, not clipped; advantage 2, sequence norm, one row."""
     old = torch.tensor([[-1.0, -1.0, -9.0, -9.0]])
     logprobs = torch.tensor([[-0.7, -1.1, 5.0, 5.0]], requires_grad=True)
-    got = loss_of(logprobs, torch.tensor([2.0]), mask_of(2), old=old, ratio_level=RatioLevel.sequence)
+    got = loss_of(logprobs, torch.tensor([2.0]), mask_of(2), old=old, objective=clipped_sequence)
     assert got.loss.item() == pytest.approx(-2 * math.exp(0.1))
     assert got.metrics["policy/ratio_max"] == pytest.approx(math.exp(0.1))
     got.loss.backward()
@@ -208,18 +209,18 @@ def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_its_tokens():
 def test_a_sequence_beyond_the_clip_has_no_gradient_in_any_token():
     """Token by token the second (ratio exp(-.1)) would still be pulled up; the sequence (exp(.4) > 1.3) is not."""
     old = torch.tensor([[-1.0, -1.0, 0.0, 0.0]])
-    for level, second in ((RatioLevel.token, -math.exp(-0.1) / 2), (RatioLevel.sequence, 0.0)):
+    for objective, second in ((clipped, -math.exp(-0.1) / 2), (clipped_sequence, 0.0)):
         logprobs = torch.tensor([[-0.1, -1.1, 0.0, 0.0]], requires_grad=True)
-        loss_of(logprobs, torch.ones(1), mask_of(2), old=old, ratio_level=level).loss.backward()
+        loss_of(logprobs, torch.ones(1), mask_of(2), old=old, objective=objective).loss.backward()
         assert logprobs.grad[0, :2].tolist() == pytest.approx([0.0, second])
 
 
 def test_on_policy_both_ratios_give_the_gradient_of_grpo():
     logprobs, _, advantages, mask = random_batch(5, 4, 4)
     gradients = []
-    for level in RatioLevel:
+    for objective in OBJECTIVES.values():
         leaf = logprobs.clone().requires_grad_()
-        loss_of(leaf, advantages, mask, ratio_level=level).loss.backward()
+        loss_of(leaf, advantages, mask, objective=objective).loss.backward()
         gradients.append(leaf.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
 

@@ -9,8 +9,7 @@ import wandb
 from hydra import compose, initialize_config_dir
 
 from tests.composing import composed, config_of
-from vidbridge.algo.advantages import AdvantageScale
-from vidbridge.algo.objectives import LossNorm, RatioLevel
+from vidbridge.algo.token_weights import LossNorm
 from vidbridge.config.checks import did_you_mean
 from vidbridge.config.choices import WandbMode
 from vidbridge.config.instantiate import check_targets
@@ -64,12 +63,12 @@ def test_an_ablation_of_the_reward_is_evaluated_by_the_whole_reward_on_all_tasks
 
 def test_the_other_algorithms_change_what_they_are_named_for():
     dr_grpo, dapo = config_of("algo=dr_grpo").algo, config_of("algo=dapo").algo
-    assert dr_grpo == GrpoConfig(loss_norm=LossNorm.constant, advantage_scale=AdvantageScale.none)
+    assert dr_grpo == GrpoConfig(loss_norm=LossNorm.constant, advantage_scale="none")
     assert dapo == GrpoConfig(
         loss_norm=LossNorm.token, clip_high=0.28, ppo_epochs=2, max_refills=2, overlong_frac=0.2
     )
     gspo = config_of("algo=gspo").algo
-    assert gspo == GrpoConfig(ratio_level=RatioLevel.sequence, ppo_epochs=2, clip_low=3e-4, clip_high=4e-4)
+    assert gspo == GrpoConfig(objective="clipped_sequence", ppo_epochs=2, clip_low=3e-4, clip_high=4e-4)
     assert isinstance(config_of("algo=sft").algo, SftConfig)
 
 

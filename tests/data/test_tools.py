@@ -189,11 +189,7 @@ def graded(task, scores):
                 )
                 for each in scores[index]
             )
-            yield [
-                Group(
-                    sample=sample, prompt=None, encoded=None, completions=(), rewards=rewards, trainable=bool(rewards)
-                )
-            ]
+            yield [Group(sample=sample, prompt=None, encoded=None, completions=(), rewards=rewards)]
 
     return answer, asked
 

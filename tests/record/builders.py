@@ -23,6 +23,5 @@ def group(*, totals: Sequence[float], clips: Sequence[Clip] = (), **sample: Any)
             video_grid_thw=torch.zeros(0, 3, dtype=torch.long),
         ),
         completions=tuple(completions),
-        rewards=tuple(rewards),
-        trainable=bool(totals),
+        rewards=tuple(rewards) or (RewardBreakdown.unscored(),),
     )

@@ -65,14 +65,14 @@ def test_groups_are_scored_each_by_its_own_sample():
     assert [part.total for part in first.rewards] == [0, 1]
     assert [part.total for part in second.rewards] == [1, 0]
     assert [part.total for part in third.rewards] == [0, 0]
-    assert first.trainable and first.completions == answers
+    assert first.is_scored and first.completions == answers
 
 
 def test_a_group_without_a_judge_is_kept_unscored_and_the_others_are_scored():
     groups = [group_of(DARK, said("it grows")), group_of(QA, said("B"))]
     unscored, scored = score_groups(groups, reward_with(Unreachable()))
-    assert (unscored.trainable, unscored.rewards) == (False, ())
-    assert (scored.trainable, scored.rewards[0].total) == (True, 1)
+    assert not unscored.is_scored and len(unscored.rewards) == 1 and math.isnan(unscored.rewards[0].total)
+    assert scored.is_scored and scored.rewards[0].total == 1
     assert reward_metrics([unscored, scored]) == {
         "reward/qa/total": 1,
         "reward/qa/choice": 1,
@@ -96,7 +96,7 @@ def test_a_completion_without_a_reply_is_unscored_alone():
     completions = (*said("it moves left", "it spins", "it moves up"), *raw("it spins", "<answer>it spins</answer>"))
     (group,) = score_groups([group_of(DARK, completions)], reward_with(Patchy(), format=Format()))
     # the fourth has no answer, the fifth is kept out by the gate, whatever the judge would have said of it
-    assert group.scored == (True, False, True, True, True) and group.trainable
+    assert group.scored == (True, False, True, True, True) and group.is_scored
     assert [each.total for each in group.rewards if each.scored] == [1.0, 0.5, 0, 0]
     metrics = reward_metrics([group])
     assert metrics["reward/dark_event_infer/total"] == pytest.approx((1.0 + 0.5) / 4)

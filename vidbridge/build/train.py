@@ -31,6 +31,9 @@ from vidbridge.tasks.base import Task
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
 import math
+from vidbridge.algo.advantages import SCALES
+from vidbridge.algo.objectives import OBJECTIVES
+from vidbridge.config.instantiate import function_named
 from vidbridge.build.common import build_dataset
 from vidbridge.build.common import build_eval_reward
 from vidbridge.build.common import build_evaluator
@@ -133,6 +136,8 @@ def build_step(
         reward=reward,
         policy=policy,
         algo=config.algo,
+        objective=function_named(config, "algo.objective", config.algo.objective, OBJECTIVES),
+        advantage_scale=function_named(config, "algo.advantage_scale", config.algo.advantage_scale, SCALES),
         max_completion_tokens=config.rollout.max_completion_tokens,
         last=config.steps - 1,
         bad=bad,

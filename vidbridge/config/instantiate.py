@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 from dataclasses import is_dataclass
-from typing import Any, Callable, Iterator, Mapping, get_type_hints
+from typing import Any, Callable, Iterator, Mapping, TypeVar, cast, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -19,6 +19,7 @@ from vidbridge.config.renamed import current_name
 from vidbridge.config.schema import Config
 from vidbridge.errors import ConfigError
 
+T = TypeVar("T")
 SCALARS = (bool, int, float, str)
 HYDRA_KEYS = ("_target_", "_args_", "_convert_", "_partial_", "_recursive_")
 
@@ -41,11 +42,19 @@ def make(config: Config, where: str, node: Mapping[str, Any], **injected: Any) -
         raise error.__cause__ or error
 
 
+def function_named(config: Config, where: str, name: str, known: Mapping[str, T]) -> T:
+    """Return the function that ``known`` has under ``name``, or the one of that dotted name.
+
+    ConfigError if there is none, or if its module is not in ``allowed_targets``.
+    """
+    return known[name] if name in known else cast(T, _resolve(where, name, ("vidbridge.", *config.allowed_targets)))
+
+
 def check_targets(where: str, node: Mapping[str, Any], prefixes: tuple[str, ...]) -> Callable[..., Any]:
     """The class or function that ``node`` names. ConfigError if it, or one nested in it, is not allowed."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(f"{where} needs a _target_: the dotted name of a class")
-    return [_resolve(where, path, prefixes) for path in _targets(node)][0]
+    return [_resolve(f"{where}._target_", path, prefixes) for path in _targets(node)][0]
 
 
 def check_arguments(
@@ -83,14 +92,14 @@ def _targets(node: Any) -> Iterator[Any]:
 def _resolve(where: str, path: Any, prefixes: tuple[str, ...]) -> Callable[..., Any]:
     hint = f"names must start with one of: {', '.join(prefixes)} (add your own to allowed_targets)"
     if not isinstance(path, str) or not path.startswith(prefixes):
-        raise ConfigError(f"{where}._target_: {path!r} is not allowed; {hint}")
+        raise ConfigError(f"{where}: {path!r} is not allowed; {hint}")
     try:
         found = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         moved = "" if (today := current_name(path)) == path else f"; it is called {today} today"
-        raise ConfigError(f"{where}._target_: cannot find {path} ({error}){moved}") from error
+        raise ConfigError(f"{where}: cannot find {path} ({error}){moved}") from error
     if not callable(found):
-        raise ConfigError(f"{where}._target_: {path} is not a class or function")
+        raise ConfigError(f"{where}: {path} is not a class or function")
     if not f"{found.__module__}.".startswith(prefixes):
-        raise ConfigError(f"{where}._target_: {path} really is something of {found.__module__}; {hint}")
+        raise ConfigError(f"{where}: {path} really is something of {found.__module__}; {hint}")
     return found

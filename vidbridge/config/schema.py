@@ -16,8 +16,9 @@ from typing import Any, Dict, List, Optional
 
 from omegaconf import MISSING
 
-from vidbridge.algo.advantages import AdvantageScale
-from vidbridge.algo.objectives import LossNorm, RatioLevel
+from vidbridge.algo.advantages import SCALES
+from vidbridge.algo.objectives import OBJECTIVES
+from vidbridge.algo.token_weights import LossNorm
 from vidbridge.config.checks import (
     check_covered,
     check_reward,
@@ -116,8 +117,8 @@ class GrpoConfig(AlgoConfig):
     clip_high: float = 0.2
     kl_beta: float = 0.0  # above 0 a frozen reference copy of the model is kept
     loss_norm: LossNorm = LossNorm.sequence
-    ratio_level: RatioLevel = RatioLevel.token
-    advantage_scale: AdvantageScale = AdvantageScale.group_std
+    objective: str = "clipped"  # one of algo.objectives.OBJECTIVES, or a function's dotted name
+    advantage_scale: str = "group_std"  # one of algo.advantages.SCALES, or a function's dotted name
     max_refills: int = 0  # times that degenerate groups are replaced by newly sampled ones (dynamic sampling)
     overlong_frac: float = 0.0  # the last part of max_completion_tokens, over which a penalty grows to 1
 
@@ -126,6 +127,9 @@ class GrpoConfig(AlgoConfig):
         require_positive("algo", self, "ppo_epochs", "clip_high")
         require(0 < self.clip_low < 1, f"algo.clip_low must lie between 0 and 1, got {self.clip_low}")
         require(0 <= self.kl_beta < math.inf, f"algo.kl_beta must not be negative, got {self.kl_beta}")
+        for key, table in (("objective", OBJECTIVES), ("advantage_scale", SCALES)):
+            if "." not in getattr(self, key):
+                require_known("function", getattr(self, key), table, f"algo.{key}")
         require(self.max_refills >= 0, f"algo.max_refills must not be negative, got {self.max_refills}")
         require(0 <= self.overlong_frac < 1, f"algo.overlong_frac must lie in [0, 1), got {self.overlong_frac}")
 

@@ -29,9 +29,9 @@ def item_row(group: Group) -> dict[str, Any]:
         "reference": sample.answer,
         "completions": [done.text for done in group.completions],
         "well_formed": [read_tags(done.text) is not None for done in group.completions],
-        "totals": [reward.total for reward in rewards] or [float("nan")] * len(group.completions),
-        "gates": {name: [reward.gates[name] for reward in rewards] for name in rewards[0].gates} if rewards else {},
-        "terms": {name: [reward.terms[name] for reward in rewards] for name in rewards[0].terms} if rewards else {},
+        "totals": [reward.total for reward in rewards],
+        "gates": {name: [reward.gates[name] for reward in rewards] for name in rewards[0].gates},
+        "terms": {name: [reward.terms[name] for reward in rewards] for name in rewards[0].terms},
     }
 
 

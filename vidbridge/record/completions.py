@@ -31,7 +31,7 @@ def completion_rows(
     rows = []
     for number, group in enumerate(groups):
         for place, completion in enumerate(group.completions):
-            reward = group.rewards[place] if group.rewards else None
+            reward = group.rewards[place]
             rows.append(
                 {
                     "step": step,
@@ -42,10 +42,10 @@ def completion_rows(
                     "reference": group.sample.answer,
                     "completion": completion.text,
                     "finished": completion.finished,
-                    "total": reward.total if reward and reward.scored else None,
+                    "total": reward.total if reward.scored else None,
                     "advantage": advantages[number][place] if advantages else None,
-                    "gates": dict(reward.gates) if reward else {},
-                    "terms": {name: value for name, value in reward.terms.items() if value == value} if reward else {},
+                    "gates": dict(reward.gates),
+                    "terms": {name: value for name, value in reward.terms.items() if value == value},
                     "group": number,  # the same item may come twice in a step
                     "clips": [clip.to_dict() for clip in clips[number]],
                 }

@@ -22,7 +22,7 @@ MAX_THREADS = 64  # groups that wait for the judge at the same time
 
 
 def score_groups(groups: Sequence[Group], reward: GatedSum) -> list[Group]:
-    """Each group with its rewards. One that the judge could not score stays, unrewarded and untrainable.
+    """Each group with its rewards. One that the judge could not score stays, with totals of nan.
 
     Raises DataError naming the row that a reward or the judge cannot work with, and JudgeLost.
     """
@@ -73,7 +73,7 @@ def _score_group(group: Group, reward: GatedSum) -> Group:
     except JudgeUnavailable:
         rewards = ()
     if not any(each.scored for each in rewards):
-        return replace(group, rewards=(), trainable=False)
+        rewards = (RewardBreakdown.unscored(),) * len(group.completions)
     return replace(group, rewards=rewards)
 
 

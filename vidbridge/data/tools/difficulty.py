@@ -71,7 +71,7 @@ def answered(
             batch = {
                 group.sample.uid: [score(each, most) for each in group.rewards if each.scored]
                 for group in groups
-                if group.trainable
+                if group.is_scored
             }
             if collectives.is_rank_0():
                 append_lines(path, [{"uid": uid, "scores": each} for uid, each in batch.items()])
