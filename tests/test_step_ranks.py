@@ -10,7 +10,7 @@ from tests.conftest import SHAPES_FRAMES
 from tests.data.test_loader import broken
 from tests.ranks import on_ranks
 from tests.steps import MAX_TOKENS, Same, SameForHalf, SumOfIds, make_step, timeless
-from vidbridge.algo.objectives import LossNorm
+from vidbridge.algo.token_weights import LossNorm
 from vidbridge.config.schema import SftStage
 from vidbridge.data.loader import BadSamples
 from vidbridge.errors import DataError, JudgeLost, RankFailed
