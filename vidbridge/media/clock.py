@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 
 import av
+from av.video.frame import PictureType
 
 DECODE_ORDERED = ("avi", "asf")  # containers that store no presentation times: the demuxer's are guesses
 
@@ -36,6 +37,13 @@ class FrameClock:
         elif not self._by_decoding:
             self._rises, self._unused = False, []
 
+    def begin(self, packet: av.Packet) -> None:
+        """Forget the packets before this one, a key frame, of which no good frame can come."""
+        ticks = packet.dts if self._by_decoding else packet.pts
+        if ticks is not None:
+            self._unused = [each for each in self._unused if each >= ticks]
+            heapq.heapify(self._unused)
+
     def skip(self) -> None:
         """Note that no frame comes of a packet."""
         if self._unused:
@@ -43,6 +51,11 @@ class FrameClock:
 
     def pts(self, frame: av.VideoFrame) -> int | None:
         """When ``frame`` is on show, in ticks; None before the first time that is known."""
+        # no picture but a B-frame is shown before its decoding time: those in between were lost
+        while not self._by_decoding and frame.pict_type != PictureType.B and len(self._unused) > 1:
+            if frame.pts is None or self._unused[0] >= frame.pts:
+                break
+            heapq.heappop(self._unused)
         turn = heapq.heappop(self._unused) if self._unused else None
         is_of_fields = frame.interlaced_frame and not self._by_decoding
         is_believed = not self._guesses and (is_of_fields or not self._context.has_b_frames)

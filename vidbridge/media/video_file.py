@@ -160,11 +160,18 @@ class VideoFile:
 
         Once something was not good that is a key frame, and a bad key frame is damage: it needs nothing before it.
         """
-        has_begun, is_whole, newest_s = False, self._strict, -math.inf
+        has_begun, has_key, is_whole, newest_s = False, False, self._strict, -math.inf
+        hidden: set[int | None] = set()  # times of frames that a list of edits takes out: what follows needs them
         for number, packet in enumerate(self._packets()):
             if number == 0 and packet.pts is not None and packet.dts is not None:
                 self._lead = packet.pts - packet.dts
+            if packet.is_keyframe and not has_key:
+                has_key = True
+                self._clock.begin(packet)
             self._note(packet)
+            if packet.is_discard and not self._strict:
+                hidden.add(packet.pts)
+                packet = _unhidden(packet)
             try:
                 frames = packet.decode()
             except av.FFmpegError:
@@ -174,9 +181,12 @@ class VideoFile:
                 continue
             if packet.is_corrupt and has_begun:  # the demuxer says so: a part of it is missing
                 raise self._error("damaged", f"is damaged after {newest_s:.2f} s")
-            if packet.is_keyframe and packet.is_discard:  # good, and hidden by a list of edits: it gives no frame
-                is_whole = True
             for frame in frames:
+                if frame.pts in hidden:
+                    if frame.key_frame and frame.is_corrupt:
+                        raise self._error("damaged", f"is damaged before {self._extent.start_s:.2f} s")
+                    is_whole = not frame.is_corrupt and (is_whole or frame.key_frame)
+                    continue
                 frame.pts = self._clock.pts(frame)
                 if frame.is_corrupt and not self._strict and (has_begun or frame.key_frame):
                     raise self._error("damaged", f"is damaged at {self._time_s(frame):.2f} s")
@@ -188,7 +198,10 @@ class VideoFile:
                     continue
                 if self._time_s(frame) < newest_s - TOLERANCE_S:  # decoders give frames in the order of their times
                     raise self._error("damaged", f"goes back from {newest_s:.2f} s to {self._time_s(frame):.2f} s")
-                newest_s = max(newest_s, self._time_s(frame))
+                if self._time_s(frame) < newest_s:  # by a little: the newer one stays on show
+                    self._due.discard(frame.pts)
+                    continue
+                newest_s = self._time_s(frame)
                 if newest_s > self.duration_s + MAX_PAUSE_S:
                     raise self._error("damaged", f"jumps to {newest_s:.2f} s, it ends at {self.duration_s:.2f} s")
                 self._due.discard(frame.pts)
@@ -328,6 +341,14 @@ def _check_file(path: str) -> None:
 def _added_bytes(packet: av.Packet) -> int:
     """What a matroska block carries besides its picture: how transparent it is."""
     return sum(each.data_size for each in packet.iter_sidedata() if each.data_type == "matroska_block_additional")
+
+
+def _unhidden(packet: av.Packet) -> av.Packet:
+    """A copy without the mark by which the decoder keeps its frame to itself."""
+    copy = av.Packet(bytes(packet))
+    copy.stream, copy.pts, copy.dts, copy.time_base = packet.stream, packet.pts, packet.dts, packet.time_base
+    copy.duration, copy.is_keyframe = packet.duration, packet.is_keyframe
+    return copy
 
 
 def _plain(error: Exception) -> str:
