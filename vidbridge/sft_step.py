@@ -105,7 +105,7 @@ class SftStep:
         return len(self.processor.encode_completion(opening)) - 1  # without the EOS that it adds
 
     def _load(self, step: int) -> dict[int, Loaded]:
-        """Those of the batch that this rank works on, by their places."""
+        """Return the samples of the batch that this rank works on, by their index in it."""
         stage = self._stage(step)
         blind = self.stages[stage].blind
 
@@ -118,7 +118,7 @@ class SftStep:
         return self.loader.load(self.loader.own(self.mixtures[stage].batch(step)), prompt)
 
     def groups(self, step: int, loaded: Mapping[int, Loaded]) -> list[Group]:
-        """With a completion each, drawn for its place in the batch: whatever rank works on it, the same."""
+        """Return groups of one completion, drawn for its index in the batch: the same on whatever rank."""
         spoiler = self.spoilers[self._stage(step)]
         groups = []
         for place, each in loaded.items():

@@ -132,7 +132,7 @@ class Trainer:
             self._save(progress)
 
     def _found(self) -> Checkpoint | None:
-        """With ``resume`` the newest checkpoint that is whole: the first rank looks, all go on from what it finds."""
+        """Load the newest checkpoint that is whole, with ``resume``: rank 0 looks, all go on from what it finds."""
         if not self.resume:
             return None
         looked: tuple[Checkpoint | None, list[str]] = (None, [])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # annotations alone: the processes that read videos start wit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoRef:
-    """Where a video is, and which part of it counts.
+    """A video file, and the part of it that counts.
 
     >>> VideoRef(path="clips/a.mp4", start_s=2.0, end_s=None).start_s
     2.0
@@ -45,7 +45,7 @@ class Montage:
 
     @property
     def path(self) -> str:
-        """Of its first part: by that name it goes in tables and messages."""
+        """The path of its first part, by which it goes in tables and messages."""
         return self.parts[0].path
 
 

@@ -75,7 +75,7 @@ def build_tasks(
     processor: Processor | None,
     prompting: Prompting = Prompting.thinking,
 ) -> dict[str, dict[str, Task]]:
-    """Every task with its rows, by split. Rows that do not exist yet are made now, before the bar starts."""
+    """Return every task with its rows, by split. Rows that do not exist yet are made now."""
 
     def rows(task: Task, split: str) -> Sequence[Row]:
         found = dataset.rows(task, split)
@@ -93,7 +93,7 @@ def build_tasks(
 def build_plain_tasks(
     config: Config, dataset: Dataset, processor: Processor | None, prompting: Prompting
 ) -> dict[str, Task]:
-    """Those of the configuration, without rows; without a processor frames keep their size."""
+    """Return the tasks of the configuration, without rows; without a processor frames keep their size."""
     frames = processor.frames if processor else FrameBudget(**vars(config.frames))
     tasks = {name: make(config, f"tasks.{name}", node) for name, node in config.tasks.items()}
     for name, task in tasks.items():
@@ -119,7 +119,7 @@ def build_judge(config: Config) -> Judge:
 
 
 def build_reward(config: Config, where: str, judge: Judge) -> GatedSum:
-    """The reward at ``where`` ("reward" or "eval.reward"); those with a parameter ``judge`` share this one."""
+    """Return the reward at ``where`` ("reward" or "eval.reward"); all terms that ask a judge share this one."""
     node = config.reward if where == "reward" else config.eval.reward
 
     def build_all(part: str) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def build_eval_reward(config: Config, judge: Judge) -> GatedSum:
 
 
 def build_policy(config: Config, processor: Processor, *, trains: bool) -> QwenVLPolicy:
-    """With what training needs besides the model, or without."""
+    """Return the model as a policy, with the optimizer and the reference of training where it ``trains``."""
     spec, algo = config.model, config.algo
     disable_progress_bar()  # there is one bar, and it is ours
     module = load_model(

@@ -25,7 +25,7 @@ from vidbridge.build.common import build_processor
 
 
 def build_job(config: Config, processor: Processor | None, *, run_dir: Path, number: int | None) -> Job:
-    """What the commands of build_data.py work on."""
+    """Return the rows and the folder that a command of build_data.py works on."""
     if number is not None and number < 1:
         raise ConfigError(f"--number must be at least 1, got {number}")
     dataset = build_dataset(config)
@@ -34,7 +34,10 @@ def build_job(config: Config, processor: Processor | None, *, run_dir: Path, num
 
 
 def find_processor(config: Config) -> Processor | None:
-    """None, which is said, where neither a folder nor the hub has the model. ValueError for a folder that is broken."""
+    """Return the processor, or None, which is said, where neither a folder nor the hub has the model.
+
+    ValueError for a folder that is broken.
+    """
     try:
         return build_processor(config)
     except ValueError as error:
@@ -53,7 +56,7 @@ def build_writer(config: Config) -> Write:
 
 
 def build_sampler(config: Config, job: Job, processor: Processor) -> Evaluator:
-    """That answers the rows of a job and scores the answers as held-out ones."""
+    """Return an evaluator that answers the rows of a job and scores them as held-out ones."""
     seed_everything(config.seed)
     resolve_device(config.model.device)
     reward = build_eval_reward(config, build_judge(config))

@@ -148,7 +148,7 @@ def build_step(
 
 
 def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:
-    """Those that the task mix, or a stage of supervised fine-tuning, has a share for."""
+    """Return the tasks that the mix, or a stage of supervised fine-tuning, has a share for."""
     mixes = [config.task_mix.shares]
     if isinstance(config.algo, SftConfig):
         mixes = [stage.shares for stage in config.algo.stages]

@@ -47,7 +47,7 @@ class Diagnostics:
 
 @dataclass
 class Probe:
-    """Of one step: its ``batches``, then ``reading`` around the backward pass of each, then ``metrics``."""
+    """A look at one step: call ``batches``, then ``reading`` around the backward pass of each, then ``metrics``."""
 
     module: nn.Module
     processor: Processor
@@ -57,7 +57,10 @@ class Probe:
     def batches(
         self, groups: Sequence[Group], teaches: torch.Tensor, batches_of: Callable[[torch.Tensor], list[Batch]]
     ) -> list[Batch]:
-        """Of the groups that teach, share by share; ``batches_of(mask)`` makes the batches of some groups, [P] bool."""
+        """Return the micro-batches of the groups that teach, task by task, half by half.
+
+        ``batches_of(mask)`` makes those of some groups, [P] bool.
+        """
         batches: list[Batch] = []
         for share, mask in shares_of(groups, teaches).items():
             batches += batches_of(mask)
@@ -65,9 +68,9 @@ class Probe:
         return batches
 
     @contextmanager
-    def reading(self, place: int) -> Iterator[None]:
-        """What is differentiated in here is the loss of batch ``place``."""
-        share = self.owners[place]
+    def reading(self, index: int) -> Iterator[None]:
+        """Read the gradient of the micro-batch ``index``, whose loss is differentiated inside."""
+        share = self.owners[index]
         weights = [weight for weight in self.module.parameters() if weight.requires_grad]
         places = coordinates([size_of(weight) for weight in weights], NUM_COORDINATES)
         sums = [torch.zeros(len(place), device=weight.device) for weight, place in zip(weights, places)]
@@ -97,7 +100,7 @@ class Probe:
 
 
 def shares_of(groups: Sequence[Group], teaches: torch.Tensor) -> dict[Share, torch.Tensor]:
-    """Which groups each share has, [P] bool, together ``teaches``; the same on all ranks, as they know all groups."""
+    """Return which groups each share has, [P] bool; together they are ``teaches``, and the same on all ranks."""
     count: Counter[str] = Counter()
     masks: dict[Share, torch.Tensor] = {}
     for place in teaches.nonzero().flatten().tolist():
@@ -108,7 +111,7 @@ def shares_of(groups: Sequence[Group], teaches: torch.Tensor) -> dict[Share, tor
 
 
 def coordinates(sizes: Sequence[int], number: int) -> list[torch.Tensor]:
-    """About ``number`` places, in all weights alike, at least one in each; the same on every call and rank."""
+    """Return about ``number`` indices in all weights alike, at least one in each; the same on every call and rank."""
     generator = torch.Generator().manual_seed(0)
     frac = min(1.0, number / sum(sizes))
     return [torch.randint(size, (max(1, round(frac * size)),), generator=generator) for size in sizes]
@@ -145,7 +148,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def entropy_metrics(groups: Sequence[Group], processor: Processor) -> dict[str, float]:
-    """Of every sampled completion, by task, before and after its answer begins."""
+    """Return the mean surprise of sampled tokens by task, before and after the answer begins."""
     surprise: dict[str, list[float]] = defaultdict(list)
     for group in groups:
         for completion in group.completions:

@@ -83,9 +83,9 @@ class Updates:
             group["lr"] = self.lr_at(self.updates)
 
     def count(self, grad_norm: float) -> dict[str, float]:
-        """One more update, skipped unless ``grad_norm`` is finite.
+        """Count one more update, skipped unless ``grad_norm`` is finite.
 
-        Metrics policy/lr and policy/skipped_updates (so far), and policy/grad_norm before clipping if finite.
+        Returns the metrics policy/lr and policy/skipped_updates (so far), and policy/grad_norm before clipping if finite.
         """
         metrics = {"policy/lr": self.lr_at(self.updates)}
         self.updates += 1  # a skipped one too: the rate is a function of the step number
@@ -113,7 +113,7 @@ class Updates:
 
 
 def trained_weights(module: nn.Module) -> list[nn.Parameter]:
-    """Those that have a gradient; ValueError when there is none."""
+    """Return the weights that are trained; ValueError when everything is frozen."""
     trained = [weight for weight in module.parameters() if weight.requires_grad]
     if not trained:
         raise ValueError("every part of the model is frozen: there is nothing to train")
