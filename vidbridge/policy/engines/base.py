@@ -85,7 +85,7 @@ class Updates:
     def count(self, grad_norm: float) -> dict[str, float]:
         """Count one more update, skipped unless ``grad_norm`` is finite.
 
-        Returns the metrics policy/lr and policy/skipped_updates (so far), and policy/grad_norm before clipping if finite.
+        Returns policy/lr, policy/skipped_updates (so far), and policy/grad_norm before clipping if finite.
         """
         metrics = {"policy/lr": self.lr_at(self.updates)}
         self.updates += 1  # a skipped one too: the rate is a function of the step number
