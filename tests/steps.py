@@ -19,6 +19,7 @@ from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep
+from vidbridge.types import SamplingParams
 
 MAX_TOKENS = 6
 
@@ -76,13 +77,13 @@ def make_step(
     return GrpoStep(
         mixture=Mixture(tasks, {"caption": 1, "mix_vid_qa": 1}, prompts_per_step=prompts_per_step, seed=0),
         processor=processor,
-        rollout=SharedPrefixRollout(policy, max_completion_tokens=MAX_TOKENS),
+        rollout=SharedPrefixRollout(policy),
         reward=GatedSum(gates={}, terms={"it": reward()}, weights={name: {"it": 1.0} for name in tasks}),
         policy=policy,
         algo=config,
         objective=OBJECTIVES[config.objective],
         advantage_scale=SCALES[config.advantage_scale],
-        max_completion_tokens=MAX_TOKENS,
+        sampling=SamplingParams(max_completion_tokens=MAX_TOKENS),
         bad=bad,
         diagnostics=Diagnostics(module=module, processor=processor, every=every) if every else None,
     )

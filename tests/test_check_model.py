@@ -138,14 +138,15 @@ class Forgetful:
 
 def test_a_decoding_step_at_other_positions(subject):
     rollout = Forgetful(subject.rollout)
-    row = forward.check_greedy(subject.policy, rollout, subject.items[:2], subject.reference.band)
+    row = forward.check_greedy(
+        subject.policy, rollout, replace(subject.sampling, greedy=True), subject.items[:2], subject.reference.band
+    )
     assert row.ok is False and "is likelier by" in row.found
 
 
 def test_a_sampler_at_another_temperature(subject):
-    hotter = copy.copy(subject.rollout)
-    hotter.temperature = 1.3
-    groups = forward.sample(subject.policy, hotter, subject.items[:2])
+    hotter = replace(subject.sampling, temperature=1.3)
+    groups = forward.sample(subject.policy, subject.rollout, hotter, subject.items[:2])
     assert forward.check_sampler(subject.policy, groups, subject.reference.band).ok is False
 
 

@@ -21,6 +21,7 @@ from vidbridge.rewards.base import UNSCORED
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.runtime import collectives
 from vidbridge.sft_step import SftStep
+from vidbridge.types import SamplingParams
 
 
 class Patchy(SumOfIds):
@@ -89,7 +90,8 @@ def scores_of(tasks, folder, engine):
         tasks={"test": tasks},
         policy=step.policy,
         processor=step.processor,
-        rollout=SharedPrefixRollout(step.policy, max_completion_tokens=MAX_TOKENS),
+        rollout=SharedPrefixRollout(step.policy),
+        sampling=SamplingParams(max_completion_tokens=MAX_TOKENS),
         reward=step.reward,
         max_rows=4,
         seed=0,

@@ -20,8 +20,8 @@ from typing import Collection, Mapping
 
 import torch
 
-from vidbridge.algo.advantages import Scale, degenerate, group_advantages, overlong_penalty
-from vidbridge.algo.objectives import Objective, grpo_loss
+from vidbridge.algo.advantages import Scale, degenerate, group_advantages, group_std, overlong_penalty
+from vidbridge.algo.objectives import Objective, clipped, grpo_loss
 from vidbridge.algo.token_weights import token_weights
 from vidbridge.config.schema import GrpoConfig
 from vidbridge.data.loader import BadSamples, Loaded, Loader
@@ -43,7 +43,7 @@ from vidbridge.step_metrics import (
     rollout_metrics,
     sampling_metrics,
 )
-from vidbridge.types import Completion, Group, StepResult
+from vidbridge.types import Completion, Group, SamplingParams, StepResult
 
 _REFILLS_FROM = 10**6  # steps down the deck: farther than any run goes
 
@@ -62,9 +62,9 @@ class GrpoStep:
         reward: GatedSum,
         policy: QwenVLPolicy,
         algo: GrpoConfig,
-        objective: Objective,
-        advantage_scale: Scale,
-        max_completion_tokens: int,
+        sampling: SamplingParams,
+        objective: Objective = clipped,
+        advantage_scale: Scale = group_std,
         last: int | None = None,  # number of the last step; None: not known
         bad: BadSamples | None = None,
         diagnostics: Diagnostics | None = None,
@@ -72,7 +72,7 @@ class GrpoStep:
         self.mixture, self.processor, self.rollout = mixture, processor, rollout
         self.reward, self.policy, self.algo = reward, policy, algo
         self.objective, self.advantage_scale = objective, advantage_scale
-        self.max_completion_tokens, self.diagnostics = max_completion_tokens, diagnostics
+        self.sampling, self.diagnostics = sampling, diagnostics
         self.loader = Loader(mixture.tasks, processor, bad)
         self.prompts = Prefetch(self._prompts, last=last)
 
@@ -93,7 +93,8 @@ class GrpoStep:
             metrics |= more
         metrics |= self.reward.metrics()
         with clock("learner"):
-            penalty = overlong_penalty(lengths_of(groups), self.max_completion_tokens, self.algo.overlong_frac)
+            limit = self.sampling.max_completion_tokens
+            penalty = overlong_penalty(lengths_of(groups), limit, self.algo.overlong_frac)
             metrics["rollout/overlong_penalty"] = penalty.mean().item()
             names = [group.sample.task for group in groups]
             tasks = torch.tensor([names.index(name) for name in names])
@@ -128,6 +129,7 @@ class GrpoStep:
                 self.rollout.generate(
                     [each.encoded for each in prompts.values()],
                     self.algo.group_size,
+                    self.sampling,
                     seed=seed,
                     places=list(prompts),
                     ended=ended,
@@ -167,7 +169,7 @@ class GrpoStep:
     ) -> dict[str, float]:
         """Make ``ppo_epochs`` updates on these completions, this rank with its ``own`` groups; advantages [P, G]."""
         # made of all groups, so that leaving some out, or to other ranks, changes no denominator
-        weights = token_weights(loss_mask(groups), self.algo.loss_norm, self.max_completion_tokens)
+        weights = token_weights(loss_mask(groups), self.algo.loss_norm, self.sampling.max_completion_tokens)
         is_scored = torch.tensor([group.is_scored for group in groups])
         teaches = advantages.ne(0).any(dim=1) | (is_scored & (self.algo.kl_beta > 0))
         here = sorted(own)

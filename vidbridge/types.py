@@ -106,6 +106,30 @@ class EncodedPrompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How completions are drawn. ValueError for a number out of its range."""
+
+    max_completion_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0  # the fewest tokens that together reach this probability may be drawn
+    min_p: float = 0.0  # tokens at least this fraction as likely as the likeliest may be drawn
+    stop: tuple[str, ...] = ()  # strings that end a completion, besides EOS
+    greedy: bool = False  # the likeliest token at every step; the temperature is that of the log-probabilities
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.max_completion_tokens < 1:
+            raise ValueError(f"max_completion_tokens must be positive, got {self.max_completion_tokens}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p < 1:
+            raise ValueError(f"min_p must lie in [0, 1), got {self.min_p}")
+        if not all(self.stop):
+            raise ValueError("stop must not hold an empty string: every completion would end at once")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """One sampled answer. ``token_ids`` ends with EOS when ``finished``, unless a stop string ended it."""
 

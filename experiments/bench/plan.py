@@ -27,6 +27,8 @@ from experiments.bench.step import Sizes, grpo_step
 from vidbridge.config.choices import Dtype
 from vidbridge.config.schema import ModelConfig
 from vidbridge.memory_plan.memory import Groups, Memory, ModelSize, Moment, Sharding
+from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.rollout.sampling import StopStrings
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep
 
@@ -78,8 +80,14 @@ PAGES_OF_THEIR_OWN = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes from which gli
 class EndingEarly(SharedPrefixRollout):
     """A quarter of the completions end just before the limit: then the cache is largest, and copied without them."""
 
-    def _ends(self, token_ids: torch.Tensor, rows: torch.Tensor, column: int) -> torch.Tensor:
-        return (rows % 4 == 0) & (column == self.max_completion_tokens - 3)
+    def __init__(self, policy: QwenVLPolicy, completion_tokens: int) -> None:
+        super().__init__(policy)
+        self.completion_tokens = completion_tokens
+
+    def _ends(
+        self, token_ids: torch.Tensor, rows: torch.Tensor, column: int, stop: StopStrings | None
+    ) -> torch.Tensor:
+        return (rows % 4 == 0) & (column == self.completion_tokens - 3)
 
 
 def measure(setting: Setting) -> dict[str, dict[str, float | None]]:
@@ -126,7 +134,7 @@ def prepared(setting: Setting) -> GrpoStep:
         device=setting.device,
     )
     never_end(policy)  # but where EndingEarly says so
-    return grpo_step(policy, EndingEarly(policy, max_completion_tokens=setting.completion_tokens), setting.sizes)
+    return grpo_step(policy, EndingEarly(policy, setting.completion_tokens), setting.sizes)
 
 
 def predictions(setting: Setting, step: GrpoStep) -> dict[str, Moment]:

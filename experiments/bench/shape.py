@@ -29,7 +29,7 @@ from vidbridge.shapes_world.create_model import SPECIAL_TOKENS, word_tokenizer
 from vidbridge.text.prompts import PromptTemplate
 from vidbridge.types import Clip, Completion, EncodedPrompt, Group, Prompt, Sample
 
-EMBEDDED = Path(vidbridge.__file__).parent / "assets" / "tiny_qwen2_5_vl"
+EMBEDDED = Path(vidbridge.__file__).parent / "shapes_world" / "assets" / "tiny_qwen2_5_vl"
 PATCH, MERGE, TEMPORAL = 14, 2, 2  # of every Qwen2.5-VL
 NUM_FRAMES = 16
 FRAMES = FrameBudget(fps=None, max_frames=NUM_FRAMES, min_pixels=(PATCH * MERGE) ** 2, max_pixels=2**20)

@@ -34,7 +34,7 @@ from vidbridge.rewards.scoring import score_groups
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep
 from vidbridge.step_metrics import rewards_of
-from vidbridge.types import Completion, Group, Prompt, Sample
+from vidbridge.types import Completion, Group, Prompt, Sample, SamplingParams
 
 TASK = "random"
 
@@ -94,13 +94,13 @@ def grpo_step(policy: QwenVLPolicy, rollout: SharedPrefixRollout, sizes: Sizes) 
         reward=REWARD,
         policy=policy,
         algo=GrpoConfig(group_size=sizes.group_size),
-        max_completion_tokens=sizes.completion_tokens,
+        sampling=SamplingParams(max_completion_tokens=sizes.completion_tokens),
         last=0,  # nothing is loaded ahead: that would be time taken from the others
     )
 
 
 def our_step(sides: Sides, sizes: Sizes) -> Callable[[], None]:
-    rollout = SharedPrefixRollout(sides.policy, max_completion_tokens=sizes.completion_tokens)
+    rollout = SharedPrefixRollout(sides.policy)
     step = grpo_step(sides.policy, rollout, sizes)
 
     def run() -> None:

@@ -11,6 +11,7 @@ from tests.rewards.builders import sample
 from vidbridge.evaluation.evaluator import Evaluator, TaskScore, normalised_mean, task_score
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
+from vidbridge.types import SamplingParams
 
 
 class Prompts:
@@ -44,7 +45,8 @@ def make_evaluator(folder, max_rows=64, seed=0, direct=False):
         tasks={"test": {"qa": Prompts()}},
         policy=policy,
         processor=policy.processor,
-        rollout=SharedPrefixRollout(policy, max_completion_tokens=8, max_rows=max_rows),
+        rollout=SharedPrefixRollout(policy, max_rows=max_rows),
+        sampling=SamplingParams(max_completion_tokens=8),
         reward=GatedSum(gates={}, terms={"sum": TokenSum()}, weights={"qa": {"sum": 1.0}}),
         max_rows=max_rows,
         seed=seed,

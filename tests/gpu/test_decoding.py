@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
+from tests.rollout.builders import sampler
 from vidbridge.rollout.decode_step import DecodeStep, _linear
 from vidbridge.rollout.kv_cache import _product
-from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -20,7 +20,7 @@ def policy(request, random_qwen_folder):
 
 
 def rollout_of(policy, tokens=40):
-    return SharedPrefixRollout(policy, max_completion_tokens=tokens, temperature=policy.temperature)
+    return sampler(policy, max_completion_tokens=tokens, temperature=policy.temperature)
 
 
 def sampled(policy, *, greedy=False, seed=1, tokens=40):

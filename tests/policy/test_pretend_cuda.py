@@ -11,10 +11,10 @@ from experiments.bench import gpu, plan
 from experiments.bench.harness import seconds_of
 from tests.policy.builders import make_policy, ragged_prompts, random_groups, whole_batch
 from tests.pretend_cuda import DEVICE, Graph, OnDevice, pretend_cuda
+from tests.rollout.builders import sampler
 from tests.steps import SameForHalf, make_step, timeless
 from vidbridge.rollout.decode_step import DecodeStep
 from vidbridge.rollout.kv_cache import Decode, SharedPrefixCache
-from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 
 __all__ = ["pretend_cuda"]  # a fixture
 LENGTHS = [[5, 9, 2, 7], [3, 3, 12, 4], [6], [4, 4]]  # the fourth prompt has no video
@@ -64,7 +64,7 @@ def test_rollout(random_qwen_folder, pretend_cuda, monkeypatch):
     groups = []
     for policy in (here, there):
         versions.clear()
-        rollout = SharedPrefixRollout(policy, max_completion_tokens=24, temperature=0.7, stop=["grows"], top_p=0.95)
+        rollout = sampler(policy, max_completion_tokens=24, temperature=0.7, stop=("grows",), top_p=0.95)
         groups.append([done for group in rollout.generate(encoded, 8, seed=1) for done in group])
     assert [done.token_ids for done in groups[1]] == [done.token_ids for done in groups[0]]
     for one, other in zip(*groups, strict=True):
@@ -163,7 +163,7 @@ class TestThePretendedDevice:
         stuck = property(lambda self: 1, lambda self, value: None)
         monkeypatch.setattr(SharedPrefixCache, "version", stuck, raising=False)
         with pytest.raises(IndexError):
-            SharedPrefixRollout(there, max_completion_tokens=8).generate(encoded, 4, seed=1)
+            sampler(there, max_completion_tokens=8).generate(encoded, 4, seed=1)
 
     def test_a_mask_that_asks_the_host_is_found_out(self, random_qwen_folder, pretend_cuda, monkeypatch):
         made = Decode.__init__
@@ -175,6 +175,6 @@ class TestThePretendedDevice:
         monkeypatch.setattr(Decode, "__init__", asking)
         _, there = both(random_qwen_folder)
         with pytest.raises(AssertionError, match="wait"):
-            SharedPrefixRollout(there, max_completion_tokens=4).generate(
+            sampler(there, max_completion_tokens=4).generate(
                 [there.processor.encode(ragged_prompts()[0])], 2, seed=0
             )

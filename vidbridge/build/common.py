@@ -2,52 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Iterator, Mapping, Sequence
+
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
-from typing import Any
-from typing import Iterator
-from typing import Mapping
-from typing import Sequence
+
 from vidbridge.config.checks import reward_weights
-from vidbridge.config.choices import Prompting
-from vidbridge.config.choices import WandbMode
+from vidbridge.config.choices import Prompting, WandbMode
 from vidbridge.config.instantiate import make
-from vidbridge.config.schema import Config
-from vidbridge.config.schema import GrpoConfig
-from vidbridge.config.schema import SftConfig
-from vidbridge.config.schema import WANDB_NAME
-from vidbridge.config.schema import WANDB_TAG
+from vidbridge.config.schema import WANDB_NAME, WANDB_TAG, Config, GrpoConfig, SftConfig
 from vidbridge.data.dataset import Dataset
-from vidbridge.data.loader import BadSamples
-from vidbridge.data.loader import Loader
-from vidbridge.errors import ConfigError
-from vidbridge.errors import DataError
-from vidbridge.errors import VideoError
+from vidbridge.data.loader import BadSamples, Loader
+from vidbridge.errors import ConfigError, DataError, VideoError
 from vidbridge.evaluation.evaluator import Evaluator
 from vidbridge.judges.base import Judge
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.engines.base import Engine
-from vidbridge.policy.loading import DTYPES
-from vidbridge.policy.loading import load_model
+from vidbridge.policy.loading import DTYPES, load_model
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.policy.qwen_vl import frozen_copy
+from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.record.console import Console
-from vidbridge.record.tracker import SilentTracker
-from vidbridge.record.tracker import Tracker
-from vidbridge.record.wandb_sink import WandbSink
-from vidbridge.record.wandb_sink import mode_by_key
+from vidbridge.record.tracker import SilentTracker, Tracker
+from vidbridge.record.wandb_sink import WandbSink, mode_by_key
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rewards.scoring import self_test
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
 from vidbridge.runtime.progress import waiting
-from vidbridge.tasks.base import Row
-from vidbridge.tasks.base import Task
-import math
+from vidbridge.tasks.base import Row, Task
 
 
 @contextmanager
@@ -171,8 +157,9 @@ def build_engine(config: Config, module: nn.Module) -> Engine:
     return make(config, "engine", node, module=module, total_updates=updates, **optim)
 
 
-def build_rollout(config: Config, policy: QwenVLPolicy, **changes: float) -> RolloutEngine:
-    return make(config, "rollout", {**vars(config.rollout), **changes}, policy=policy)
+def build_rollout(config: Config, policy: QwenVLPolicy) -> RolloutEngine:
+    node = {"_target_": config.rollout._target_, "max_rows": config.rollout.max_rows}
+    return make(config, "rollout", node, policy=policy)
 
 
 def build_evaluator(
@@ -183,14 +170,16 @@ def build_evaluator(
     policy: QwenVLPolicy,
     bad: BadSamples,
     prompting: Prompting = Prompting.thinking,
+    rollout: RolloutEngine | None = None,
 ) -> Evaluator:
-    """``prompting`` is the variant that ``tasks`` were built with."""
+    """``prompting`` is the variant that ``tasks`` were built with; ``rollout`` is that of training, if it trains."""
     return Evaluator(
         tasks=tasks,
         policy=policy,
         processor=processor,
+        rollout=rollout or build_rollout(config, policy),
         # whatever training samples with, so that scores of different runs compare
-        rollout=build_rollout(config, policy, temperature=1.0, top_p=1.0, min_p=0.0),
+        sampling=replace(config.rollout.sampling(), temperature=1.0, top_p=1.0, min_p=0.0),
         reward=reward,
         max_rows=config.rollout.max_rows,
         seed=config.seed,

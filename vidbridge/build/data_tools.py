@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+
+from vidbridge.build.common import (
+    build_dataset,
+    build_eval_reward,
+    build_evaluator,
+    build_judge,
+    build_plain_tasks,
+    build_policy,
+    build_processor,
+)
 from vidbridge.config.instantiate import make
 from vidbridge.config.schema import Config
-from vidbridge.data.loader import BAD_SAMPLES
-from vidbridge.data.loader import BadSamples
+from vidbridge.data.loader import BAD_SAMPLES, BadSamples
 from vidbridge.data.tools.job import Job
 from vidbridge.data.tools.write_qa import Write
 from vidbridge.errors import ConfigError
@@ -15,13 +24,6 @@ from vidbridge.policy.loading import resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.record.console import Console
 from vidbridge.runtime.random_state import seed_everything
-from vidbridge.build.common import build_dataset
-from vidbridge.build.common import build_eval_reward
-from vidbridge.build.common import build_evaluator
-from vidbridge.build.common import build_judge
-from vidbridge.build.common import build_plain_tasks
-from vidbridge.build.common import build_policy
-from vidbridge.build.common import build_processor
 
 
 def build_job(config: Config, processor: Processor | None, *, run_dir: Path, number: int | None) -> Job:

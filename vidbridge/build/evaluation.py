@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-from typing import Mapping
+from typing import Any, Mapping
+
+from vidbridge.build.common import (
+    build_dataset,
+    build_eval_reward,
+    build_evaluator,
+    build_judge,
+    build_policy,
+    build_processor,
+    build_reward,
+    build_tasks,
+    build_tracker,
+    check_same_rows,
+    check_tasks,
+)
 from vidbridge.config.instantiate import make
 from vidbridge.config.schema import Config
-from vidbridge.data.loader import BAD_SAMPLES
-from vidbridge.data.loader import BadSamples
+from vidbridge.data.loader import BAD_SAMPLES, BadSamples
 from vidbridge.errors import ConfigError
 from vidbridge.evaluation.evaluator import Evaluator
 from vidbridge.judges.base import Judge
@@ -20,17 +32,6 @@ from vidbridge.record.tracker import Tracker
 from vidbridge.rewards.base import GatedSum
 from vidbridge.runtime import collectives
 from vidbridge.runtime.random_state import seed_everything
-from vidbridge.build.common import build_dataset
-from vidbridge.build.common import build_eval_reward
-from vidbridge.build.common import build_evaluator
-from vidbridge.build.common import build_judge
-from vidbridge.build.common import build_policy
-from vidbridge.build.common import build_processor
-from vidbridge.build.common import build_reward
-from vidbridge.build.common import build_tasks
-from vidbridge.build.common import build_tracker
-from vidbridge.build.common import check_same_rows
-from vidbridge.build.common import check_tasks
 
 
 def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> tuple[Evaluator, Tracker]:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from typing import Callable
-from typing import Mapping
+from typing import Any, Callable, Mapping
+
+from vidbridge.algo.advantages import SCALES
+from vidbridge.algo.objectives import OBJECTIVES
+from vidbridge.build.common import (
+    build_dataset,
+    build_eval_reward,
+    build_evaluator,
+    build_judge,
+    build_policy,
+    build_processor,
+    build_reward,
+    build_rollout,
+    build_tasks,
+    build_tracker,
+    check_same_rows,
+    check_tasks,
+    labels,
+)
 from vidbridge.config.choices import Resume
-from vidbridge.config.schema import Config
-from vidbridge.config.schema import GrpoConfig
-from vidbridge.config.schema import SftConfig
-from vidbridge.data.loader import BAD_SAMPLES
-from vidbridge.data.loader import BadSamples
+from vidbridge.config.instantiate import function_named
+from vidbridge.config.schema import Config, GrpoConfig, SftConfig
+from vidbridge.data.loader import BAD_SAMPLES, BadSamples
 from vidbridge.data.mixture import Mixture
 from vidbridge.diagnostics.gradients import Diagnostics
 from vidbridge.errors import ConfigError
@@ -20,33 +35,16 @@ from vidbridge.policy.loading import resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
+from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
 from vidbridge.runtime.checkpoint import Checkpointer
 from vidbridge.runtime.random_state import seed_everything
 from vidbridge.sft_step import SftStep
-from vidbridge.shapes_world.create_model import create_folder
-from vidbridge.shapes_world.create_model import texts_of
+from vidbridge.shapes_world.create_model import create_folder, texts_of
 from vidbridge.step import GrpoStep
 from vidbridge.tasks.base import Task
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
-import math
-from vidbridge.algo.advantages import SCALES
-from vidbridge.algo.objectives import OBJECTIVES
-from vidbridge.config.instantiate import function_named
-from vidbridge.build.common import build_dataset
-from vidbridge.build.common import build_eval_reward
-from vidbridge.build.common import build_evaluator
-from vidbridge.build.common import build_judge
-from vidbridge.build.common import build_policy
-from vidbridge.build.common import build_processor
-from vidbridge.build.common import build_reward
-from vidbridge.build.common import build_rollout
-from vidbridge.build.common import build_tasks
-from vidbridge.build.common import build_tracker
-from vidbridge.build.common import check_same_rows
-from vidbridge.build.common import check_tasks
-from vidbridge.build.common import labels
 
 
 def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> Trainer:
@@ -76,10 +74,11 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     check_tasks(trained, processor, reward, bad, perfect=dataset.gold_is_perfect)
     check_tasks(tasks[config.eval.split.value], processor, eval_reward, bad, perfect=dataset.gold_is_perfect)
     policy = build_policy(config, processor, trains=True)
+    rollout, total = build_rollout(config, policy), deck_size(config, tasks["train"])
     return Trainer(
-        step_fn=build_step(config, trained, processor, reward, policy, bad, total=deck_size(config, tasks["train"])),
+        step_fn=build_step(config, trained, processor, reward, policy, rollout, bad, total=total),
         policy=policy,
-        evaluator=build_evaluator(config, tasks, processor, eval_reward, policy, bad),
+        evaluator=build_evaluator(config, tasks, processor, eval_reward, policy, bad, rollout=rollout),
         tracker=build_tracker(config, public=public, run_dir=run_dir, job_type="train"),
         checkpointer=Checkpointer(
             run_dir / "checkpoints",
@@ -104,6 +103,7 @@ def build_step(
     processor: Processor,
     reward: GatedSum,
     policy: QwenVLPolicy,
+    rollout: RolloutEngine,
     bad: BadSamples,
     *,
     total: int,
@@ -132,13 +132,13 @@ def build_step(
             tasks, config.task_mix.shares, prompts_per_step=config.prompts_per_step, seed=config.seed, total=total
         ),
         processor=processor,
-        rollout=build_rollout(config, policy),
+        rollout=rollout,
         reward=reward,
         policy=policy,
         algo=config.algo,
         objective=function_named(config, "algo.objective", config.algo.objective, OBJECTIVES),
         advantage_scale=function_named(config, "algo.advantage_scale", config.algo.advantage_scale, SCALES),
-        max_completion_tokens=config.rollout.max_completion_tokens,
+        sampling=config.rollout.sampling(),
         last=config.steps - 1,
         bad=bad,
         diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every)

@@ -37,6 +37,7 @@ from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
 from vidbridge.runtime.random_state import seed_everything
 from vidbridge.tasks.base import Task
+from vidbridge.types import SamplingParams
 
 SPLIT = "train"  # whose rows are shown: those that the run would learn from
 MAX_SAMPLED = 64  # tokens of a completion where its length does not matter
@@ -59,13 +60,19 @@ class Subject:
 
     @cached_property
     def rollout(self) -> RolloutEngine:
+        return common.build_rollout(self.config, self.policy)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """As the run samples, but for the length."""
         tokens = min(self.config.rollout.max_completion_tokens, MAX_SAMPLED)
-        short = replace(self.config.rollout, max_completion_tokens=tokens)
-        return common.build_rollout(replace(self.config, rollout=short), self.policy)
+        return replace(self.config.rollout.sampling(), max_completion_tokens=tokens)
 
     @cached_property
     def reference(self) -> forward.Reference:
-        return forward.reference_of(self.policy, forward.sample(self.policy, self.rollout, self.items[:2]))
+        return forward.reference_of(
+            self.policy, forward.sample(self.policy, self.rollout, self.sampling, self.items[:2])
+        )
 
 
 # By the name of the row.
@@ -75,7 +82,9 @@ CHECKS: Mapping[str, Callable[[Subject], Row]] = {
     "pixels": lambda it: inputs.check_pixels(it.processor, it.config.model.path),
     "positions": lambda it: inputs.check_positions(it.processor, it.items),
     "packed row = repeated rows": lambda it: forward.check_packed(it.policy, it.reference),
-    "greedy rollout": lambda it: forward.check_greedy(it.policy, it.rollout, it.items[:2], it.reference.band),
+    "greedy rollout": lambda it: forward.check_greedy(
+        it.policy, it.rollout, replace(it.sampling, greedy=True), it.items[:2], it.reference.band
+    ),
     "sampler = learner": lambda it: forward.check_sampler(
         it.policy, it.reference.groups, it.reference.band
     ),
@@ -102,7 +111,7 @@ def check_step(it: Subject) -> Row:
     offer = plan.offered(device, local_ranks=1)
     longest = max(it.items, key=lambda item: len(it.processor.encode(item.prompt).input_ids))
     return cost.check_step(
-        it.policy, it.rollout, longest, size, memory, free=offer.device, spare=plan.SPARE[offer.kind]
+        it.policy, it.rollout, it.sampling, longest, size, memory, free=offer.device, spare=plan.SPARE[offer.kind]
     )
 
 

@@ -12,7 +12,7 @@ from vidbridge.memory_plan.memory import Groups, Memory
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rollout.base import RolloutEngine
-from vidbridge.types import Completion, Group
+from vidbridge.types import Completion, Group, SamplingParams
 
 NUM_ROWS = 2  # packed ones: the second finds the gradients of the first
 LEAST = 0.5  # a prediction of twice what is measured turns runs away that would fit
@@ -31,6 +31,7 @@ class StepSize:
 def check_step(
     policy: QwenVLPolicy,
     rollout: RolloutEngine,
+    sampling: SamplingParams,
     item: Item,
     size: StepSize,
     memory: Memory,
@@ -78,10 +79,10 @@ def check_step(
         engine.update()  # on no gradient: the optimizer makes its tensors
         return {"learner": seconds_of(lambda: learn(engine)), "update": seconds_of(engine.update)}
 
-    sampling = seconds_of(lambda: rollout.generate([encoded] * tried.number, size.group_size, seed=0))
+    sampled_s = seconds_of(lambda: rollout.generate([encoded] * tried.number, size.group_size, sampling, seed=0))
     with pages_of_their_own():
         extra, seconds = peak_extra_bytes(step, device)
-    took = ", ".join(f"{stage} {value:.2g} s" for stage, value in {"sampling": sampling, **seconds}.items())
+    took = ", ".join(f"{stage} {value:.2g} s" for stage, value in {"sampling": sampled_s, **seconds}.items())
     of = f"{tried.number} x {size.group_size} completions of {size.completion_tokens} tokens: {took}; peak"
     if extra is None:
         return Row(name=name, ok=None, found=f"{of}: this system does not tell; by plan {gb(predicted)} GB")

@@ -19,7 +19,7 @@ from vidbridge.check_model.base import Item, Row, batch_of
 from vidbridge.policy.plain import as_library, repeated_logits, repeated_logprobs
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rollout.base import RolloutEngine
-from vidbridge.types import Completion, EncodedPrompt, Group
+from vidbridge.types import Completion, EncodedPrompt, Group, SamplingParams
 
 FACTOR = 4.0
 NUM_SIBLINGS = 3
@@ -60,10 +60,12 @@ class Reference:
     band: Gap
 
 
-def sample(policy: QwenVLPolicy, rollout: RolloutEngine, items: Sequence[Item]) -> list[Group]:
+def sample(
+    policy: QwenVLPolicy, rollout: RolloutEngine, sampling: SamplingParams, items: Sequence[Item]
+) -> list[Group]:
     """NUM_SIBLINGS completions of each item's prompt, as training would sample them."""
     encoded = [policy.processor.encode(item.prompt) for item in items]
-    completions = rollout.generate(encoded, NUM_SIBLINGS, seed=0)
+    completions = rollout.generate(encoded, NUM_SIBLINGS, sampling, seed=0)
     return [
         Group(sample=item.sample, prompt=item.prompt, encoded=tensors, completions=siblings)
         for item, tensors, siblings in zip(items, encoded, completions)
@@ -156,10 +158,12 @@ def check_packed(policy: QwenVLPolicy, reference: Reference) -> Row:
     )
 
 
-def check_greedy(policy: QwenVLPolicy, rollout: RolloutEngine, items: Sequence[Item], band: Gap) -> Row:
+def check_greedy(
+    policy: QwenVLPolicy, rollout: RolloutEngine, sampling: SamplingParams, items: Sequence[Item], band: Gap
+) -> Row:
     """Every token of a greedy rollout must be the likeliest of the plain model, or as likely as rounding can tell."""
     encoded = [policy.processor.encode(item.prompt) for item in items]
-    groups = rollout.generate(encoded, 2, seed=0, greedy=True)
+    groups = rollout.generate(encoded, 2, sampling, seed=0)
     num_tokens, num_ties, worst, told = 0, 0, 0.0, ""
     for number, (prompt, (done, _)) in enumerate(zip(encoded, groups)):
         margins, likeliest = margins_of(policy, prompt, done)

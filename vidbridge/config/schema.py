@@ -29,6 +29,8 @@ from vidbridge.config.checks import (
 )
 from vidbridge.config.choices import Attention, Dtype, Prompting, Resume, Schedule, Split, WandbMode
 from vidbridge.config.prompt import PromptConfig
+from vidbridge.errors import ConfigError
+from vidbridge.types import SamplingParams
 
 WANDB_TAG, WANDB_NAME = 64, 128  # characters of a tag; of a project and a group
 
@@ -98,10 +100,16 @@ class RolloutConfig:
     max_rows: int = MISSING  # sequences decoded together; a group is not divided
 
     def __post_init__(self) -> None:
-        require_positive("rollout", self, "temperature", "max_completion_tokens", "max_rows")
-        require(0 < self.top_p <= 1, f"rollout.top_p must lie in (0, 1], got {self.top_p}")
-        require(0 <= self.min_p < 1, f"rollout.min_p must lie in [0, 1), got {self.min_p}")
-        require(all(self.stop), "rollout.stop must not hold an empty string: every completion would end at once")
+        require_positive("rollout", self, "max_rows")
+        if self.max_completion_tokens != MISSING:
+            try:
+                self.sampling()
+            except ValueError as error:
+                raise ConfigError(f"rollout.{error}") from error
+
+    def sampling(self) -> SamplingParams:
+        names = ("max_completion_tokens", "temperature", "top_p", "min_p")
+        return SamplingParams(**{name: getattr(self, name) for name in names}, stop=tuple(self.stop))
 
 
 @dataclass

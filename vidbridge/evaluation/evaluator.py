@@ -26,7 +26,7 @@ from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
 from vidbridge.tasks.base import Task
 from vidbridge.text import prompts
-from vidbridge.types import Group, Sample
+from vidbridge.types import Group, Sample, SamplingParams
 
 ItemRow = Mapping[str, Any]  # of track.items
 
@@ -78,7 +78,8 @@ class Evaluator:
     tasks: Mapping[str, Mapping[str, Task]]  # by split, then by name
     policy: QwenVLPolicy
     processor: Processor
-    rollout: RolloutEngine  # at temperature 1
+    rollout: RolloutEngine
+    sampling: SamplingParams
     reward: GatedSum
     max_rows: int  # completions in flight on a rank; bounds the prompts held in memory
     seed: int
@@ -157,7 +158,7 @@ class Evaluator:
         completions = self.rollout.generate(
             [each.encoded for each in loaded.values()],
             num_samples,
-            greedy=greedy,
+            replace(self.sampling, greedy=greedy),
             seed=seed,
             places=list(loaded),
             ended=lambda place, done: advance(len(done)),
