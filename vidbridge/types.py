@@ -81,7 +81,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What the model is shown: chat messages with one video entry for each clip.
+    """The prompt that the model is shown: chat messages with one video entry for each clip.
 
     ``messages == ({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": ".."}]},)``
     """
@@ -234,7 +234,7 @@ class LossOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What one training step leaves behind for logging."""
+    """The metrics and groups of one training step, for logging."""
 
     metrics: Mapping[str, float]
     groups: tuple[Group, ...] = ()

@@ -8,7 +8,7 @@ import torch
 
 
 class LossNorm(str, Enum):
-    """What a token's loss is divided by."""
+    """The denominator of a token's loss."""
 
     token = "token"  # all tokens of the batch: DAPO (arXiv 2503.14476) equation 8
     sequence = "sequence"  # its own completion's length, then the rows: GRPO (arXiv 2402.03300) equation 3

@@ -213,7 +213,7 @@ def build_tracker(config: Config, *, public: Mapping[str, Any], run_dir: Path, j
 
 
 def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:
-    """What tells a run from others in a table of runs; None for what this run makes no use of."""
+    """Return what tells a run from others in a table of runs; None for what this run makes no use of."""
     algo = None if not trains else "sft" if isinstance(config.algo, SftConfig) else "grpo"
     return {
         "model": config.model.name,

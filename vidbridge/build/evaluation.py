@@ -35,7 +35,7 @@ from vidbridge.runtime.random_state import seed_everything
 
 
 def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> tuple[Evaluator, Tracker]:
-    """What evaluate.py needs: the benchmark, the model to be asked, and where to record what it earns."""
+    """Return what evaluate.py needs: the benchmark, the model to be asked, and where to record what it earns."""
     seed_everything(config.seed)
     resolve_device(config.model.device)
     reward, processor = build_eval_reward(config, build_judge(config)), build_processor(config)

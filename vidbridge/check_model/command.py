@@ -145,7 +145,7 @@ def rows_of(subject: Subject, announce: Callable[[str], object]) -> list[Row]:
 
 
 def table_of(rows: Sequence[Row], title: str) -> Table:
-    """What to do is a column of its own where there is something to do."""
+    """Return the table of rows; advice has a column of its own where there is some."""
     table = Table(title=title, title_justify="left", show_lines=True)
     table.add_column("what", no_wrap=True)
     table.add_column("", no_wrap=True)

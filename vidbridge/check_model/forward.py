@@ -27,7 +27,7 @@ NUM_SIBLINGS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What one implementation says of some completions."""
+    """The log-probabilities that one implementation gives some completions."""
 
     logprobs: torch.Tensor  # [M], of all their tokens
     gradient: torch.Tensor  # [..] float32, of a sum of them with regard to the ``watched`` weights
@@ -82,7 +82,7 @@ def reference_of(policy: QwenVLPolicy, groups: Sequence[Group]) -> Reference:
 
 
 def plain_view(policy: QwenVLPolicy, groups: Sequence[Group], *, attention: str, together: bool) -> View:
-    """By repeated rows: the completions of a prompt in one call, or each in a call of its own."""
+    """Return what repeated rows give: the completions of a prompt in one call, or each in a call of its own."""
 
     def forward(part: Sequence[Group]) -> torch.Tensor:
         return repeated_logprobs(
@@ -98,7 +98,7 @@ def plain_view(policy: QwenVLPolicy, groups: Sequence[Group], *, attention: str,
 
 
 def packed_view(policy: QwenVLPolicy, groups: Sequence[Group]) -> View:
-    """By the learner, all groups in one row."""
+    """Return what the learner gives, with all groups in one row."""
     return view_of(policy, lambda part: policy.logprobs(batch_of(policy, part))[0], [groups])
 
 
@@ -126,7 +126,7 @@ def view_of(
 
 
 def watched(module: PreTrainedModel) -> list[nn.Parameter]:
-    """Those that are trained of the first and last text layer and the first vision block.
+    """Return the modules that are trained of the first and last text layer and the first vision block.
 
     What reaches them has come through all layers; gradients of all weights would be too much beside a large model.
     """
@@ -198,7 +198,7 @@ def margins_of(policy: QwenVLPolicy, prompt: EncodedPrompt, done: Completion) ->
 
 @torch.no_grad()
 def check_sampler(policy: QwenVLPolicy, groups: Sequence[Group], band: Gap) -> Row:
-    """What the rollout says of the tokens that it drew against what the learner says of them."""
+    """Return what the rollout says of the tokens that it drew against what the learner says of them."""
     batch = batch_of(policy, groups)
     assert batch.sampler_logprobs is not None
     apart = (policy.logprobs(batch)[0] - batch.sampler_logprobs).abs()[batch.sampled_mask]

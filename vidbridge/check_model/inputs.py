@@ -39,7 +39,7 @@ def check_template(processor: Processor, items: Sequence[Item]) -> Row:
 
 
 def template_problems(processor: Processor, item: Item) -> list[str]:
-    """What is wrong with one prompt and the answer to it, a phrase each."""
+    """Return what is wrong with one prompt and the answer to it, a phrase each."""
     messages = list(item.prompt.messages)
 
     def rendered(messages: list[Any], *, opens: bool) -> str:
@@ -147,7 +147,7 @@ def check_control_tokens(processor: Processor, item: Item) -> Row:
 
 
 def with_text(prompt: Prompt, text: str) -> Prompt:
-    """With ``text`` at the end of the last message."""
+    """Return the prompt with ``text`` at the end of its last message."""
     *others, last = prompt.messages
     content = last["content"]
     content = content + text if isinstance(content, str) else [*content, {"type": "text", "text": text}]
@@ -296,7 +296,7 @@ def positions_by_token(processor: Processor, encoded: EncodedPrompt, clips: Sequ
 def video_places(
     processor: Processor, start: int, grid: Sequence[int], clip: Clip
 ) -> Iterator[tuple[int, int, int]]:
-    """Of each token of a video that begins at ``start``."""
+    """Return the position of each token of a video that begins at ``start``."""
     vision, times_s = processor.config.vision_config, clip.times_s
     rate = round((len(times_s) - 1) / float(times_s[-1] - times_s[0]), 6) if len(times_s) > 1 else 1.0
     seconds = np.float32(vision.temporal_patch_size / rate)

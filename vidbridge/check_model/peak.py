@@ -46,7 +46,7 @@ def peak_extra_bytes(function: Callable[[], T], device: torch.device = CPU) -> t
 
 
 def held_bytes(device: torch.device = CPU) -> float:
-    """What is held now, by the same counts; 0 on a CPU that keeps none."""
+    """Return what is held now, by the same counts; 0 on a CPU that keeps none."""
     gc.collect()
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)

@@ -38,7 +38,7 @@ class Differences:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mean:
-    """With its 95 % interval."""
+    """A mean with its 95 % interval."""
 
     value: float
     low: float
@@ -79,7 +79,7 @@ def check_sight(policy: QwenVLPolicy, tasks: Mapping[str, Task]) -> Row:
 
 
 def with_frames(prompt: Prompt, change: Callable[[np.ndarray], np.ndarray]) -> Prompt:
-    """With other frames at the same times."""
+    """Return the prompt with other frames at the same times."""
     return replace(prompt, clips=tuple(replace(clip, frames=change(clip.frames)) for clip in prompt.clips))
 
 

@@ -114,7 +114,7 @@ class RolloutConfig:
 
 @dataclass
 class AlgoConfig:
-    """What the learner optimises: GrpoConfig or SftConfig, chosen by the yaml's defaults list."""
+    """The algorithm of the learner: GrpoConfig or SftConfig, chosen by the yaml's defaults list."""
 
 
 @dataclass
@@ -221,7 +221,7 @@ class TrackConfig:
         require(self.completions_groups >= 0, "track.completions_groups must be 0 (none) or positive")
 
     def _check_wandb(self) -> None:
-        """What W&B refuses: tags and project when a run begins, a group only when it is uploaded."""
+        """Return what W&B refuses: tags and project when a run begins, a group only when it is uploaded."""
         for tag in self.tags:
             told = f"track.tags: W&B takes tags of 1 to {WANDB_TAG} characters, got {len(tag)}: {tag!r}"
             require(0 < len(tag) <= WANDB_TAG, told)
@@ -250,7 +250,7 @@ class EvalConfig:
 
 @dataclass
 class BenchmarkConfig:
-    """What evaluate.py asks the model. What is empty or null is as in training."""
+    """The questions that evaluate.py asks the model. What is empty or null is as in training."""
 
     name: str = MISSING
     data: Any = None
@@ -276,7 +276,7 @@ class BenchmarkConfig:
 
 @dataclass
 class AgreementConfig:
-    """Of evaluate.py judge_agreement; the first judge is that of the run."""
+    """Settings of evaluate.py judge_agreement; the first judge is that of the run."""
 
     completions: Optional[str] = None  # completions.jsonl of a run
     judge: Any = None  # the second judge: +judge@agreement.judge=openai

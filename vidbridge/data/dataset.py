@@ -33,7 +33,7 @@ class Dataset(ABC):
         return self
 
     def row_problems(self) -> Sequence[str]:
-        """What is wrong with its files, where that does not stop it."""
+        """Return what is wrong with its files, where that does not stop it."""
         return ()
 
     def problem_types(self) -> Mapping[str, int]:

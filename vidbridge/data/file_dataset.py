@@ -70,7 +70,7 @@ def without_rows(why: str, task: str, split: str, held_out_frac: float, fills: C
 
 
 def leave_out(task: str) -> str:
-    """What to do about a task that there is no data for."""
+    """Return what to do about a task that there is no data for."""
     return f"leave {task} out: task=[..] names the tasks there is data for, task_mix=.. a mix of them"
 
 

@@ -34,7 +34,7 @@ class Loaded:
 
 @dataclass(slots=True)
 class _News:
-    """What this rank has met and the others have not been told."""
+    """Bad samples that this rank has met and the others have not been told of."""
 
     num_asked: int = 0
     num_bad: int = 0
@@ -66,7 +66,7 @@ class BadSamples:
 
     @property
     def uids(self) -> frozenset[str]:
-        """Of all bad ones, those of earlier runs in the same folder too."""
+        """Return the uids of all bad samples, of earlier runs in the same folder too."""
         with self._lock:
             return frozenset(self._uids)
 
@@ -136,7 +136,7 @@ class Loader:
         self._pool = ThreadPoolExecutor(width, "loader", initializer=one_torch_thread) if width > 1 else None
 
     def own(self, samples: Sequence[Sample]) -> dict[int, Sample]:
-        """Those of ``samples`` that this rank works on, by their places."""
+        """Return the samples that this rank works on, by their index."""
 
         def tokens(place: int) -> float:
             sample = samples[place]
@@ -151,7 +151,7 @@ class Loader:
         *,
         replace: bool = True,
     ) -> dict[int, Loaded]:
-        """With everything read, by place; this may run beside a training step.
+        """Return the samples with everything read, by index; this may run beside a training step.
 
         Without ``replace`` a bad sample leaves its place empty.
         """

@@ -44,7 +44,7 @@ def read_rows(path: Path, problem_type: str) -> list[Row]:
 
 
 class Problems:
-    """What is wrong with a file, line by line."""
+    """Problems of a file, line by line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -175,7 +175,7 @@ def reasoning_tokens(completion: Completion, processor: Processor) -> int:
 
 
 def advantage_metrics(groups: Sequence[Group], advantages: torch.Tensor) -> dict[str, float]:
-    """What each task has to teach, of advantages [P, G]."""
+    """Return what each task has to teach, of advantages [P, G]."""
     advantages = advantages.double()
     metrics, total = {}, advantages.abs().sum().clamp(min=1e-12)
     for task in sorted({group.sample.task for group in groups}):

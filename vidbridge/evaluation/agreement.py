@@ -49,7 +49,7 @@ class Asked:
 
     @property
     def read(self) -> tuple[list[Any], list[Any]] | None:
-        """What each says, one value a grade or verdict, one an event; None unless both have a reply."""
+        """Return what each says, one value a grade or verdict, one an event; None unless both have a reply."""
         try:
             one, other = (parse_reply(self.request, reply) for reply in self.replies)
         except JudgeUnavailable:
@@ -59,7 +59,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Of one kind of request; ``matrix[i][j]`` counts what the first called classes[i] and the second classes[j]."""
+    """How two judges agree on one kind of request.
+
+    ``matrix[i][j]`` counts what the first called classes[i] and the second classes[j].
+    """
 
     classes: tuple[Any, ...]
     matrix: np.ndarray  # [K, K] int64
@@ -107,13 +110,13 @@ def ask_all(judge: Judge, requests: Sequence[JudgeRequest], name: str) -> list[R
 
 
 def kinds_of(row: Mapping[str, Any], reward: GatedSum) -> list[Kind]:
-    """What a judge is asked about completions of the row's task."""
+    """Return what a judge is asked about completions of the row's task."""
     terms = (reward.terms[name] for name in reward.weights.get(row["task"], ()))
     return list(dict.fromkeys(kind for term in terms if (kind := getattr(term, "kind", None)) is not None))
 
 
 def agreements(asked: Iterable[Asked]) -> dict[Kind, Agreement]:
-    """By kind of request."""
+    """Return how two judges agree, by kind of request."""
     by_kind: dict[Kind, list[Asked]] = {}
     for each in asked:
         by_kind.setdefault(each.request.kind, []).append(each)

@@ -57,7 +57,7 @@ def with_benchmark(config: Config) -> Config:
 
 
 def items_so_far(config: Config, public: Mapping[str, Any], run_dir: Path, tracker: Tracker) -> list[dict[str, Any]]:
-    """With resume=auto the lines of items.jsonl of this evaluation, as far as it came; its tables of completions stay.
+    """Return the lines of items.jsonl of this evaluation as far as it came, with resume=auto; its tables stay.
 
     CheckpointError when the folder is of another evaluation.
     """

@@ -56,7 +56,7 @@ class Scores:
         return {"mean": self.mean, "tasks": {name: asdict(score) for name, score in self.tasks.items()}}
 
     def numbers(self) -> dict[str, Any]:
-        """What papers report, by task, and how many items there were, were scored and could not be used."""
+        """Return what papers report, by task, and how many items there were, were scored and could not be used."""
         found = {}
         for name, score in self.tasks.items():
             scored = [row for row in self.items[name] if is_scored(row)]

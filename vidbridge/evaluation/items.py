@@ -41,7 +41,7 @@ def is_scored(row: Mapping[str, Any]) -> bool:
 
 
 def earned(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What each completion of an item earned, [samples]: its "total", and each term times the gates.
+    """Return what each completion of an item earned, [samples]: its "total", and each term times the gates.
 
     nan where it was not scored, which in the file is null; behind a closed gate everything is 0.
     """

@@ -27,7 +27,7 @@ class Metric:
 
 
 def f1(means: np.ndarray) -> np.ndarray:
-    """Of mean recall and mean precision in %, as DREAM-1K computes it: not the mean of the F1 of each caption."""
+    """Return the F1 of mean recall and mean precision in %, as DREAM-1K does; not the mean F1 of captions."""
     recall, precision = means
     total = recall + precision
     return 200 * recall * precision / np.where(total > 0, total, 1.0)
@@ -93,7 +93,7 @@ def table(task: str, maximum: float, items: Sequence[Mapping[str, np.ndarray]], 
 
 
 def estimate(values: np.ndarray, sources: Sequence[str], metric: Metric) -> dict[str, float]:
-    """Of values [terms, items]; items of one source video come and stay away together."""
+    """Return a metric of values [terms, items] with its interval; items of one source video are drawn together."""
     scale = len(sources) if metric.summed else 1
     low, high = interval(scale * metric.of(resampled_means(values[:, None], sources)))
     return {"value": float(scale * metric.of(values.mean(axis=1))), "low": low, "high": high}

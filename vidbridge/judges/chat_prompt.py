@@ -60,7 +60,7 @@ VERSION = hashlib.sha256(json.dumps([_QUOTED, dict(_TASKS), dict(_FORMS)]).encod
 
 
 class Chat(Protocol):
-    """What a chat model is sent, and of what form its reply must be."""
+    """The messages for a chat model, and the form that its reply must have."""
 
     @property
     def name(self) -> str: ...
@@ -81,7 +81,7 @@ class Chat(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatPrompt:
-    """What a chat model is sent for one request."""
+    """Return the prompt for one request."""
 
     request: JudgeRequest
     messages: tuple[Mapping[str, str], ...]

@@ -23,7 +23,7 @@ from vidbridge.runtime import collectives
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What a chat model made of one prompt, and how long that took."""
+    """A chat model's reply to one prompt, and how long it took."""
 
     reply: Reply
     seconds: float
@@ -44,7 +44,7 @@ class ChatModel(Protocol):
 
     @property
     def notes(self) -> str:
-        """What is not asked as the configuration says."""
+        """Return what is not asked as the configuration says."""
 
     def chat(self, prompts: Sequence[ChatPrompt]) -> list[Said]:
         """One for each prompt, in order. It never raises for what a model or a server does."""
@@ -108,7 +108,7 @@ class ModelJudge(Judge):
         return self._told("notes", "; ")
 
     def _told(self, name: str, between: str) -> str:
-        """What the models say, each once."""
+        """Return what the models say, each once."""
         return between.join(filter(None, dict.fromkeys(getattr(model, name) for model in self.models.values())))
 
     def metrics(self) -> dict[str, float]:

@@ -38,7 +38,7 @@ _HINTS = {  # what a refusal names -> what helps, where nothing else can be trie
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of one call."""
+    """The result of one call."""
 
     reply: Reply
     least_s: float | None = 0.0  # to wait before the next attempt; None: there is no point in it
@@ -185,7 +185,7 @@ class OpenAIChat:
             await self._turn(prompt)
 
     async def _learn(self, prompt: Chat, dialect: Dialect, first: Outcome, until: float) -> Outcome:
-        """What comes of asking in other words; those that the server takes are remembered, and no others."""
+        """Ask in other words; those that the server takes are remembered, and no others."""
         outcome = first
         while (other := fallback(dialect, outcome.refusal, self.base_url)) and time.monotonic() < until:
             dialect = other
@@ -238,7 +238,7 @@ class OpenAIChat:
         return Outcome(reply=reply, accepted=True)
 
     def _refused(self, error: openai.APIStatusError) -> Outcome:
-        """What a status beside 200 means, with a word of help."""
+        """Return what a status beside 200 means, with a word of help."""
         body = error.response.text
         told = f"Error code: {error.status_code} - {plain(body)}" if is_page(body) else error.message
         if plain(told) == f"Error code: {error.status_code}" and body.strip():  # its words stand elsewhere
@@ -250,7 +250,7 @@ class OpenAIChat:
         return Outcome(reply=JudgeUnavailable("; ".join([self._shown(told), *hints])), least_s=least_s, refusal=refusal)
 
     def _shown(self, *parts: object) -> str:
-        """What went wrong; a server that repeats the key does not get it into a log."""
+        """Return what went wrong; a server that repeats the key does not get it into a log."""
         text = " ".join(str(part) for part in parts if part)
         if self._key != NO_KEY:
             text = text.replace(self._key, "***")

@@ -64,7 +64,7 @@ def measure(container: av.container.InputContainer, stream: av.VideoStream, path
 
 
 def _own_end_s(stream: av.VideoStream) -> float | None:
-    """What the header says about the pictures alone; FFmpeg gives other containers' streams the length of the file."""
+    """Return the end that the header gives the pictures alone; of other containers FFmpeg knows the file's only."""
     has_own = any(each in stream.container.format.name for each in ("mov", "avi"))
     if has_own and stream.duration and stream.time_base is not None:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)

@@ -53,7 +53,7 @@ class VideoReader:
         return self.pool.size if self.pool else 1
 
     def confined(self, video: VideoRef | Montage) -> VideoRef | Montage:
-        """With paths that have been followed; VideoError if one of them leads out of the folder."""
+        """Return the video with paths that have been followed; VideoError if one leads out of the folder."""
         if isinstance(video, Montage):
             return replace(video, parts=tuple(self._confined(part) for part in video.parts))
         return self._confined(video)

@@ -44,7 +44,7 @@ def from_request(request: dict[str, Any]) -> tuple[VideoRef | Montage, FrameBudg
 
 
 def describe(path: str) -> dict[str, Any]:
-    """What the first frame and the headers say."""
+    """Return what the first frame and the headers say."""
     with VideoFile(path) as file:
         return {"duration_s": file.duration_s, "height": file.height, "width": file.width}
 

@@ -34,7 +34,7 @@ Bytes = Mapping[str, float]  # by what they are for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:
-    """What there is to hold of a model, in numbers; a tied weight counts once."""
+    """The parts of a model that take memory, in numbers; a tied weight counts once."""
 
     config: Qwen2_5_VLConfig
     weights: int
@@ -48,7 +48,7 @@ class ModelSize:
 
     @classmethod
     def of(cls, config: Qwen2_5_VLConfig, spec: ModelConfig) -> ModelSize:
-        """Of a model that is made without memory for its weights."""
+        """Return the size of a model, which is made without memory for its weights."""
         with torch.device("meta"):
             module = Qwen2_5_VLForConditionalGeneration(config)
         freeze(module, spec.frozen)
@@ -88,7 +88,7 @@ class Sharding:
     offload: bool = False  # what is divided lies in the memory of the CPU
 
     def share(self, whole: float, *, from_stage: int = 2) -> float:
-        """What one rank holds of it."""
+        """Return what one rank holds of it."""
         return whole / self.ranks if self.stage >= from_stage else whole
 
 
@@ -118,7 +118,7 @@ class Groups:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """What is held at one time."""
+    """The memory held at one time, by what it is for."""
 
     stage: str
     device: Bytes  # of a GPU; without one, all that is held
@@ -141,7 +141,7 @@ class Gradients:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Of one rank. ``host`` is always what prompts and videos take in the memory of the CPU."""
+    """Memory of one rank by stage. ``host`` is what prompts and videos take in the memory of the CPU."""
 
     model: ModelSize
     sharding: Sharding
@@ -200,7 +200,7 @@ class Memory:
         return self._moment("update", {"gradients": self._gradients().held + FLOAT * joined}, host)
 
     def _moment(self, stage: str, device: Bytes, host: float) -> Moment:
-        """With what is there all the time."""
+        """Return a moment with what is held all the time added."""
         model, sharding, b = self.model, self.sharding, self.model.itemsize
         has_masters = b < FLOAT or sharding.stage == 2 or sharding.offload
         kept = {
@@ -272,7 +272,10 @@ class Memory:
         return row.number * row.patches * (vision.depth * block + merger + self._cast_patch)
 
     def _vision_block(self) -> float:
-        """Of one patch: two norms; query, key, value and what attention gives, twice; four tensors of the MLP."""
+        """Return the bytes that a block saves of a patch.
+
+        Two norms; query, key, value and, twice, what attention gives; four tensors of the MLP.
+        """
         b, vision = self.model.itemsize, self.model.config.vision_config
         return 2 * self._norm(vision.hidden_size) + b * (5 * vision.hidden_size + 4 * vision.intermediate_size)
 
@@ -285,7 +288,7 @@ class Memory:
         return row.number * row.patches * (again + gradients)
 
     def _vision_forward(self) -> float:
-        """Of one patch, in a block that keeps nothing: the attention with its copies by window, or the MLP."""
+        """Return the bytes of a patch in a block that saves nothing: attention with copies by window, or the MLP."""
         b, vision = self.model.itemsize, self.model.config.vision_config
         return b * max(12 * vision.hidden_size, 2 * vision.hidden_size + 3 * vision.intermediate_size)
 

@@ -114,7 +114,7 @@ def planned_device(name: str) -> torch.device:
 
 
 def prepare(config: Config, dataset: Dataset, console: Console) -> tuple[Processor, dict[str, Task]]:
-    """What the run itself would encode with, or a stand-in for a released model, and its train rows."""
+    """Return what the run itself would encode with, or a stand-in for a released model, and its train rows."""
     spec = config.model
     if not spec.random_weights:
         if spec.shape.text and not stand_in.is_at_hand(spec.path):
@@ -147,7 +147,7 @@ def task_shares(config: Config) -> dict[str, float]:
 
 
 def sharding_of(config: Config) -> Sharding:
-    """What the engine divides, and among how many ranks: torchrun's, or those that we start."""
+    """Return what the engine divides, and among how many ranks: torchrun's, or those that we start."""
     return Sharding(
         stage=getattr(config.engine, "stage", None) or 0,
         offload=getattr(config.engine, "offload", None) or False,
@@ -193,7 +193,7 @@ def moments_of(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> li
 
 
 def offered(device: torch.device, *, local_ranks: int) -> Offer:
-    """What is free now for each rank of this machine: a GPU of its own, or a part of the memory."""
+    """Return what is free now for each rank of this machine: a GPU of its own, or a part of the memory."""
     host = available_ram() / local_ranks
     if device.type != "cuda":
         name = "the memory of this machine" + (f" for {local_ranks} ranks" if local_ranks > 1 else "")
@@ -232,7 +232,7 @@ def too_much(moment: Moment, offer: Offer) -> list[str]:
 
 
 def costs(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> dict[str, float]:
-    """Of one step, if every completion is as long as it may be; all ranks together.
+    """Return what one step costs if every completion is as long as it may be, all ranks together.
 
     A weight costs 2 operations a token, 6 with the backward pass, and 8 if that computes the forward pass again; what
     attention does beside its weights is left out.

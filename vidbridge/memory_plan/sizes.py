@@ -13,7 +13,7 @@ from vidbridge.tasks.base import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSizes:
-    """Of the rows of a task that were looked at, a number each."""
+    """Sizes of some rows of a task, a number each."""
 
     name: str
     num_rows: int  # in all

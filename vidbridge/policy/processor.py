@@ -133,7 +133,7 @@ class Processor:
         return torch.tensor(sorted((special | set(unused)) - {self.eos_id}), dtype=torch.long)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """What the model reads up to the assistant's turn, with one placeholder for each video."""
+        """Return what the model reads up to the assistant's turn, with one placeholder for each video."""
         return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:

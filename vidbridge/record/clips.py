@@ -81,14 +81,14 @@ def playing_fps(times_s: np.ndarray) -> Fraction:
 
 
 def even(clip: Clip) -> Clip:
-    """With the last row or column once more where there is an odd number of them, which H.264 cannot hold."""
+    """Return the clip with an even number of rows and columns, the last one doubled: H.264 holds no other."""
     _, height, width, _ = clip.frames.shape
     edges = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
     return replace(clip, frames=np.pad(clip.frames, edges, mode="edge"))
 
 
 def write_clips(clips: Sequence[SeenClip], run_dir: Path) -> None:
-    """Those that are not there yet; each appears whole or not at all."""
+    """Write the clips that are not there yet; each appears whole or not at all."""
     folder = run_dir / FOLDER
     folder.mkdir(exist_ok=True)
     for clip in clips:

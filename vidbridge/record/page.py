@@ -96,7 +96,7 @@ def _figure(source: str, lines: Iterable[str] = ()) -> str:
 
 
 def group_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What siblings have in common, and no others; rows of older runs do not number their groups."""
+    """Return what siblings have in common, and no others; rows of older runs do not number their groups."""
     return row["step"], row["stage"], row["uid"], row.get("group")
 
 

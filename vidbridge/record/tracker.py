@@ -112,7 +112,7 @@ class Tracker:
             self.wandb.completions(step, stage, rows)
 
     def items(self, when: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """What each held-out item wrote and earned: of the evaluation ``when``, ``kind`` sampled or greedy."""
+        """Record what each held-out item wrote and earned in the evaluation ``when``; ``kind``: sampled or greedy."""
         append_lines(self.run_dir / ITEMS, [{"when": when, "kind": kind, **row} for row in rows])
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -154,7 +154,7 @@ class Tracker:
 
 
 class SilentTracker(Tracker):
-    """Of a rank that is not the first, whose record would be the same.
+    """The tracker of every rank but rank 0, whose record would be the same.
 
     It watches for signs of life, and hands the first rank the clips that only this one has decoded.
     """
@@ -193,7 +193,7 @@ def pace(groups: Sequence[Group], step_s: float) -> dict[str, float]:
 
 
 def headline(metrics: Mapping[str, float], groups: Sequence[Group]) -> str:
-    """What the bar says: the mean reward and the pace, or the loss where there is no reward."""
+    """Return what the bar says: the mean reward and the pace, or the loss where there is no reward."""
     totals = [reward.total for group in groups for reward in group.rewards if reward.scored]
     parts = [f"reward {np.mean(totals):.2f}"] if totals else []
     if "sft/loss" in metrics:

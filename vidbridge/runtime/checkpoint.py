@@ -112,7 +112,7 @@ def _together(root: Path) -> Iterator[None]:
 
 
 def verify(path: Path) -> str | None:
-    """What is wrong with the checkpoint at ``path``, naming the file; None if it is as it was written."""
+    """Return what is wrong with the checkpoint at ``path``, naming the file; None if it is as it was written."""
     try:
         text = (path / MANIFEST).read_text(encoding="utf-8")
         manifest = json.loads(text)

@@ -27,7 +27,7 @@ def init(device: torch.device, timeout_s: float) -> None:
 
 
 def init_single(device: torch.device) -> None:
-    """With one process, a group of one, for a library that does nothing without."""
+    """Make a process group of one, for a library that needs one even on a single process."""
     if not distributed.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")
         distributed.init_process_group(_backend(device), store=distributed.HashStore(), rank=0, world_size=1)
@@ -82,7 +82,7 @@ def all_reduce_max(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def all_gather(value: T) -> list[T]:
-    """What every rank holds, in the order of ranks; for small things that can be pickled."""
+    """Return what every rank holds, in the order of ranks; for small things that can be pickled."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()

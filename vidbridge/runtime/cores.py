@@ -58,7 +58,7 @@ def others_busy(since: Usage) -> float:
 
 
 def advice(threads: int, ranks: int, busy: float) -> str:
-    """What is wrong with so many threads for each of so many ranks on this machine, and what to set; "" if nothing is.
+    """Return why so many threads for each of so many ranks are too many here, and what to set; "" if they are not.
 
     ``busy``: cores that others keep busy.
     """
@@ -109,7 +109,7 @@ def _upwards(root: Path, path: str) -> Iterator[Path]:
 
 
 def _quota(file: Path) -> float:
-    """What "400000 100000" is worth, 4.0 cores; 0 for "max 100000" and without a file: there is no limit."""
+    """Return what "400000 100000" is worth, 4.0 cores; 0 for "max 100000" and without a file: there is no limit."""
     try:
         quota, period = file.read_text().split()
         return int(quota) / int(period)

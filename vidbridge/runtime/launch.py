@@ -48,7 +48,7 @@ Body = Callable[[Config, Mapping[str, Any], Path], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a rank needs to know: ``body(config, public, run_dir)`` is the whole of the run."""
+    """A run as a rank needs to know it: ``body(config, public, run_dir)`` is the whole of the run."""
 
     body: Body
     config: Config
@@ -92,7 +92,7 @@ def main(body: Body, *, plan: Callable[[Config], bool] | None = None) -> NoRetur
 
 
 def compose(body: Body, jobs: list[Job], wants_traceback: bool) -> Run | None:
-    """What the command line asks for; None of a sweep: its jobs have run when this returns, and are in ``jobs``."""
+    """Return the run that the command line asks for; None for a sweep, whose jobs have run by then (``jobs``)."""
     register()
     if ranks.is_rank():  # deepspeed adds an argument that says again what the environment says
         sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
@@ -270,7 +270,7 @@ def public(cfg: DictConfig) -> dict[str, Any]:
 
 
 def explain(error: Exception) -> str:
-    """What is wrong with the configuration, in a line or a few, with the nearest right spelling where there is one."""
+    """Return what is wrong with the configuration in a few lines, with the nearest right spelling if there is one."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         known = [option for option in error.options if not option.startswith("_") and not option.endswith("schema")]

@@ -16,7 +16,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """Of all generators of this process, as JSON can hold it; of GPUs that of the one in use."""
+    """Return the state of all generators of this process as JSON can hold it; of GPUs, of the one in use."""
     numpy_state = np.random.get_state(legacy=False)
     assert isinstance(numpy_state, dict)
     numpy_state["state"] = {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}

@@ -151,7 +151,7 @@ def _run_rank(function: Callable[[T], Ending], argument: T, folder: Path) -> Non
 
 
 def read_endings(folder: Path, nproc: int) -> list[Ending | None]:
-    """By rank; None of one that could not say anything any more."""
+    """Return how each rank ended; None for a rank that could not say so any more."""
     paths = [folder / f"ending_{rank}.json" for rank in range(nproc)]
     return [Ending(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None for path in paths]
 
@@ -163,7 +163,7 @@ def last_words(folder: Path, rank: int) -> str:
 
 
 def by_weight(endings: Sequence[Ending | None]) -> list[Ending]:
-    """Those with something to say, the likeliest cause first.
+    """Return the endings that say something, the likeliest cause first.
 
     When a rank fails the others do so too: they hear of it, lose the connection, or are ended. So an error with a
     message for the user comes before a bug, a rank's own error before one that came of another's, then the earlier one.
@@ -173,7 +173,7 @@ def by_weight(endings: Sequence[Ending | None]) -> list[Ending]:
 
 
 def cause(endings: Sequence[Ending | None], first: int, exitcode: int, words: Callable[[int], str]) -> Ending:
-    """What to tell of ranks that failed, of which ``first`` was noticed first; ``words`` gives a rank's last ones."""
+    """Return what to tell of failed ranks, of which ``first`` was noticed first; ``words`` gives a rank's last."""
     told, of_first = by_weight(endings), endings[first]
     if told and told[0].foreseen:
         return told[0]

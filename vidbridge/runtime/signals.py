@@ -29,7 +29,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """What runs in here is interrupted by nothing but ``check``."""
+        """Hold signals back: what runs in here is interrupted by nothing but ``check``."""
         self._deferring = True
         try:
             yield

@@ -119,7 +119,7 @@ def split_of(scene: world.Scene) -> str:
 
 
 def cut(clips: Sequence[Clip], draft: Draft) -> Clip:
-    """What the draft shows of its sources."""
+    """Return what the draft shows of its sources."""
     clip = edit.interleave(clips, draft.pieces) if draft.pieces else clips[0]
     return clip if draft.dark_s is None else edit.blackout(clip, *draft.dark_s)
 

@@ -164,7 +164,7 @@ _INSIDE = {
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> Source:
-    """What there is to say about the clip of a scene, with one question drawn for it."""
+    """Return what there is to say about the clip of a scene, with one question drawn for it."""
     things = states(scene.actor, scene.kinds)
     assert things is not None, scene
     events = tuple(
@@ -205,7 +205,7 @@ def caption(scene: Scene) -> str:
 
 
 def _question(scene: Scene, rng: np.random.Generator) -> Question:
-    """What happened at a place in the order, what followed an event, or the first colour."""
+    """Return what happened at a place in the order, what followed an event, or the first colour."""
     subject = f"the {scene.actor.shape}"
     form = rng.integers(5)
     if form == 4:

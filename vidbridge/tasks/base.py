@@ -57,7 +57,7 @@ class Question:
 
     @property
     def letter(self) -> str:
-        """Of the right option: the answer itself, or what it ends with ("the square grows" and "grows")."""
+        """Return the letter of the right option, whose text is the answer or its end ("the square grows", "grows")."""
         places = [index for index, option in enumerate(self.options) if self.answer == option]
         places = places or [index for index, option in enumerate(self.options) if self.answer.endswith(option)]
         assert len(places) == 1, self
@@ -75,7 +75,7 @@ class Source:
     subject: str = ""  # what the events are about, as it starts: "small red square, left top"
 
     def notes(self, hidden: TimedEvent | None = None) -> str:
-        """What a careful viewer would note down: "big red pie, left top: first grows, second dark, last hides." """
+        """Return a careful viewer's notes: "big red pie, left top: first grows, second dark, last hides." """
         if not self.subject:
             return ""
         noted = [f"{event.noted.split()[0]} dark" if event is hidden else event.noted for event in self.events]
@@ -189,7 +189,7 @@ class Task(ABC):
         return len(self.rows)
 
     def sample(self, index: int) -> Sample:
-        """Of row ``index``; past the last one the rows come round again."""
+        """Return the sample of row ``index``; past the last one the rows come round again."""
         epoch, place = divmod(index, len(self.rows))
         row = self.rows.draw(place, epoch) if isinstance(self.rows, DrawnRows) else self.rows[place]
         return Sample(

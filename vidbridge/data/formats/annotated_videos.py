@@ -101,7 +101,7 @@ class Raw(FileDataset):
 
     @cached_property
     def _timed(self) -> list[Annotation]:
-        """Those of videos that can be opened, with a length that neither the annotation nor the file goes beyond."""
+        """Return the annotations of videos that can be opened, cut to what the file and the annotation both have."""
         timed = []
         for each in self._read[0]:
             if lasts_s := self._durations[0][each.video]:
@@ -174,7 +174,7 @@ def to_source(known: Annotation, frames: FrameBudget) -> Source:
 
 
 def part(known: Annotation) -> VideoRef:
-    """Of its file, with an end."""
+    """Return the part of the file that is annotated, with an end."""
     assert known.duration_s is not None
     end_s = known.duration_s if known.end_s is None else min(known.end_s, known.duration_s)
     return VideoRef(path=known.video, start_s=known.start_s, end_s=end_s)
@@ -229,7 +229,7 @@ class RawRows(DrawnRows):
         )
 
     def _window(self, at: int) -> tuple[int, int]:
-        """Where those are that are neither much longer nor much shorter."""
+        """Return the range (start, stop) of annotations of about the same length as number ``at``."""
         lasts_s = self._lengths[at]
         bounds = [lasts_s / self._ratio, np.nextafter(lasts_s * self._ratio, np.inf)]
         low, high = np.searchsorted(self._lengths, bounds)
@@ -241,7 +241,7 @@ class RawRows(DrawnRows):
 
 
 def montage(draft: Draft, parts: Sequence[VideoRef]) -> Montage:
-    """What the draft shows of its sources, in files and their times."""
+    """Return what the draft shows of its sources, in files and their times."""
     if not draft.pieces:
         return Montage(parts=(parts[0],), dark_s=draft.dark_s)
     shown = []

@@ -29,7 +29,7 @@ MAX_S = 1e7  # a third of a year: no time in a video
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotation:
-    """What is known about one video, or a part of one. Times of events count from the start of that part."""
+    """Everything known about one video, or a part of one. Times of events count from the start of that part."""
 
     uid: str
     video: str

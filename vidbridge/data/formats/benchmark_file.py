@@ -139,7 +139,7 @@ class BenchmarkFile(FileDataset):
         return question, options
 
     def _offered(self, fields: Mapping[str, Any]) -> Any:
-        """What the row has for options, without what fills the places of those that it lacks."""
+        """Return what the row has for options, without what fills the places of those that it lacks."""
         if self.options is None:
             return None
         if isinstance(self.options, str):
@@ -177,7 +177,7 @@ class BenchmarkFile(FileDataset):
             return options.letter_of(answer, "text" if self.answer_is == "text" else "letter")
 
     def _part(self, fields: Mapping[str, Any], video: str) -> VideoRef | None:
-        """Of the video; None where no bounds are given."""
+        """Return the part of the video that is asked about; None where no bounds are given."""
         start, end = [fields.get(name) if name else None for name in (self.start_s, self.end_s)]
         if start is None or end is None:
             return None

@@ -63,7 +63,7 @@ class VidbridgeR1(FileDataset):
         return JsonlRows(index, places, task.problem_type, self.video_path)
 
     def row_problems(self) -> Sequence[str]:
-        """Of all its files, whether or not they are skipped."""
+        """Return what is wrong with rows of all its files, whether or not they are skipped."""
         return [line for file in self.files.values() if file for line in JsonlIndex.of(Path(file)).problems]
 
     def problem_types(self) -> Mapping[str, int]:
@@ -77,7 +77,7 @@ class VidbridgeR1(FileDataset):
         return video.removeprefix(self.video_prefix).lstrip("/") if self.video_prefix else video
 
     def _part(self, index: JsonlIndex, places: np.ndarray, split: str, held_out_frac: float) -> np.ndarray:
-        """Those of the rows at ``places`` of the training file that belong to a split; see files.split_by_video."""
+        """Return which of ``places``, rows of the training file, belong to a split (``split_by_video``)."""
         at = index.videos[places] / 2**32
         parts = np.full(len(places), SPLITS.index("train"))
         for name, low in (("val", 0.0), ("test", held_out_frac)):

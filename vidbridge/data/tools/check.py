@@ -161,7 +161,7 @@ def _duration(job: Job) -> Callable[[str], tuple[str, float | VideoError]]:
 def _reading(
     job: Job, processor: Processor
 ) -> Callable[[VideoRef | Montage], tuple[VideoRef | Montage, VideoError | None]]:
-    """What is wrong with a video as a sample shows it: headers may be right and the frames gone, or a part too late."""
+    """Return a reader of a video as a sample shows it: headers may be right and frames gone, or the part too late."""
     reader = job.dataset.reader
 
     def read(video: VideoRef | Montage) -> tuple[VideoRef | Montage, VideoError | None]:

@@ -64,7 +64,7 @@ def filter_rows(job: Job, answer: Answer, most: Callable[[str], float], *, sprea
 def answered(
     answer: Answer, task: Task, samples: Mapping[int, Sample], path: Path, most: float, name: str
 ) -> Scores:
-    """What the answers earn, written down batch by batch by the first rank; what has no score is left out."""
+    """Return what the answers earn; rank 0 writes it down batch by batch. What has no score is left out."""
     fresh: Scores = {}
     with progress(name, len(samples)) as advance:
         for groups in answer(task, samples, lambda more: advance(0)):

@@ -66,7 +66,7 @@ def as_text(messages: Messages) -> str:
 
 
 def sources_of(sample: Sample, clip: Clip) -> list[int]:
-    """Of each frame: 0 and 1 for the first and second video shown, 2 for the dark."""
+    """Return the source of each frame: 0 and 1 for the first and second video shown, 2 for the dark."""
     return [2 if origin is None else origin[0] for origin in origins(sample, 0, clip.times_s).frames]
 
 

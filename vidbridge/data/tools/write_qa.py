@@ -163,7 +163,7 @@ def sheet_of(uid: str) -> str:
 
 
 def page(lines: Sequence[Mapping[str, Any]]) -> str:
-    """What a person goes through: strike out a line of written.jsonl that is wrong."""
+    """Write the page that a person goes through, to strike out wrong lines of written.jsonl."""
     sections = [
         f"<h3>{html.escape(line['uid'])}</h3><p>{html.escape(line['question'])}<br><b>{html.escape(line['answer'])}</b>"
         f"</p><img loading='lazy' src='{sheet_of(line['uid'])}'>"

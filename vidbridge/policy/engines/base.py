@@ -28,7 +28,7 @@ class Engine(Protocol):
     def logprobs(
         self, batch: Batch, temperature: float, suppressed_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What ``token_logprobs`` gives, ready for ``backward``."""
+        """Return what ``token_logprobs`` gives, ready for ``backward``."""
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of a scalar loss to what this update has gathered so far."""
@@ -50,7 +50,7 @@ class Engine(Protocol):
 
 
 def lr_factor(update: int, *, total_updates: int, schedule: str, warmup_frac: float) -> float:
-    """What the learning rate is multiplied by at update 0, 1, ..: a linear rise, then a fall to zero or a plateau.
+    """Return the factor of the learning rate at update 0, 1, ..: a linear rise, then a fall to zero or a plateau.
 
     The first update is never wasted on a rate of zero, and neither is the last.
 

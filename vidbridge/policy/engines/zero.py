@@ -179,7 +179,7 @@ class DeepSpeedEngine(Updates):
         zero._post_step(set())
 
     def _layout(self) -> dict[str, str]:
-        """What the parts are parts of."""
+        """Return the whole weights that the parts belong to."""
         return {"stage": str(self.stage), "ranks": str(collectives.world_size())}
 
 
