@@ -179,7 +179,7 @@ class DeepSpeedEngine(Updates):
         zero._post_step(set())
 
     def _layout(self) -> dict[str, str]:
-        """Return the whole weights that the parts belong to."""
+        """Return how the parts are divided: a checkpoint of another layout cannot be read."""
         return {"stage": str(self.stage), "ranks": str(collectives.world_size())}
 
 
