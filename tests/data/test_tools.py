@@ -174,6 +174,22 @@ def test_check_reads_the_frames_that_samples_show(processor, tmp_path):
     assert "b.mp4: " in (tmp_path / "problems.txt").read_text()
 
 
+def test_check_finds_a_prompt_that_is_too_long(processor, tmp_path):
+    """As training does, which replaces the row, or stops."""
+    counting(tmp_path / "a.mp4")
+    questions = ["What?", " ".join(["what"] * 2000)]
+    rows = [
+        {"video": "a.mp4", "uid": f"row {n}", "question": question, "answer": "a cup", "options": ["a cup", "a bowl"]}
+        for n, question in enumerate(questions)
+    ]
+    (tmp_path / "known.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    data = Raw(root=str(tmp_path), annotations=[str(tmp_path / "known.jsonl")], workers=0, held_out_frac=1e-9)
+    task = QA().with_rows((), BUDGET, data.reader)
+    with pytest.raises(DataError, match="1 of 2 samples cannot be used"):
+        check(job(data, {"qa": task}, folder=tmp_path), replace(processor, max_prompt_tokens=1000), strict=False)
+    assert "max_prompt_tokens=" in (tmp_path / "problems.txt").read_text()
+
+
 def graded(task, scores):
     """Answers to the samples of a task that earn what ``scores`` says, by row."""
     asked = []

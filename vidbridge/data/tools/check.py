@@ -18,7 +18,8 @@ from vidbridge.data.tools.job import Job
 from vidbridge.errors import DataError, VideoError
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime.progress import track
-from vidbridge.types import Montage, Sample, VideoRef
+from vidbridge.tasks.base import Task
+from vidbridge.types import Montage, Sample
 
 PROBLEMS, SUMMARY, HISTOGRAMS = "problems.txt", "check.json", "check.png"
 _MAX_TOLD = 20
@@ -41,28 +42,32 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
         job = replace(job, dataset=job.dataset.lenient())
     problems = list(job.dataset.row_problems())
     samples: dict[tuple[str, str], list[Sample]] = {}
+    asked_for: list[tuple[Task, Sample]] = []
     tokens: dict[str, list[float]] = defaultdict(list)
     filled, lacking = job.rows()
     for split, task in filled:
         samples[split, task.name] = found = [task.sample(index) for index in job.indices(task)]
+        asked_for += [(task, sample) for sample in found]
         tokens[task.name] += [estimated_tokens(sample, task, processor) for sample in spread(found)]
     videos = sorted({path for group in samples.values() for sample in group for path in paths_of(sample)})
     durations: dict[str, float] = {}
-    shown = list(dict.fromkeys(video for group in samples.values() for sample in group for video in sample.videos))
-    unusable: dict[VideoRef | Montage, VideoError] = {}
+    unusable: list[str] = []
+    bad_videos: set[str] = set()
     with ThreadPoolExecutor(job.dataset.reader.width) as pool:
         for path, result in track(pool.map(_duration(job), videos), "videos", len(videos)):
             if isinstance(result, VideoError):
                 problems.append(str(result))
             else:
                 durations[path] = result
-        for video, wrong in track(pool.map(_reading(job, processor), shown), "frames", len(shown)):
-            if wrong is not None:
-                unusable[video] = wrong
-    problems += [line for line in dict.fromkeys(map(str, unusable.values())) if line not in problems]
-    asked_for = [sample for group in samples.values() for sample in group]
-    bad = {path for wrong in unusable.values() for path in videos if f"/{wrong.path}".endswith(f"/{path}")}
-    num_bad = sum(any(video in unusable for video in sample.videos) for sample in asked_for)
+        read = pool.map(lambda each: _trouble(each[0], each[1], processor), asked_for)
+        for (_, sample), wrong in zip(asked_for, track(read, "samples", len(asked_for)), strict=True):
+            if isinstance(wrong, VideoError):
+                unusable.append(str(wrong))
+                bad_videos |= {path for path in paths_of(sample) if f"/{wrong.path}".endswith(f"/{path}")}
+            elif wrong is not None:
+                unusable.append(f"{sample.uid}: {wrong}")
+    problems += [line for line in dict.fromkeys(unusable) if line not in problems]
+    num_bad = len(unusable)
     problems += overlaps(samples)
     asked = {task.problem_type for task in job.tasks.values()}
     summary = {
@@ -70,7 +75,7 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
         "without_rows": lacking,
         "rows_of_no_task": {name: n for name, n in job.dataset.problem_types().items() if name not in asked},
         "videos": len(videos),
-        "unreadable": sum(path not in durations or path in bad for path in videos),
+        "unreadable": sum(path not in durations or path in bad_videos for path in videos),
         "unusable_samples": num_bad,
         "hours": round(sum(durations.values()) / 3600, 3),
         "prompt_tokens": {task: round(float(np.mean(lengths)), 1) for task, lengths in tokens.items()},
@@ -158,17 +163,13 @@ def _duration(job: Job) -> Callable[[str], tuple[str, float | VideoError]]:
     return duration_s
 
 
-def _reading(
-    job: Job, processor: Processor
-) -> Callable[[VideoRef | Montage], tuple[VideoRef | Montage, VideoError | None]]:
-    """Return a reader of a video as a sample shows it: headers may be right and frames gone, or the part too late."""
-    reader = job.dataset.reader
+def _trouble(task: Task, sample: Sample, processor: Processor) -> ValueError | None:
+    """Return why a sample cannot be used, read and encoded as training does it.
 
-    def read(video: VideoRef | Montage) -> tuple[VideoRef | Montage, VideoError | None]:
-        try:
-            reader(video, processor.frames)
-        except VideoError as error:
-            return video, error
-        return video, None
-
-    return read
+    Headers may be right and the frames gone, the part that is shown too late, or the prompt too long.
+    """
+    try:
+        processor.encode(task.prompt(sample))
+    except ValueError as error:
+        return error
+    return None
