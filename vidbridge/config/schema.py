@@ -67,7 +67,7 @@ class ModelConfig:
 
 @dataclass
 class FramesConfig:
-    """Read into media.frames.FrameBudget (frozen, which OmegaConf cannot merge into); checked there."""
+    """Read into media.frame_budget.FrameBudget (frozen, which OmegaConf cannot merge into); checked there."""
 
     fps: Optional[float] = None
     max_frames: int = MISSING
@@ -147,7 +147,7 @@ class SftStage:
     steps: int = MISSING
     shares: Dict[str, float] = field(default_factory=dict)  # task mix of this stage
     blind: List[str] = field(default_factory=list)  # tasks shown without their videos: conclude from given notes
-    spoil: Dict[str, float] = field(default_factory=dict)  # rates of data.spoil.Spoiler; empty: gold answers
+    spoil: Dict[str, float] = field(default_factory=dict)  # rates of shapes_world.bad_habits.Spoiler; empty: gold answers
 
 
 @dataclass

@@ -43,7 +43,7 @@ article.down { border-color: #d1495b; }
 def write_page(rows: Sequence[Mapping[str, Any]], path: Path, *, run_dir: Path) -> None:
     """One section a group: its clips, the question, and its completions side by side with what they earned and why.
 
-    ``rows`` are those of track/completions.py, siblings next to each other; their clips lie in ``run_dir``. The newest
+    ``rows`` are those of record/completions.py, siblings next to each other; their clips lie in ``run_dir``. The newest
     MAX_GROUPS, the last one first.
     """
     groups = [list(group) for _, group in groupby(rows, group_of)]
