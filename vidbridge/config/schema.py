@@ -147,7 +147,7 @@ class SftStage:
     steps: int = MISSING
     shares: Dict[str, float] = field(default_factory=dict)  # task mix of this stage
     blind: List[str] = field(default_factory=list)  # tasks shown without their videos: conclude from given notes
-    spoil: Dict[str, float] = field(default_factory=dict)  # rates of shapes_world.bad_habits.Spoiler; empty: gold answers
+    spoil: Dict[str, float] = field(default_factory=dict)  # rates of bad habits (shapes_world); empty: gold answers
 
 
 @dataclass
