@@ -93,11 +93,6 @@ def test_a_sweep_with_a_mistake_starts_no_job(tmp_path):
     assert not (tmp_path / "sweep" / "0").exists()
 
 
-def test_the_doors_are_short():
-    for door in ("train.py", "evaluate.py"):
-        assert len((ROOT / door).read_text().splitlines()) <= 40
-
-
 def test_train_refuses_a_misspelt_key_with_status_2(tmp_path):
     done = run(ROOT / "train.py", "modle=tiny", "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 2 and "Did you mean 'model'?" in done.stderr and "Traceback" not in done.stderr
