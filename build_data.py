@@ -11,15 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
-from vidbridge import build, dist, launch
-from vidbridge.checks import ConfigError
-from vidbridge.config import Config
-from vidbridge.data.commands.check import check
-from vidbridge.data.commands.difficulty import SPREADS, filter_rows
-from vidbridge.data.commands.job import alone
-from vidbridge.data.commands.materialise import materialise
-from vidbridge.data.commands.preview import preview
-from vidbridge.data.commands.write_qa import write_qa
+from vidbridge.build.common import as_config_errors, build_processor
+from vidbridge.build.data_tools import build_job, build_sampler, build_writer, find_processor
+from vidbridge.config.schema import Config
+from vidbridge.data.tools.check import check
+from vidbridge.data.tools.difficulty import SPREADS, filter_rows
+from vidbridge.data.tools.job import alone
+from vidbridge.data.tools.materialise import materialise
+from vidbridge.data.tools.preview import preview
+from vidbridge.data.tools.write_qa import write_qa
+from vidbridge.errors import ConfigError
+from vidbridge.runtime import collectives, launch
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,30 +48,30 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
-    with build.as_config_errors():
+    with as_config_errors():
         work = prepared(args, config, run_dir)
-    with alone(run_dir) if dist.is_first() else nullcontext():
+    with alone(run_dir) if collectives.is_rank_0() else nullcontext():
         work()
 
 
 def prepared(args: argparse.Namespace, config: Config, run_dir: Path) -> Callable[[], None]:
     """The command with all that it needs."""
-    if dist.world_size() > 1 and args.command != "filter":
-        raise ConfigError(f"nproc={dist.world_size()}: only filter makes use of more than one rank")
-    job = partial(build.build_job, config, run_dir=run_dir, number=args.number)
+    if collectives.world_size() > 1 and args.command != "filter":
+        raise ConfigError(f"nproc={collectives.world_size()}: only filter makes use of more than one rank")
+    job = partial(build_job, config, run_dir=run_dir, number=args.number)
     if args.command == "preview":  # needs no model, but shows more where there is one
-        found = build.find_processor(config)
+        found = find_processor(config)
         return partial(preview, job(found), found)
-    processor = build.build_processor(config)
+    processor = build_processor(config)
     match args.command:
         case "check":
             return partial(check, job(processor), processor, strict=args.strict)
         case "build":
             return partial(materialise, job(processor), fps=args.fps)
         case "write_qa":
-            return partial(write_qa, job(processor), build.build_writer(config))
+            return partial(write_qa, job(processor), build_writer(config))
     rows = job(processor)
-    evaluator = build.build_sampler(config, rows, processor)
+    evaluator = build_sampler(config, rows, processor)
     answer = partial(evaluator.scored, num_samples=args.samples)
     return partial(
         filter_rows, rows, answer, evaluator.reward.maximum, spread=args.spread, threshold=args.threshold

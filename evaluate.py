@@ -9,24 +9,27 @@ import sys
 from pathlib import Path
 from typing import Any, Mapping
 
-from vidbridge import agreement, benchmark, build, launch
-from vidbridge.config import Config
+from vidbridge.build.common import as_config_errors, labels
+from vidbridge.build.evaluation import build_agreement, build_evaluation
+from vidbridge.config.schema import Config
+from vidbridge.evaluation import agreement, benchmark
+from vidbridge.runtime import launch
 
 
 def evaluate(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
     """Scores and what papers report, in summary.json of ``run_dir`` under "scores" and "benchmark"."""
-    with build.as_config_errors():
+    with as_config_errors():
         config = benchmark.with_benchmark(config)
-        evaluator, tracker = build.build_evaluation(config, public=public, run_dir=run_dir)
+        evaluator, tracker = build_evaluation(config, public=public, run_dir=run_dir)
         known = benchmark.items_so_far(config, public, run_dir, tracker)
     with tracker:
-        tracker.finish({**build.labels(config, trains=False), **benchmark.ask(evaluator, config, tracker, known)})
+        tracker.finish({**labels(config, trains=False), **benchmark.ask(evaluator, config, tracker, known)})
 
 
 def judge_agreement(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
     """How often two judges say the same, in agreement.json of ``run_dir``, and where they do not."""
-    with build.as_config_errors():
-        first, second, reward = build.build_agreement(config)
+    with as_config_errors():
+        first, second, reward = build_agreement(config)
         rows = agreement.read_rows(config.agreement.completions)
     of_run = Path(str(config.agreement.completions)).parent
     agreement.report(agreement.compare(first, second, rows, reward), run_dir, run_dir=of_run)

@@ -7,14 +7,17 @@ What can be chosen: conf/config.yaml. What happens in a step: vidbridge/step.py.
 from pathlib import Path
 from typing import Any, Mapping
 
-from vidbridge import build, launch, plan
-from vidbridge.config import Config
+from vidbridge.build.common import as_config_errors
+from vidbridge.build.train import build_trainer
+from vidbridge.config.schema import Config
+from vidbridge.memory_plan import plan
+from vidbridge.runtime import launch
 
 
 def train(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
     """One run; its record and its final model go to ``run_dir``."""
-    with build.as_config_errors():
-        trainer = build.build_trainer(config, public=public, run_dir=run_dir)
+    with as_config_errors():
+        trainer = build_trainer(config, public=public, run_dir=run_dir)
     trainer.run()
 
 

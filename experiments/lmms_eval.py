@@ -17,7 +17,7 @@ from typing import Sequence
 
 from omegaconf import OmegaConf
 
-from vidbridge.launch import CONF
+from vidbridge.runtime.launch import CONF
 
 PYTHON = Path(".venv-lmms/bin/python")
 # names of lmms-eval 0.7.3; the paper's table has IntentQA and DREAM-1K too, which it does not know

@@ -16,7 +16,7 @@ from typing import Any
 import av
 import numpy as np
 
-from vidbridge.data import world
+from vidbridge.shapes_world import world
 from vidbridge.tasks.base import Source
 from vidbridge.types import Clip
 

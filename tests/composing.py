@@ -7,10 +7,10 @@ from functools import cache
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from vidbridge import launch
-from vidbridge.choices import Prompting
-from vidbridge.config import Config
-from vidbridge.prompt_config import PromptConfig
+from vidbridge.config.choices import Prompting
+from vidbridge.config.prompt import PromptConfig
+from vidbridge.config.schema import Config
+from vidbridge.runtime import launch
 from vidbridge.text.prompts import PromptTemplate
 
 

@@ -14,13 +14,13 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.composing import templates
-from vidbridge.data.shapes import Shapes
-from vidbridge.media.frames import FrameBudget
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.shapes_world.create_model import create_folder, texts_of
+from vidbridge.shapes_world.shapes import Shapes
 from vidbridge.tasks.base import Task
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
-from vidbridge.tiny import create_folder, texts_of
 from vidbridge.types import Clip, Prompt
 
 # No time limit for an example: a busy machine is not a bug.

@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing
 
 from tests.doors import FORKS
-from vidbridge import dist
+from vidbridge.runtime import collectives
 
 
 def free_port():
@@ -29,8 +29,8 @@ def _rank(rank, num_ranks, port, body, arguments):
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks}
     os.environ.update({name: str(value) for name, value in where.items()})
     torch.set_num_threads(1)
-    dist.join(torch.device("cpu"), timeout_s=120)
+    collectives.init(torch.device("cpu"), timeout_s=120)
     try:
         body(*arguments)
     finally:
-        dist.leave()
+        collectives.destroy()

@@ -7,16 +7,19 @@ import copy
 import torch
 
 from tests.conftest import SHAPES_FRAMES
-from vidbridge.config import GrpoConfig
+from vidbridge.algo.advantages import SCALES
+from vidbridge.algo.objectives import OBJECTIVES
+from vidbridge.config.schema import GrpoConfig
 from vidbridge.data.mixture import Mixture
-from vidbridge.diagnostics import Diagnostics
-from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.diagnostics.gradients import Diagnostics
+from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep
+from vidbridge.types import SamplingParams
 
 MAX_TOKENS = 6
 
@@ -74,11 +77,13 @@ def make_step(
     return GrpoStep(
         mixture=Mixture(tasks, {"caption": 1, "mix_vid_qa": 1}, prompts_per_step=prompts_per_step, seed=0),
         processor=processor,
-        rollout=SharedPrefixRollout(policy, max_completion_tokens=MAX_TOKENS),
+        rollout=SharedPrefixRollout(policy),
         reward=GatedSum(gates={}, terms={"it": reward()}, weights={name: {"it": 1.0} for name in tasks}),
         policy=policy,
         algo=config,
-        max_completion_tokens=MAX_TOKENS,
+        objective=OBJECTIVES[config.objective],
+        advantage_scale=SCALES[config.advantage_scale],
+        sampling=SamplingParams(max_completion_tokens=MAX_TOKENS),
         bad=bad,
         diagnostics=Diagnostics(module=module, processor=processor, every=every) if every else None,
     )

@@ -21,8 +21,8 @@ from experiments.ablations.running import REPOSITORY, Run, run_missing, runs_of
 from experiments.ablations.scores import difference, score
 from tests.composing import small_run
 from tests.doors import FORKS
-from vidbridge.checks import ConfigError
-from vidbridge.track.console import Console
+from vidbridge.errors import ConfigError
+from vidbridge.record.console import Console
 
 STUDY = """
 question: Which is it?

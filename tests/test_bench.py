@@ -12,7 +12,7 @@ import torch
 
 from experiments.bench import decode, gpu, harness, judge, learner, needed, plan, rollout, step
 from experiments.bench.shape import FRAMES, TINY, load_sides, random_group, write_folder
-from vidbridge.model_checks import peak
+from vidbridge.check_model import peak
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
 

@@ -10,8 +10,8 @@ from tests import doors
 from tests.composing import config_of
 from tests.data.exporting import export_annotations, export_released
 from tests.media.videos import counting, cut
-from vidbridge import dist
-from vidbridge.checks import ConfigError
+from vidbridge.errors import ConfigError
+from vidbridge.runtime import collectives
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
@@ -85,7 +85,7 @@ def test_mistakes_are_named_with_status_2(raw, bad, tmp_path):
 
 
 def test_ranks_that_would_have_nothing_to_do_are_refused(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
     args, config = build_data.parser().parse_args(["preview"]), config_of(*raw, "nproc=2")
     with pytest.raises(ConfigError, match="nproc=2: only filter makes use of more than one rank"):
         build_data.run(args, config, {}, tmp_path)

@@ -11,9 +11,8 @@ import torch
 
 from tests.composing import config_of
 from tests.doors import ROOT
-from vidbridge import check_model
-from vidbridge.memory import Memory
-from vidbridge.model_checks import forward, inputs, sight
+from vidbridge.check_model import command, forward, inputs, sight
+from vidbridge.memory_plan.memory import Memory
 from vidbridge.policy import processor as processing
 from vidbridge.policy import qwen_vl
 from vidbridge.policy.attention import packed_attention
@@ -30,7 +29,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def subject(cache):
-    return check_model.build_subject(config_of(*SMALL, f"paths.cache='{cache}'"))
+    return command.build_subject(config_of(*SMALL, f"paths.cache='{cache}'"))
 
 
 def run(tmp_path, cache, *overrides):
@@ -48,7 +47,7 @@ def test_the_embedded_model_is_ok_in_every_row(cache, subject, tmp_path):
     """``subject`` has made the rows of the data before."""
     done, record, rows = run(tmp_path, cache)
     assert done.returncode == 0, done
-    assert record["ok"] and [row["ok"] for row in rows.values()] == [True] * len(check_model.CHECKS)
+    assert record["ok"] and [row["ok"] for row in rows.values()] == [True] * len(command.CHECKS)
     assert record["dtype"] == "float32" and record["device"] == "cpu"
     assert all(name in done.stdout for name in rows) and "10 ok, 0 not ok, 0 skipped" in done.stdout
 
@@ -59,7 +58,7 @@ def test_a_row_that_is_not_ok_is_exit_status_1(cache, subject, untrained_folder,
     done, record, rows = run(tmp_path, cache, f"model.path={untrained_folder}")
     assert done.returncode == 1, done
     assert not record["ok"] and rows["it sees"]["ok"] is False and rows["it sees"]["advice"]
-    assert set(rows) == set(check_model.CHECKS)
+    assert set(rows) == set(command.CHECKS)
     assert "not ok: " in done.stderr and "it sees" in done.stderr
 
 
@@ -139,14 +138,15 @@ class Forgetful:
 
 def test_a_decoding_step_at_other_positions(subject):
     rollout = Forgetful(subject.rollout)
-    row = forward.check_greedy(subject.policy, rollout, subject.items[:2], subject.reference.band)
+    row = forward.check_greedy(
+        subject.policy, rollout, replace(subject.sampling, greedy=True), subject.items[:2], subject.reference.band
+    )
     assert row.ok is False and "is likelier by" in row.found
 
 
 def test_a_sampler_at_another_temperature(subject):
-    hotter = copy.copy(subject.rollout)
-    hotter.temperature = 1.3
-    groups = forward.sample(subject.policy, hotter, subject.items[:2])
+    hotter = replace(subject.sampling, temperature=1.3)
+    groups = forward.sample(subject.policy, subject.rollout, hotter, subject.items[:2])
     assert forward.check_sampler(subject.policy, groups, subject.reference.band).ok is False
 
 
@@ -168,7 +168,7 @@ def test_answers_of_other_rows(subject):
 def test_a_plan_that_promises_too_little(subject, monkeypatch):
     for stage in ("learning", "updating"):
         monkeypatch.setattr(Memory, stage, third_of(getattr(Memory, stage)))
-    row = check_model.check_step(subject)
+    row = command.check_step(subject)
     assert row.ok is False and "plan=true" in row.advice
 
 
@@ -181,6 +181,6 @@ def third_of(method):
 
 
 def test_what_does_not_fit_is_not_tried(subject, monkeypatch):
-    monkeypatch.setattr(check_model.plan, "available_ram", lambda: 1e6)
-    row = check_model.check_step(subject)
+    monkeypatch.setattr(command.plan, "available_ram", lambda: 1e6)
+    row = command.check_step(subject)
     assert row.ok is None and "does not fit, by plan" in row.found

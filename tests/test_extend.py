@@ -1,4 +1,7 @@
-"""A new reward or task is one file and one yaml, a new prompt one yaml; nothing else is touched."""
+"""What adding something takes, done from outside of the package: one file and one yaml; a prompt is one yaml.
+
+A task, a reward, an objective, an advantage scale, a judge and a prompt; no file of ours is touched.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ import pytest
 
 import train
 from tests.composing import composed, config_of, small_run
-from vidbridge import build, launch
-from vidbridge.checks import ConfigError
+from vidbridge.build.common import as_config_errors
+from vidbridge.errors import ConfigError, DataError
 from vidbridge.policy.processor import Processor
+from vidbridge.runtime import launch
 
 BREVITY = '''
 """Pays for short answers."""
@@ -83,6 +87,44 @@ eval:
     counting: {choice: 1.0}
 """
 
+OBJECTIVES = '''
+"""CISPO (arXiv 2506.13585): the ratio is clipped as a weight, so that no token loses its gradient."""
+
+import torch
+
+from vidbridge.algo.objectives import TokenLosses
+
+
+def cispo(logprobs, *, old_logprobs, advantages, loss_mask, clip_low, clip_high):
+    weight = torch.where(loss_mask, logprobs - old_logprobs, 0.0).exp().detach().clamp(max=1 + clip_high)
+    return TokenLosses(-weight * advantages[:, None] * logprobs, {"policy/weight_max": weight.max().item()})
+
+
+def task_range(rewards, scored, tasks):
+    """What the best and the worst of a task lie apart."""
+    found = [rewards[tasks == task] for task in tasks]
+    return torch.stack([each.max() - each.min() + 1e-4 for each in found])[:, None]
+'''
+
+CISPO_YAML = """
+defaults: [grpo, _self_]
+objective: my_objectives.cispo
+advantage_scale: my_objectives.task_range
+ppo_epochs: 2
+"""
+
+STRICT = '''
+"""A judge that is never content."""
+
+from vidbridge.shapes_world.exact_judge import ExactJudge
+
+
+class Strict(ExactJudge):
+    def ask(self, requests):
+        replies = super().ask(requests)
+        return ['{"score": 0}' if each.kind == "grade" else reply for each, reply in zip(requests, replies)]
+'''
+
 SHORT_YAML = """
 defaults: [tiny, _self_]
 name: short
@@ -101,6 +143,10 @@ def user_folder(tmp_path, monkeypatch):
         "conf/reward/brevity.yaml": BREVITY_YAML,
         "conf/task/counting.yaml": COUNTING_YAML,
         "conf/prompt/short.yaml": SHORT_YAML,
+        "my_objectives.py": OBJECTIVES,
+        "conf/algo/cispo.yaml": CISPO_YAML,
+        "my_judge.py": STRICT,
+        "conf/judge/strict.yaml": "_target_: my_judge.Strict\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -156,5 +202,28 @@ def test_a_new_prompt(user_folder, random_qwen_folder, monkeypatch):
 
 
 def test_modules_that_are_not_named_in_allowed_targets_are_refused(user_folder, random_qwen_folder):
-    with pytest.raises(ConfigError, match="my_brevity.Brevity' is not allowed"), build.as_config_errors():
+    with pytest.raises(ConfigError, match="my_brevity.Brevity' is not allowed"), as_config_errors():
         run_with(user_folder, random_qwen_folder, "reward=brevity", "allowed_targets=[]")
+
+
+def test_a_new_objective_and_a_new_advantage_scale(user_folder, random_qwen_folder):
+    # a random model earns nothing; with the penalty its groups are worked on all the same
+    asked = ("algo=cispo", "task_mix=caption", "algo.group_size=4", "algo.kl_beta=0.01")
+    _, metrics = run_with(user_folder, random_qwen_folder, *asked)
+    rows = [json.loads(line) for line in metrics.splitlines()]
+    learnt = [row for row in rows if "policy/weight_max" in row]
+    assert learnt and all(row["policy/weight_max"] >= 1.0 and "policy/clip_low_frac" not in row for row in learnt)
+
+
+def test_a_function_that_is_not_there_is_named(user_folder, random_qwen_folder):
+    with pytest.raises(ConfigError, match="algo.objective: there is no function 'cliped'. Did you mean 'clipped'"):
+        config_of("algo.objective=cliped")
+    with pytest.raises(ConfigError, match="algo.objective: 'os.system' is not allowed"), as_config_errors():
+        run_with(user_folder, random_qwen_folder, "algo.objective=os.system")
+
+
+def test_a_new_judge(user_folder, random_qwen_folder):
+    """It pays nothing for answers to DarkEventInfer, which the self-test notices."""
+    with pytest.raises(DataError, match="gold answer earns"):
+        asked = ("judge=strict", "task_mix=dark_event_infer", "task=[dark_event_infer]")
+        run_with(user_folder, random_qwen_folder, *asked)

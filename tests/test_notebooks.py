@@ -6,12 +6,12 @@ import pytest
 
 from tests.conftest import random_clip
 from tests.doors import ROOT, run
+from tests.record.builders import group
 from tests.test_ablations import study_in, write_results
-from tests.track.builders import group
-from vidbridge.journal import append_lines
-from vidbridge.track.clips import seen_clips, write_clips
-from vidbridge.track.completions import completion_rows
-from vidbridge.track.items import item_row
+from vidbridge.evaluation.items import item_row
+from vidbridge.record.clips import seen_clips, write_clips
+from vidbridge.record.completions import completion_rows
+from vidbridge.runtime.jsonl_log import append_lines
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SAYS = {

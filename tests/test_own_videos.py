@@ -12,10 +12,10 @@ from experiments.own_videos import BROKEN, CODECS, NUMBER, make
 from tests.composing import config_of
 from tests.data.exporting import export_released
 from tests.doors import ROOT, Door, run
-from vidbridge import parts
-from vidbridge.journal import read_lines, whole_lines
+from vidbridge.build import common
 from vidbridge.media.decode import decode
-from vidbridge.media.frames import FrameBudget
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.runtime.jsonl_log import read_lines, whole_lines
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
@@ -139,7 +139,7 @@ def test_it_is_evaluated_as_it_was(ran, folder):
 @pytest.mark.parametrize("data", ["raw", "vidbridge_r1"])
 def test_overfit_means_the_same_two_rows_of_each_task_whatever_the_data(data, folder, tmp_path):
     config = config_of(*overfit(data, folder, tmp_path))
-    tasks = parts.build_tasks(config, parts.build_dataset(config), {"train"}, None)
+    tasks = common.build_tasks(config, common.build_dataset(config), {"train"}, None)
     assert set(tasks["train"]) == {"qa", "caption", "dark_event_infer", "mix_vid_qa"}
     for task in tasks["train"].values():
         assert len(task) == 2

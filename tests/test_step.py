@@ -12,12 +12,12 @@ import torch
 from tests.conftest import SHAPES_FRAMES
 from tests.steps import MAX_TOKENS, Same, SameForHalf, SumOfIds, make_step, same, timeless, weights_of
 from vidbridge.algo.advantages import overlong_penalty
-from vidbridge.evaluate import Evaluator
+from vidbridge.errors import DataError
+from vidbridge.evaluation.evaluator import Evaluator
 from vidbridge.judges.base import Judge, JudgeUnavailable
 from vidbridge.policy.qwen_vl import frozen_copy
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.step import lengths_of
-from vidbridge.tasks.base import DataError
+from vidbridge.step_metrics import lengths_of
 
 
 class Unreachable:
@@ -137,7 +137,7 @@ def test_a_group_is_scored_while_others_are_decoded(tasks, folder):
 
             return super().generate(*arguments, ended=told, **named)
 
-    step.rollout = Patient(step.policy, max_completion_tokens=MAX_TOKENS)
+    step.rollout = Patient(step.policy)
     assert timeless(step(0).metrics) == timeless(plain(0).metrics)
     assert same(weights_of(step), weights_of(plain))
 
@@ -202,6 +202,7 @@ def test_a_row_that_cannot_be_encoded_is_named(tasks, folder):
         policy=step.policy,
         processor=step.processor,
         rollout=step.rollout,
+        sampling=step.sampling,
         reward=step.reward,
         max_rows=4,
         seed=0,

@@ -8,11 +8,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from experiments.bench.learner import relative_error
 from tests.steps import MAX_TOKENS, make_step, same, timeless, weights_of
-from vidbridge.algo.advantages import AdvantageScale, group_advantages
-from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
+from vidbridge.algo.advantages import SCALES, group_advantages
+from vidbridge.algo.objectives import grpo_loss
+from vidbridge.algo.token_weights import LossNorm, token_weights
 from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.plain import repeated_logprobs
-from vidbridge.step import Means, rewards_of, scored
+from vidbridge.step_metrics import LearnerMetrics, rewards_of
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,8 @@ def test_on_policy_loss_by_hand(tasks, folder):
     assert result.metrics["policy/ratio_max"] == 1.0 and result.metrics["policy/clip_high_frac"] == 0.0
     assert result.metrics["policy/loss"] == pytest.approx(0.0, abs=1e-5)
 
-    result = make_step(tasks, folder, loss_norm=LossNorm.token, advantage_scale=AdvantageScale.none)(0)
-    totals = rewards_of(result.groups, 4)
+    result = make_step(tasks, folder, loss_norm=LossNorm.token, advantage_scale="none")(0)
+    totals = rewards_of(result.groups)
     advantages = (totals - totals.mean(dim=1, keepdim=True)).flatten()
     lengths = torch.tensor([len(done.token_ids) for group in result.groups for done in group.completions])
     expected = -(advantages * lengths).sum() / lengths.sum()
@@ -61,7 +62,7 @@ def test_metrics_do_not_depend_on_the_cut_into_micro_batches(tasks, folder):
 
 
 def test_means_by_hand():
-    means = Means()
+    means = LearnerMetrics()
     means.add({"kl": 1.0, "ratio_max": 3.0, "clip": 0.5}, weight=1)
     means.add({"kl": 5.0, "ratio_max": 2.0}, weight=3)
     means.add({"clip": 0.1, "idle": 0.7}, weight=0)
@@ -87,7 +88,7 @@ def test_two_epochs_with_kl_have_the_gradients_of_repeated_rows(tasks, folder, m
 
     monkeypatch.setattr(engine, "update", spied)
     groups = step(0).groups
-    advantages = group_advantages(rewards_of(groups, 4), scored(groups), step.algo.advantage_scale).flatten()
+    advantages = group_advantages(rewards_of(groups), SCALES[step.algo.advantage_scale]).flatten()
     mask = loss_mask(groups)
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
 

@@ -9,10 +9,13 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import evaluate
 import train
 from tests.composing import composed, config_of, small_run
-from vidbridge import build, launch, parts
-from vidbridge.checks import ConfigError
-from vidbridge.data.rows import DataError
-from vidbridge.journal import read_lines
+from vidbridge.build import common
+from vidbridge.build.common import as_config_errors
+from vidbridge.build.evaluation import build_evaluation
+from vidbridge.build.train import build_trainer
+from vidbridge.errors import ConfigError, DataError
+from vidbridge.runtime import launch
+from vidbridge.runtime.jsonl_log import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +70,9 @@ def test_the_saved_model_scores_again_what_it_scored_after_training(trained, tmp
 
 
 def test_an_evaluation_builds_no_optimizer(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "build_engine", lambda *_: pytest.fail("nothing is trained"))
+    monkeypatch.setattr(common, "build_engine", lambda *_: pytest.fail("nothing is trained"))
     config = config_of(*trained[1], "algo.kl_beta=0.1")
-    evaluator, _ = build.build_evaluation(config, public={}, run_dir=tmp_path)
+    evaluator, _ = build_evaluation(config, public={}, run_dir=tmp_path)
     assert evaluator.rollout.policy.engine is None and evaluator.rollout.policy.reference is None
 
 
@@ -77,7 +80,7 @@ def test_without_a_number_of_steps_there_is_one_pass(trained, tmp_path):
     def built(*overrides):
         small = [override for override in trained[1] if not override.startswith("algo.")]
         config = config_of(*small, "steps=null", "prompts_per_step=3", *overrides)
-        return build.build_trainer(config, public={}, run_dir=tmp_path)
+        return build_trainer(config, public={}, run_dir=tmp_path)
 
     # 4 tasks of 2 rows: 8 in all, and 0.6136 * 8 = 4.9 of them for naive
     naive, matched = built("task_mix=naive"), built("task_mix=naive_matched")
@@ -103,16 +106,16 @@ def test_without_a_number_of_steps_there_is_one_pass(trained, tmp_path):
     ],
 )
 def test_what_only_the_builder_can_see_is_a_config_error_too(override, message, trained, tmp_path):
-    with pytest.raises(ConfigError) as error, build.as_config_errors():
-        build.build_trainer(config_of(*trained[1], override), public={}, run_dir=tmp_path)
+    with pytest.raises(ConfigError) as error, as_config_errors():
+        build_trainer(config_of(*trained[1], override), public={}, run_dir=tmp_path)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("override", ["judge._target_=os.system", "model.path=/no/such/folder", "model.device=foo"])
 def test_mistakes_are_refused_before_data_are_made(override, random_qwen_folder, tmp_path):
-    with pytest.raises(ConfigError), build.as_config_errors():
+    with pytest.raises(ConfigError), as_config_errors():
         config = config_of(*small_run(random_qwen_folder, tmp_path / "cache"), override)
-        build.build_trainer(config, public={}, run_dir=tmp_path)
+        build_trainer(config, public={}, run_dir=tmp_path)
     assert not (tmp_path / "cache").exists()
 
 
@@ -123,14 +126,14 @@ def test_that_the_hub_is_asked_is_said_before(random_qwen_folder, capsys, monkey
         asked.append((path, capsys.readouterr().out))
         return Mock()
 
-    monkeypatch.setattr(parts.Processor, "from_folder", from_folder)
+    monkeypatch.setattr(common.Processor, "from_folder", from_folder)
     for path in ("some/model", str(random_qwen_folder)):
-        parts.build_processor(config_of(f"model.path='{path}'"))
+        common.build_processor(config_of(f"model.path='{path}'"))
     (_, before), (_, nothing) = asked
     assert "some/model" in before and "hub" in before and nothing == ""
 
 
 def test_a_first_prompt_that_is_too_long_is_named_before_anything_is_trained(trained, tmp_path):
     config = config_of(*trained[1], "model.max_prompt_tokens=5")
-    with pytest.raises(DataError, match="/train/0: a prompt of .* max_prompt_tokens=5"), build.as_config_errors():
-        build.build_trainer(config, public={}, run_dir=tmp_path)
+    with pytest.raises(DataError, match="/train/0: a prompt of .* max_prompt_tokens=5"), as_config_errors():
+        build_trainer(config, public={}, run_dir=tmp_path)

@@ -14,14 +14,16 @@ from typing import Any, Callable, ContextManager, Mapping
 
 from torch.profiler import profile
 
-from vidbridge import STARTED, dist
-from vidbridge.checkpoint import Checkpoint, Checkpointer, check_same, fingerprint, newest
-from vidbridge.config import EvalConfig
-from vidbridge.evaluate import Evaluator, held_out
+from vidbridge import STARTED
+from vidbridge.config.schema import EvalConfig
+from vidbridge.errors import Stopped
+from vidbridge.evaluation.evaluator import Evaluator, held_out
 from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.seeding import random_state, set_random_state
-from vidbridge.stopping import Stopped, StopSignals
-from vidbridge.track.tracker import Tracker
+from vidbridge.record.tracker import Tracker
+from vidbridge.runtime import collectives
+from vidbridge.runtime.checkpoint import Checkpoint, Checkpointer, check_same, fingerprint, newest
+from vidbridge.runtime.random_state import random_state, set_random_state
+from vidbridge.runtime.signals import StopSignals
 from vidbridge.types import StepResult
 
 
@@ -119,7 +121,7 @@ class Trainer:
         progress.stage_s.update(stage_seconds(result.metrics))
         self.tracker.step(progress.step, result)
         # many ranks cannot agree on a checkpoint in the middle of the last evaluation, so they have one before it
-        last = progress.step == self.steps and (self.checkpointer.every > 0 or dist.world_size() > 1)
+        last = progress.step == self.steps and (self.checkpointer.every > 0 or collectives.world_size() > 1)
         due = last or self.checkpointer.due(progress.step)
         if self.eval.every and progress.step % self.eval.every == 0 and progress.step < self.steps:
             score = self._look(progress.step)
@@ -130,14 +132,14 @@ class Trainer:
             self._save(progress)
 
     def _found(self) -> Checkpoint | None:
-        """With ``resume`` the newest checkpoint that is whole: the first rank looks, all go on from what it finds."""
+        """Load the newest checkpoint that is whole, with ``resume``: rank 0 looks, all go on from what it finds."""
         if not self.resume:
             return None
         looked: tuple[Checkpoint | None, list[str]] = (None, [])
-        with dist.together():
-            if dist.is_first():
+        with collectives.fail_together():
+            if collectives.is_rank_0():
                 looked = newest(self.checkpointer.root)
-        found, refused = dist.everyones(looked)[0]
+        found, refused = collectives.all_gather(looked)[0]
         for line in refused:
             self.tracker.console.say(f"refused {line}")
         if found is None:
@@ -152,16 +154,16 @@ class Trainer:
             self.tracker.rewind({})
             return Progress()
         assert self.policy.engine is not None
-        with dist.together():
+        with collectives.fail_together():
             self.policy.engine.load(found.path)
-        set_random_state(found.state["random"][dist.rank()])
+        set_random_state(found.state["random"][collectives.rank()])
         self.tracker.rewind(found.state["position"])
         self.tracker.console.say(f"going on from {found.path.name}")
         return Progress.from_dict(found.state["progress"])
 
     def _record(self) -> dict[str, Any]:
         """The configuration and how many ranks share the work: a checkpoint has the parts of so many."""
-        return {**self.record, "world_size": dist.world_size()}
+        return {**self.record, "world_size": collectives.world_size()}
 
     def _save(self, progress: Progress, *, wait: bool = False) -> None:
         assert self.policy.engine is not None
@@ -169,7 +171,7 @@ class Trainer:
             "progress": progress.to_dict(),
             "best_step": progress.best_step,
             "position": self.tracker.position(),
-            "random": dist.everyones(random_state()),  # by rank
+            "random": collectives.all_gather(random_state()),  # by rank
             "record": self._record(),
             "fingerprint": fingerprint(self._record()),
             "wandb_id": self.tracker.wandb_id,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # annotations alone: the processes that read videos start wit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoRef:
-    """Where a video is, and which part of it counts.
+    """A video file, and the part of it that counts.
 
     >>> VideoRef(path="clips/a.mp4", start_s=2.0, end_s=None).start_s
     2.0
@@ -45,7 +45,7 @@ class Montage:
 
     @property
     def path(self) -> str:
-        """Of its first part: by that name it goes in tables and messages."""
+        """The path of its first part, by which it goes in tables and messages."""
         return self.parts[0].path
 
 
@@ -81,7 +81,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What the model is shown: chat messages with one video entry for each clip.
+    """The prompt that the model is shown: chat messages with one video entry for each clip.
 
     ``messages == ({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": ".."}]},)``
     """
@@ -103,6 +103,30 @@ class EncodedPrompt:
     rope_delta: int  # position of the first completion token = L + rope_delta
     pixel_values: torch.Tensor  # [patches, channels * temporal_patch * patch * patch] float32
     video_grid_thw: torch.Tensor  # [V, 3] int64, in patches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How completions are drawn. ValueError for a number out of its range."""
+
+    max_completion_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0  # the fewest tokens that together reach this probability may be drawn
+    min_p: float = 0.0  # tokens at least this fraction as likely as the likeliest may be drawn
+    stop: tuple[str, ...] = ()  # strings that end a completion, besides EOS
+    greedy: bool = False  # the likeliest token at every step; the temperature is that of the log-probabilities
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.max_completion_tokens < 1:
+            raise ValueError(f"max_completion_tokens must be positive, got {self.max_completion_tokens}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p < 1:
+            raise ValueError(f"min_p must lie in [0, 1), got {self.min_p}")
+        if not all(self.stop):
+            raise ValueError("stop must not hold an empty string: every completion would end at once")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,28 +155,34 @@ class RewardBreakdown:
     def scored(self) -> bool:
         return not math.isnan(self.total)
 
+    @classmethod
+    def unscored(cls) -> RewardBreakdown:
+        """Return what a completion has that nothing could score."""
+        return cls(total=math.nan, terms={}, gates={})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """A prompt and its G sibling completions; rewards are added by scoring.
 
-    ``trainable`` is False when nothing of the group could be scored: it is masked, never dropped. A single completion
-    that could not be scored is masked alone.
+    A completion that could not be scored has a total of nan: it is masked, never dropped.
     """
 
     sample: Sample
     prompt: Prompt
     encoded: EncodedPrompt
     completions: tuple[Completion, ...]
-    rewards: tuple[RewardBreakdown, ...] = ()
-    trainable: bool = True
+    rewards: tuple[RewardBreakdown, ...] = ()  # one for each completion; before scoring none
 
     @property
     def scored(self) -> tuple[bool, ...]:
-        """Which completions count; before scoring, all of a trainable group."""
-        if not self.rewards or not self.trainable:
-            return (self.trainable,) * len(self.completions)
-        return tuple(reward.scored for reward in self.rewards)
+        """Whether each completion counts; before scoring all do."""
+        return tuple(reward.scored for reward in self.rewards) or (True,) * len(self.completions)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether any completion counts."""
+        return any(self.scored)
 
     def light(self) -> Group:
         """Without frames and tensors: what the other ranks are told about it."""
@@ -204,7 +234,7 @@ class LossOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What one training step leaves behind for logging."""
+    """The metrics and groups of one training step, for logging."""
 
     metrics: Mapping[str, float]
     groups: tuple[Group, ...] = ()

@@ -12,8 +12,8 @@ from pathlib import Path
 from experiments.ablations import manifest
 from experiments.ablations.report import write_report
 from experiments.ablations.running import run_missing, runs_of
-from vidbridge.checks import ConfigError
-from vidbridge.track.console import Console
+from vidbridge.errors import ConfigError
+from vidbridge.record.console import Console
 
 
 def main() -> int:

@@ -13,9 +13,10 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vidbridge import launch
-from vidbridge.checks import ConfigError, require_known
-from vidbridge.config import Config
+from vidbridge.config.checks import require_known
+from vidbridge.config.schema import Config
+from vidbridge.errors import ConfigError
+from vidbridge.runtime import launch
 
 HERE = Path(__file__).parent
 _RESERVED = ("seed", "resume", "track.group", "hydra.run.dir")  # of the runner, not of a row

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.ablations import figure, results
 from experiments.ablations.manifest import Claim, Manifest
 from experiments.ablations.scores import Cell, Estimate, Seeds, difference, metric_of, score, tasks_of
-from vidbridge.metrics import METRICS
+from vidbridge.evaluation.paper_numbers import METRICS
 
 KINDS = {"greedy": "Greedy", "sampled": "Sampled at temperature 1"}
 # the column of the paper that stands for ours

@@ -16,11 +16,11 @@ from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vidbridge.checks import ConfigError
-from vidbridge.journal import read_lines
-from vidbridge.track.items import earned, is_scored
-from vidbridge.track.metrics_file import series
-from vidbridge.track.names import ITEMS, METRICS, SUMMARY
+from vidbridge.errors import ConfigError
+from vidbridge.evaluation.items import earned, is_scored
+from vidbridge.record.files import ITEMS, METRICS, SUMMARY
+from vidbridge.record.metrics_file import series
+from vidbridge.runtime.jsonl_log import read_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,13 +22,13 @@ from typing import Any
 from experiments.ablations import results
 from experiments.ablations.manifest import Manifest
 from experiments.ablations.results import Settings
-from vidbridge.checks import ConfigError
-from vidbridge.config import WANDB_NAME
-from vidbridge.cores import usable
-from vidbridge.stopping import handled
-from vidbridge.sweep import quoted
-from vidbridge.track.console import Console
-from vidbridge.track.names import SUMMARY
+from vidbridge.config.schema import WANDB_NAME
+from vidbridge.errors import ConfigError
+from vidbridge.record.console import Console
+from vidbridge.record.files import SUMMARY
+from vidbridge.runtime.cores import usable
+from vidbridge.runtime.signals import handled
+from vidbridge.runtime.sweep import quoted
 
 REPOSITORY = Path(__file__).parents[2]
 LOG, LOCK = "output.log", "lock"

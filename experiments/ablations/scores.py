@@ -8,9 +8,9 @@ from typing import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from experiments.ablations.results import Item, Result
-from vidbridge import metrics
-from vidbridge.bootstrap import interval, resampled_means
-from vidbridge.metrics import Metric
+from vidbridge.evaluation import paper_numbers
+from vidbridge.evaluation.intervals import interval, resampled_means
+from vidbridge.evaluation.paper_numbers import Metric
 
 Seeds = Mapping[int, Result]  # the results of a row
 
@@ -44,7 +44,7 @@ class Cell:
 
 def metric_of(task: str, result: Result) -> Metric:
     """The task's own, or its reward as a part of the most there is."""
-    return metrics.metric_of(task, result.maximum[task])
+    return paper_numbers.metric_of(task, result.maximum[task])
 
 
 def score(row: Seeds, kind: str, task: str) -> Estimate:

@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments.bench.harness import CONSOLE, arguments, finish, medians, number, show
 from vidbridge.media.decode import decode, resized
-from vidbridge.media.frames import FrameBudget
+from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.reader import VideoReader
 from vidbridge.types import VideoRef
 

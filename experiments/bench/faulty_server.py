@@ -1,4 +1,4 @@
-"""A judge server whose latency and faults are scripted: vidbridge.judges.serve, with all that goes wrong with servers.
+"""A judge server whose latency and faults are scripted: vidbridge.shapes_world.serve, with all that goes wrong.
 
     python -m experiments.bench.faulty_server --latency 0.1 --fault-frac 0.3 --seed 0
 
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Callable, Iterator, Sequence
 
-from vidbridge.judges import serve
+from vidbridge.shapes_world import serve
 
 FAULTS = (
     "status_429", "status_500", "status_503", "drop", "cut", "html", "nested", "no_choices", "prose", "fences",

@@ -51,7 +51,7 @@ from vidbridge.policy.loading import embed_patches_by_matmul, freeze
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.types import Group
+from vidbridge.types import Group, SamplingParams
 
 SIZES = {**RELEASED, "tiny": TINY}
 # dense bfloat16, TFLOP/s, by the data sheets; the first name that fits
@@ -122,8 +122,8 @@ class Bench:
         num_tokens, group_size = self.work.completion_tokens, self.work.group_size
 
         def generate(tokens: int) -> None:
-            rollout = SharedPrefixRollout(self.policy, max_completion_tokens=tokens)
-            rollout.generate([self._group.encoded], group_size, seed=0)
+            rollout, sampling = SharedPrefixRollout(self.policy), SamplingParams(max_completion_tokens=tokens)
+            rollout.generate([self._group.encoded], group_size, sampling, seed=0)
 
         lengths = {"one token": 1, "two tokens": 2, "all tokens": num_tokens}
         seconds = medians({name: partial(generate, tokens) for name, tokens in lengths.items()}, self.repeats)
@@ -156,7 +156,7 @@ class Bench:
             frozen=("visual",),
             device="cuda",  # in bfloat16 on the CPU too
         )
-        rollout = SharedPrefixRollout(policy, max_completion_tokens=self.work.completion_tokens)
+        rollout = SharedPrefixRollout(policy)
         step = grpo_step(policy, rollout, setting.sizes)
         predicted = max(moment.total for moment in plan.predictions(setting, step).values())
         step(0)  # the optimizer makes its tensors

@@ -17,7 +17,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from vidbridge.model_checks.peak import CPU, held_bytes, peak_extra_bytes, seconds_of
+from vidbridge.check_model.peak import CPU, held_bytes, peak_extra_bytes, seconds_of
 
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120)  # a file has room for every column
 

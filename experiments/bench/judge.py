@@ -16,10 +16,10 @@ from typing import Sequence
 from experiments.bench.faulty_server import Script, running, spawned
 from experiments.bench.harness import CONSOLE, arguments, finish, medians, show, show_seconds
 from vidbridge.judges.base import JudgeRequest, JudgeUnavailable, Reply
-from vidbridge.judges.exact import ExactJudge
-from vidbridge.judges.model import ModelJudge
-from vidbridge.judges.openai import OpenAIChat
-from vidbridge.text.shapes_language import KINDS
+from vidbridge.judges.llm_judge import ModelJudge
+from vidbridge.judges.openai_chat import OpenAIChat
+from vidbridge.shapes_world.exact_judge import ExactJudge
+from vidbridge.shapes_world.language import KINDS
 
 LATENCY_S = 0.1
 IN_FLIGHT = 64

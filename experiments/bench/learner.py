@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from experiments.bench.harness import announcing, arguments, finish, medians, number, peak_extra_mb, show
 from experiments.bench.shape import SMALL, TINY, Sides, load_sides, random_group
-from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
+from vidbridge.algo.objectives import grpo_loss
+from vidbridge.algo.token_weights import LossNorm, token_weights
 from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.plain import repeated_logprobs
 from vidbridge.types import Group

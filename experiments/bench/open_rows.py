@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from vidbridge.data.vidbridge_r1 import VidbridgeR1
+from vidbridge.data.formats.released_jsonl import VidbridgeR1
 from vidbridge.media.worker import peak_mb
 from vidbridge.tasks.caption import Caption
 

@@ -3,10 +3,11 @@
     python -m experiments.bench.plan [--json FILE]
 
 A random model takes one GRPO step. The peaks of its rollout and of its learner, beyond what the process held before
-there was a model, are compared with vidbridge/memory.py: in all, and beyond the weights and the optimizer that are
-there all the time. On the CPU resident pages are counted, twice: with every tensor on pages of its own, which is what
-the arithmetic is about, and with glibc left to itself, which keeps freed memory and so takes more. Where there is a
-CUDA device, the same steps in bfloat16 on it follow, counted by torch's allocator. Errors: predicted / measured - 1.
+there was a model, are compared with vidbridge/memory_plan/memory.py: in all, and beyond the weights and the
+optimizer, which are there all the time. On the CPU resident pages are counted, twice: with every tensor on pages of
+its own, which is what the arithmetic is about, and with glibc left to itself, which keeps freed memory and so takes
+more. Where there is a CUDA device, the same steps in bfloat16 on it follow, counted by torch's allocator. Errors:
+predicted / measured - 1.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import torch
 from experiments.bench.harness import CONSOLE, announcing, arguments, finish, held_mb, number, peak_extra_mb, show
 from experiments.bench.shape import MEDIUM, TINY, Shape, load_policy, never_end
 from experiments.bench.step import Sizes, grpo_step
-from vidbridge.choices import Dtype
-from vidbridge.config import ModelConfig
-from vidbridge.memory import Groups, Memory, ModelSize, Moment, Sharding
+from vidbridge.config.choices import Dtype
+from vidbridge.config.schema import ModelConfig
+from vidbridge.memory_plan.memory import Groups, Memory, ModelSize, Moment, Sharding
+from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.rollout.sampling import StopStrings
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep
 
@@ -77,8 +80,14 @@ PAGES_OF_THEIR_OWN = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes from which gli
 class EndingEarly(SharedPrefixRollout):
     """A quarter of the completions end just before the limit: then the cache is largest, and copied without them."""
 
-    def _ends(self, token_ids: torch.Tensor, rows: torch.Tensor, column: int) -> torch.Tensor:
-        return (rows % 4 == 0) & (column == self.max_completion_tokens - 3)
+    def __init__(self, policy: QwenVLPolicy, completion_tokens: int) -> None:
+        super().__init__(policy)
+        self.completion_tokens = completion_tokens
+
+    def _ends(
+        self, token_ids: torch.Tensor, rows: torch.Tensor, column: int, stop: StopStrings | None
+    ) -> torch.Tensor:
+        return (rows % 4 == 0) & (column == self.completion_tokens - 3)
 
 
 def measure(setting: Setting) -> dict[str, dict[str, float | None]]:
@@ -125,11 +134,11 @@ def prepared(setting: Setting) -> GrpoStep:
         device=setting.device,
     )
     never_end(policy)  # but where EndingEarly says so
-    return grpo_step(policy, EndingEarly(policy, max_completion_tokens=setting.completion_tokens), setting.sizes)
+    return grpo_step(policy, EndingEarly(policy, setting.completion_tokens), setting.sizes)
 
 
 def predictions(setting: Setting, step: GrpoStep) -> dict[str, Moment]:
-    """What vidbridge/memory.py says of the prompts of this step."""
+    """What vidbridge/memory_plan/memory.py says of the prompts of this step."""
     prompts = step.prompts(0)
     prompt, encoded = prompts[0].prompt, prompts[0].encoded
     spec = ModelConfig(

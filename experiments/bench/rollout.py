@@ -16,7 +16,7 @@ from experiments.bench import peers
 from experiments.bench.harness import arguments, finish, medians, show_seconds
 from experiments.bench.shape import SMALL, TINY, Sides, encode, load_sides, never_end
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.types import EncodedPrompt
+from vidbridge.types import EncodedPrompt, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Sampling:
     num_tokens: int
 
     def ours(self, prompts: Sequence[EncodedPrompt]) -> None:
-        rollout = SharedPrefixRollout(self.sides.policy, max_completion_tokens=self.num_tokens)
-        for completions in rollout.generate(prompts, self.group_size, seed=0):
+        rollout = SharedPrefixRollout(self.sides.policy)
+        sampling = SamplingParams(max_completion_tokens=self.num_tokens)
+        for completions in rollout.generate(prompts, self.group_size, sampling, seed=0):
             assert [len(done.token_ids) for done in completions] == [self.num_tokens] * self.group_size
 
     def num_return_sequences(self, prompts: Sequence[EncodedPrompt]) -> None:

@@ -20,16 +20,16 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 import vidbridge
-from vidbridge.media.frames import FrameBudget
-from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.shapes_world.create_model import SPECIAL_TOKENS, word_tokenizer
 from vidbridge.text.prompts import PromptTemplate
-from vidbridge.tiny import SPECIAL_TOKENS, word_tokenizer
 from vidbridge.types import Clip, Completion, EncodedPrompt, Group, Prompt, Sample
 
-EMBEDDED = Path(vidbridge.__file__).parent / "assets" / "tiny_qwen2_5_vl"
+EMBEDDED = Path(vidbridge.__file__).parent / "shapes_world" / "assets" / "tiny_qwen2_5_vl"
 PATCH, MERGE, TEMPORAL = 14, 2, 2  # of every Qwen2.5-VL
 NUM_FRAMES = 16
 FRAMES = FrameBudget(fps=None, max_frames=NUM_FRAMES, min_pixels=(PATCH * MERGE) ** 2, max_pixels=2**20)

@@ -20,19 +20,21 @@ from experiments.bench import peers
 from experiments.bench.harness import CONSOLE, arguments, finish, medians, show_seconds
 from experiments.bench.rollout import sampling_options
 from experiments.bench.shape import QUESTION, SMALL, TINY, Sides, engine_for, load_sides, never_end, random_prompt
-from vidbridge.algo.advantages import AdvantageScale, group_advantages
-from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
-from vidbridge.config import GrpoConfig
+from vidbridge.algo.advantages import group_advantages, group_std
+from vidbridge.algo.objectives import grpo_loss
+from vidbridge.algo.token_weights import LossNorm, token_weights
+from vidbridge.config.schema import GrpoConfig
 from vidbridge.data.mixture import Mixture
-from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.plain import repeated_logprobs
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
+from vidbridge.rewards.scoring import score_groups
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.scoring import score_groups
-from vidbridge.step import GrpoStep, rewards_of, scored
-from vidbridge.types import Completion, Group, Prompt, Sample
+from vidbridge.step import GrpoStep
+from vidbridge.step_metrics import rewards_of
+from vidbridge.types import Completion, Group, Prompt, Sample, SamplingParams
 
 TASK = "random"
 
@@ -92,13 +94,13 @@ def grpo_step(policy: QwenVLPolicy, rollout: SharedPrefixRollout, sizes: Sizes) 
         reward=REWARD,
         policy=policy,
         algo=GrpoConfig(group_size=sizes.group_size),
-        max_completion_tokens=sizes.completion_tokens,
+        sampling=SamplingParams(max_completion_tokens=sizes.completion_tokens),
         last=0,  # nothing is loaded ahead: that would be time taken from the others
     )
 
 
 def our_step(sides: Sides, sizes: Sizes) -> Callable[[], None]:
-    rollout = SharedPrefixRollout(sides.policy, max_completion_tokens=sizes.completion_tokens)
+    rollout = SharedPrefixRollout(sides.policy)
     step = grpo_step(sides.policy, rollout, sizes)
 
     def run() -> None:
@@ -121,8 +123,7 @@ class PeerStep:
 
     def __call__(self) -> None:
         groups = score_groups([self._sampled(index) for index in range(self.sizes.num_prompts)], REWARD)
-        rewards = rewards_of(groups, self.sizes.group_size)
-        advantages = group_advantages(rewards, scored(groups), AdvantageScale.group_std)
+        advantages = group_advantages(rewards_of(groups), group_std)
         for group, of_group in zip(groups, advantages):
             self._backward(group, of_group.float())
         self.engine.update()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Mapping
 
 from experiments.faults.harness import STEPS, Case, Options, main, overrides_of, resumed, sharded, unbroken_run, words
-from vidbridge.checkpoint import MANIFEST, newest
+from vidbridge.runtime.checkpoint import MANIFEST, newest
 
 
 def flip(path: Path) -> None:

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.faults.numbered import Made, Spec, make, number_of, plain
-from vidbridge.media.frames import FrameBudget
-from vidbridge.media.video_file import VideoError
-from vidbridge.media.workers import WorkerPool
+from vidbridge.errors import VideoError
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.media.pool import WorkerPool
 from vidbridge.types import VideoRef
 
 DEADLINE_S = 20.0

@@ -17,7 +17,8 @@ import numpy as np
 
 from experiments.faults.harness import Case, Options, main
 from experiments.faults.numbered import Made, Read, Spec, make, number_of, plain, second_readers, specs
-from vidbridge.media.video_file import VideoError, VideoFile
+from vidbridge.errors import VideoError
+from vidbridge.media.video_file import VideoFile
 
 # Files whose times the plain reader takes as the demuxer guesses them: decoding order, or another time 0.
 GUESSED = ("avi", "wmv")

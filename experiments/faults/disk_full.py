@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Iterator
 
 from experiments.faults.harness import OVERRIDES, REPOSITORY, Case, Options, main, overrides_of, run, sharded
-from vidbridge.checkpoint import newest
+from vidbridge.runtime.checkpoint import newest
 
 # room for the record, and for this many checkpoints and a half
 CHECKPOINTS = 2.5

@@ -27,7 +27,7 @@ from experiments.faults.harness import (
     wait_for,
     words,
 )
-from vidbridge.checkpoint import newest
+from vidbridge.runtime.checkpoint import newest
 
 LIMIT_S = 30.0
 MOMENTS = (1, 3, 4, 7, 8)

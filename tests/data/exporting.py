@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.own_videos import captions_entry, coin_entry, question_line
-from vidbridge.data import world
-from vidbridge.data.shapes import Shapes
 from vidbridge.media.write import write_mp4
+from vidbridge.shapes_world import world
+from vidbridge.shapes_world.shapes import Shapes
 from vidbridge.tasks.base import Task
 from vidbridge.text.prompts import option_lines
 

@@ -7,12 +7,11 @@ import pytest
 
 from tests.conftest import SHAPES_FRAMES
 from tests.ranks import on_ranks
-from vidbridge import dist
 from vidbridge.data.loader import BadSamples, Loader
+from vidbridge.errors import DataError, VideoError
 from vidbridge.media.decode import decode
-from vidbridge.media.video_file import VideoError
 from vidbridge.policy.processor import Processor
-from vidbridge.tasks.base import DataError
+from vidbridge.runtime import collectives
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +125,13 @@ def explore(tasks, folder, out):
     seen = {"own": {place: each.sample.uid for place, each in loaded.items()}, "before": loader.bad.num_bad}
     seen |= {"metrics": loader.report(loaded.values()), "bad": loader.bad.num_bad, "asked": loader.bad.num_asked}
     strict = BadSamples(max_frac=0.02)
-    for index in range(2 - dist.rank()):  # two here, one there: the third is one too many, and nobody met three
+    for index in range(2 - collectives.rank()):  # two here, one there: the third is one too many, and nobody met three
         strict.passes(task.sample(index))
-        strict.add(task.sample(index), ValueError(f"bad on rank {dist.rank()}"))
+        strict.add(task.sample(index), ValueError(f"bad on rank {collectives.rank()}"))
     with pytest.raises(DataError) as caught:
         strict.share()
     seen["error"] = str(caught.value)
-    (out / f"rank{dist.rank()}.json").write_text(json.dumps(seen))
+    (out / f"rank{collectives.rank()}.json").write_text(json.dumps(seen))
 
 
 def test_ranks_end_with_the_same_samples_and_know_the_same_of_the_bad_ones(shapes_tasks, untrained_folder, tmp_path):

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from vidbridge.data.rows import DataError, read_rows, write_rows
+from vidbridge.data.rows import read_rows, write_rows
+from vidbridge.errors import DataError
 from vidbridge.tasks.base import Row
 
 GOOD = {

@@ -11,14 +11,15 @@ import pytest
 from PIL import Image
 
 from tests.data.exporting import export_annotations
-from vidbridge.data.commands.job import Job
-from vidbridge.data.commands.write_qa import read_reply, write_qa
-from vidbridge.data.raw import Raw, part
-from vidbridge.data.rows import DataError
-from vidbridge.judges import pacing, serve
+from vidbridge.data.formats.annotated_videos import Raw, part
+from vidbridge.data.tools.job import Job
+from vidbridge.data.tools.write_qa import read_reply, write_qa
+from vidbridge.errors import DataError
+from vidbridge.judges import pacing
 from vidbridge.judges.base import JudgeUnavailable
-from vidbridge.judges.openai import OpenAIChat
-from vidbridge.media.frames import FrameBudget
+from vidbridge.judges.openai_chat import OpenAIChat
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.shapes_world import serve
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 
 BUDGET = FrameBudget(fps=None, max_frames=4, min_pixels=2304, max_pixels=2304, multiple=16)

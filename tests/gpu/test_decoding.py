@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
-from vidbridge.rollout.cache import _product
-from vidbridge.rollout.decoding import DecodeStep, _linear
-from vidbridge.rollout.shared_prefix import SharedPrefixRollout
+from tests.rollout.builders import sampler
+from vidbridge.rollout.decode_step import DecodeStep, _linear
+from vidbridge.rollout.kv_cache import _product
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -20,7 +20,7 @@ def policy(request, random_qwen_folder):
 
 
 def rollout_of(policy, tokens=40):
-    return SharedPrefixRollout(policy, max_completion_tokens=tokens, temperature=policy.temperature)
+    return sampler(policy, max_completion_tokens=tokens, temperature=policy.temperature)
 
 
 def sampled(policy, *, greedy=False, seed=1, tokens=40):
@@ -37,7 +37,7 @@ def without_a_graph(self, token_ids, positions, column):
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_captured_step_gives_the_logits_of_one_that_is_not(policy, monkeypatch, greedy):
     """Step by step on the same cache, while room grows and rows leave."""
-    monkeypatch.setattr("vidbridge.rollout.cache.FIRST_COLUMNS", 3)
+    monkeypatch.setattr("vidbridge.rollout.kv_cache.FIRST_COLUMNS", 3)
     captured, worst = DecodeStep.__call__, []
 
     def both(self, token_ids, positions, column):

@@ -1,8 +1,8 @@
 """Requests and judges in a word, for the judge tests."""
 
 from vidbridge.judges.base import JudgeRequest
-from vidbridge.judges.model import ModelJudge
-from vidbridge.judges.openai import OpenAIChat
+from vidbridge.judges.llm_judge import ModelJudge
+from vidbridge.judges.openai_chat import OpenAIChat
 
 SENTENCES = ("the square moves left", "it grows", "it moves up", "the square turns red", "it spins")
 

@@ -1,4 +1,4 @@
-"""A judge server in the dialects that people meet: vidbridge.judges.serve, with other refusals and replies."""
+"""A judge server in the dialects that people meet: vidbridge.shapes_world.serve, with other refusals and replies."""
 
 import json
 import threading
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 from urllib.parse import parse_qsl, urlsplit
 
-from vidbridge.judges import serve
-from vidbridge.judges.exact import ExactJudge
-from vidbridge.judges.prompts import read_request
+from vidbridge.judges.chat_prompt import read_request
+from vidbridge.shapes_world import serve
+from vidbridge.shapes_world.exact_judge import ExactJudge
 
 KINDS = {"score": "grade", "verdict": "verdict", "events": "extract", "labels": "entail"}
 Refused = tuple[int, Any] | None  # status and body: a text as it is, all else as JSON

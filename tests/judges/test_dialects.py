@@ -9,15 +9,15 @@ import pytest
 from tests.composing import composed
 from tests.judges.builders import every_kind, grade, openai_judge
 from tests.judges.dialects import ELSEWHERE, REFUSES, Dialect, choice, elsewhere, openai_error, speaking, thinks
-from vidbridge import launch
-from vidbridge.checks import ConfigError
+from vidbridge.build.common import build_judge
+from vidbridge.errors import ConfigError
 from vidbridge.judges import dialect as module
 from vidbridge.judges import pacing
 from vidbridge.judges.base import JudgeUnavailable
-from vidbridge.judges.cache import ReplyCache
-from vidbridge.judges.exact import ExactJudge
-from vidbridge.judges.openai import OpenAIChat, address
-from vidbridge.parts import build_judge
+from vidbridge.judges.openai_chat import OpenAIChat, address
+from vidbridge.judges.reply_cache import ReplyCache
+from vidbridge.runtime import launch
+from vidbridge.shapes_world.exact_judge import ExactJudge
 
 EXACT = ExactJudge().ask(every_kind())
 

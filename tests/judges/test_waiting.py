@@ -5,9 +5,11 @@ import socket
 from tests.doors import ROOT, run
 from tests.judges.builders import every_kind, openai_judge
 from tests.judges.dialects import REFUSES, Dialect, speaking
-from vidbridge import build, progress
+from vidbridge.build import common
+from vidbridge.build.common import check_tasks
 from vidbridge.judges import pacing
-from vidbridge.judges.exact import ExactJudge
+from vidbridge.runtime import progress
+from vidbridge.shapes_world.exact_judge import ExactJudge
 
 
 def test_a_run_says_whom_it_waits_for_how_long_and_why_in_vain(tmp_path):
@@ -33,9 +35,9 @@ class Asked:
 
 def told(judge, monkeypatch, capsys):
     """What is printed while the self-test asks this judge one thing of each kind."""
-    monkeypatch.setattr(build, "Loader", lambda *given: type("Loader", (), {"load": lambda self, samples: None})())
-    monkeypatch.setattr(build, "self_test", lambda tasks, reward, perfect: reward.judge.ask(every_kind()))
-    build.check_tasks({}, None, Asked(judge), None, perfect=True)
+    monkeypatch.setattr(common, "Loader", lambda *given: type("Loader", (), {"load": lambda self, samples: None})())
+    monkeypatch.setattr(common, "self_test", lambda tasks, reward, perfect: reward.judge.ask(every_kind()))
+    check_tasks({}, None, Asked(judge), None, perfect=True)
     return capsys.readouterr().out
 
 

@@ -6,8 +6,9 @@ import av
 import numpy as np
 import pytest
 
-from vidbridge.media.decode import VideoError, decode
-from vidbridge.media.frames import FrameBudget
+from vidbridge.errors import VideoError
+from vidbridge.media.decode import decode
+from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.write import write_mp4
 from vidbridge.types import Clip, VideoRef
 

@@ -11,7 +11,8 @@ import pytest
 
 from tests.media import videos
 from tests.media.videos import FPS, LEVELS, assert_counts, counting, shown, write_video
-from vidbridge.media.video_file import MAX_CANVAS_PIXELS, VideoError, VideoFile
+from vidbridge.errors import VideoError
+from vidbridge.media.video_file import MAX_CANVAS_PIXELS, VideoFile
 
 
 def refused(path, **part):
@@ -79,7 +80,7 @@ def test_a_huge_canvas_is_refused_before_it_is_allocated(tmp_path):
     code = f"""
 import resource
 from vidbridge.media.decode import VideoError, decode
-from vidbridge.media.frames import FrameBudget
+from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.types import VideoRef
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

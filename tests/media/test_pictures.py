@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from tests.media.videos import AS_IT_IS, FPS, LEVELS, assert_counts, corners, counting, grey, shown, write_video
+from vidbridge.errors import VideoError
 from vidbridge.media.decode import decode, letterboxed, resized
-from vidbridge.media.frames import FrameBudget
+from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.upright import turned
-from vidbridge.media.video_file import VideoError, VideoFile
+from vidbridge.media.video_file import VideoFile
 from vidbridge.types import Montage, VideoRef
 
 

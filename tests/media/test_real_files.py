@@ -14,11 +14,12 @@ from PIL import Image
 
 from experiments.faults.numbered import NUMBER, Spec, make, number_of, picture
 from tests.media.videos import AS_IT_IS, FPS, LEVELS, assert_counts, counting, grey, shown, write_video
-from vidbridge.data.annotations import read_annotations
+from vidbridge.data.formats.annotations import read_annotations
+from vidbridge.errors import VideoError
 from vidbridge.media.decode import decode
-from vidbridge.media.frames import FrameBudget
+from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.reader import VideoReader
-from vidbridge.media.video_file import VideoError, VideoFile
+from vidbridge.media.video_file import VideoFile
 from vidbridge.types import Montage, VideoRef
 
 

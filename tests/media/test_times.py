@@ -5,7 +5,7 @@ import pytest
 
 from tests.media import videos
 from tests.media.videos import FPS, assert_counts, counting, grey, shown, write_video
-from vidbridge.media.frames import FrameBudget
+from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.video_file import VideoFile
 
 

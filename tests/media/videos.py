@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from vidbridge.media.decode import decode
-from vidbridge.media.frames import FrameBudget
+from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.types import Clip, VideoRef
 
 FPS = 10

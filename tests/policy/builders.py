@@ -8,12 +8,12 @@ from typing import Sequence
 import torch
 
 from tests.conftest import random_clip, video_prompt
-from vidbridge.media.frames import FrameBudget
-from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.types import Completion, EncodedPrompt, Group, Prompt, Sample
+from vidbridge.types import Completion, EncodedPrompt, Group, Prompt, RewardBreakdown, Sample
 
 FRAMES = FrameBudget(fps=None, max_frames=8, min_pixels=64, max_pixels=1024)
 SAMPLE = Sample(uid="qa/train/0", task="qa", question="what?", answer="A", videos=())
@@ -45,14 +45,14 @@ def ragged_prompts() -> list[Prompt]:
     ]
 
 
-def make_group(policy: QwenVLPolicy, prompt: Prompt, texts: Sequence[str], trainable: bool = True) -> Group:
+def make_group(policy: QwenVLPolicy, prompt: Prompt, texts: Sequence[str], scored: bool = True) -> Group:
     completions = [Completion(text=text, token_ids=policy.processor.encode_completion(text)) for text in texts]
     return Group(
         sample=SAMPLE,
         prompt=prompt,
         encoded=policy.processor.encode(prompt),
         completions=tuple(completions),
-        trainable=trainable,
+        rewards=() if scored else (RewardBreakdown.unscored(),) * len(texts),
     )
 
 

@@ -9,7 +9,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests.policy.builders import make_policy, random_groups, whole_batch
 from tests.policy.dense import dense_attention, packed_ids, sees
-from vidbridge.algo.loss import LossNorm, grpo_loss, token_weights
+from vidbridge.algo.objectives import grpo_loss
+from vidbridge.algo.token_weights import LossNorm, token_weights
 from vidbridge.policy import attention
 from vidbridge.policy.attention import PackedFlex, PackedSdpa
 from vidbridge.policy.plain import repeated_logprobs

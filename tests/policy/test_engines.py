@@ -11,13 +11,13 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests.policy.builders import FRAMES, make_policy, random_groups, whole_batch
 from tests.ranks import on_ranks
-from vidbridge import dist
-from vidbridge.policy.engine import Diverged
-from vidbridge.policy.engine_files import load_weights
-from vidbridge.policy.engine_local import LocalEngine
+from vidbridge.errors import Diverged
+from vidbridge.policy.engines.files import load_weights
+from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
+from vidbridge.runtime import collectives
 
 KINDS = {
     "local": None,
@@ -45,7 +45,7 @@ def build(folder, kind, **loading):
     if kind is None:
         engine = LocalEngine(module, **ADAM)
     else:
-        from vidbridge.policy.engine_deepspeed import DeepSpeedEngine  # takes seconds to import
+        from vidbridge.policy.engines.zero import DeepSpeedEngine  # takes seconds to import
 
         engine = DeepSpeedEngine(module, **kind, **ADAM)
     return QwenVLPolicy(module, Processor.from_folder(folder, FRAMES), engine, reference=reference)
@@ -58,7 +58,7 @@ def learn(policy, updates, *, poison=None, text_only=False):
         groups[1::2] = random_groups(policy, LENGTHS[1::2], text_only=True)  # all of the second rank
     metrics = []
     for _ in range(updates):
-        for place in range(dist.rank(), len(groups), dist.world_size()):
+        for place in range(collectives.rank(), len(groups), collectives.world_size()):
             batch = whole_batch(policy, [groups[place]])
             logprobs, _ = policy.logprobs(batch)
             drift = policy.ref_logprobs(batch) - logprobs
@@ -93,7 +93,7 @@ def explore(folder, out):
             policy.engine.snapshot()(snapshot)
             if kind in SHARDED and loaded == "bfloat16":
                 parts = {str(number): part.detach() for number, part in enumerate(policy.engine._parts())}
-                save_file(parts, out / f"{kind}_rank{dist.rank()}.parts")
+                save_file(parts, out / f"{kind}_rank{collectives.rank()}.parts")
     policy = build(folder, KINDS["zero3"])
     learn(policy, 1, text_only=True)
     policy.save(out / "zero3" / "text only")
@@ -102,7 +102,7 @@ def explore(folder, out):
         other = plain["zero3" if kind == "zero2" else "zero2"]
         seen[f"{kind}, broken off"] = broken_off(folder, out, KINDS[kind], other)
         seen[f"{kind}, poisoned"] = poisoned(folder, KINDS[kind])
-    (out / f"rank{dist.rank()}.json").write_text(json.dumps(seen))
+    (out / f"rank{collectives.rank()}.json").write_text(json.dumps(seen))
 
 
 def bytes_held(policy):
@@ -264,7 +264,7 @@ def test_a_poisoned_gradient_of_one_rank_is_skipped_by_all(ran, kind):
 
 
 def test_bad_settings_are_refused(random_qwen_folder):
-    from vidbridge.policy.engine_deepspeed import DeepSpeedEngine
+    from vidbridge.policy.engines.zero import DeepSpeedEngine
 
     module = make_policy(random_qwen_folder).module
     with pytest.raises(ValueError, match="engine.stage must be 2, or 3 with or without offload, got 1"):

@@ -53,9 +53,9 @@ def test_rows_hold_every_group_once_within_the_budget(lengths, budget):
     assert len(totals) < 2 or totals[0] + totals[1] > budget
 
 
-def test_rows_of_an_untrainable_group_are_kept_but_masked(policy):
+def test_rows_of_an_unscored_group_are_kept_but_masked(policy):
     prompt = ragged_prompts()[0]
-    groups = [make_group(policy, prompt, ["A", "it"]), make_group(policy, prompt, ["B", "is"], trainable=False)]
+    groups = [make_group(policy, prompt, ["A", "it"]), make_group(policy, prompt, ["B", "is"], scored=False)]
     assert loss_mask(groups).tolist() == [[True, True], [True, True], [False, False], [False, False]]  # word, EOS
     batch = whole_batch(policy, groups)
     assert torch.equal(batch.loss_mask, loss_mask(groups)) and batch.sampled_mask.all()

@@ -11,10 +11,10 @@ from experiments.bench import gpu, plan
 from experiments.bench.harness import seconds_of
 from tests.policy.builders import make_policy, ragged_prompts, random_groups, whole_batch
 from tests.pretend_cuda import DEVICE, Graph, OnDevice, pretend_cuda
+from tests.rollout.builders import sampler
 from tests.steps import SameForHalf, make_step, timeless
-from vidbridge.rollout.cache import Decode, SharedPrefixCache
-from vidbridge.rollout.decoding import DecodeStep
-from vidbridge.rollout.shared_prefix import SharedPrefixRollout
+from vidbridge.rollout.decode_step import DecodeStep
+from vidbridge.rollout.kv_cache import Decode, SharedPrefixCache
 
 __all__ = ["pretend_cuda"]  # a fixture
 LENGTHS = [[5, 9, 2, 7], [3, 3, 12, 4], [6], [4, 4]]  # the fourth prompt has no video
@@ -50,7 +50,7 @@ def test_learner(random_qwen_folder, pretend_cuda, dtype, checkpointing):
 
 def test_rollout(random_qwen_folder, pretend_cuda, monkeypatch):
     """Captured again when room grows and when rows leave; every other token is a replay. Tokens as on the CPU."""
-    monkeypatch.setattr("vidbridge.rollout.cache.FIRST_COLUMNS", 3)
+    monkeypatch.setattr("vidbridge.rollout.kv_cache.FIRST_COLUMNS", 3)
     versions, step = [], DecodeStep.__call__
 
     def counted(self, *inputs):
@@ -64,7 +64,7 @@ def test_rollout(random_qwen_folder, pretend_cuda, monkeypatch):
     groups = []
     for policy in (here, there):
         versions.clear()
-        rollout = SharedPrefixRollout(policy, max_completion_tokens=24, temperature=0.7, stop=["grows"], top_p=0.95)
+        rollout = sampler(policy, max_completion_tokens=24, temperature=0.7, stop=("grows",), top_p=0.95)
         groups.append([done for group in rollout.generate(encoded, 8, seed=1) for done in group])
     assert [done.token_ids for done in groups[1]] == [done.token_ids for done in groups[0]]
     for one, other in zip(*groups, strict=True):
@@ -159,11 +159,11 @@ class TestThePretendedDevice:
         """A cache that gets new tensors without a new version: the fault that a capture is most likely to have."""
         _, there = both(random_qwen_folder)
         encoded = [there.processor.encode(ragged_prompts()[0])]
-        monkeypatch.setattr("vidbridge.rollout.cache.FIRST_COLUMNS", 3)
+        monkeypatch.setattr("vidbridge.rollout.kv_cache.FIRST_COLUMNS", 3)
         stuck = property(lambda self: 1, lambda self, value: None)
         monkeypatch.setattr(SharedPrefixCache, "version", stuck, raising=False)
         with pytest.raises(IndexError):
-            SharedPrefixRollout(there, max_completion_tokens=8).generate(encoded, 4, seed=1)
+            sampler(there, max_completion_tokens=8).generate(encoded, 4, seed=1)
 
     def test_a_mask_that_asks_the_host_is_found_out(self, random_qwen_folder, pretend_cuda, monkeypatch):
         made = Decode.__init__
@@ -175,6 +175,6 @@ class TestThePretendedDevice:
         monkeypatch.setattr(Decode, "__init__", asking)
         _, there = both(random_qwen_folder)
         with pytest.raises(AssertionError, match="wait"):
-            SharedPrefixRollout(there, max_completion_tokens=4).generate(
+            sampler(there, max_completion_tokens=4).generate(
                 [there.processor.encode(ragged_prompts()[0])], 2, seed=0
             )

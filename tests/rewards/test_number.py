@@ -1,7 +1,7 @@
 import pytest
 
 from tests.rewards.builders import raw, said, sample
-from vidbridge.rewards.number import Number
+from vidbridge.rewards.rules import Number
 
 COUNT = sample("counting", "3", question="How many cars?")
 

@@ -5,11 +5,10 @@ import pytest
 
 from tests.rewards.builders import raw, said, sample
 from vidbridge.judges.base import JudgeUnavailable
-from vidbridge.judges.exact import ExactJudge
-from vidbridge.rewards.choice import Choice
 from vidbridge.rewards.events import EventPrecision, EventRecall
-from vidbridge.rewards.format import Format
 from vidbridge.rewards.judged import Grade, Verdict
+from vidbridge.rewards.rules import Choice, Format
+from vidbridge.shapes_world.exact_judge import ExactJudge
 
 QA = sample("qa", "B", options=("moves left", "grows", "spins", "hides"))
 DARK = sample("dark_event_infer", "the square moves left")

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rewards.builders import raw, said, sample
-from vidbridge.rewards.wording import CONNECTIVES, HEDGES, MAX_BONUS, Wording, wording
+from vidbridge.rewards.style import CONNECTIVES, HEDGES, MAX_BONUS, Wording, wording
 
 
 @pytest.mark.parametrize(

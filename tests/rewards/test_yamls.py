@@ -9,8 +9,8 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from tests.rewards.builders import raw, said, sample
-from vidbridge.judges.exact import ExactJudge
 from vidbridge.rewards.base import GatedSum
+from vidbridge.shapes_world.exact_judge import ExactJudge
 
 FOLDER = Path(__file__).parents[2] / "conf" / "reward"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

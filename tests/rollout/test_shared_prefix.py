@@ -11,10 +11,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from experiments.bench.peers import generate
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
+from tests.rollout.builders import sampler
 from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.rollout.cache import Decode, SharedPrefixCache
+from vidbridge.rollout.kv_cache import Decode, SharedPrefixCache
 from vidbridge.rollout.sampling import StopStrings, draw, truncate, uniforms_of
-from vidbridge.rollout.shared_prefix import SharedPrefixRollout
+from vidbridge.types import SamplingParams
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def encoded(policy):
 
 
 def make_rollout(policy, *, max_completion_tokens=16, max_rows=64):
-    return SharedPrefixRollout(
+    return sampler(
         policy, max_completion_tokens=max_completion_tokens, temperature=policy.temperature, max_rows=max_rows
     )
 
@@ -252,7 +253,7 @@ def test_room_grows_with_the_completions(policy, encoded, monkeypatch):
     """More tokens than the first piece of room holds: the same as with room for all from the start."""
     rollout = make_rollout(policy, max_completion_tokens=40)
     wide = rollout.generate(encoded, 2, seed=5)
-    monkeypatch.setattr("vidbridge.rollout.cache.FIRST_COLUMNS", 3)
+    monkeypatch.setattr("vidbridge.rollout.kv_cache.FIRST_COLUMNS", 3)
     narrow = rollout.generate(encoded, 2, seed=5)
     assert [[c.token_ids for c in group] for group in wide] == [[c.token_ids for c in group] for group in narrow]
 
@@ -260,8 +261,8 @@ def test_room_grows_with_the_completions(policy, encoded, monkeypatch):
 def test_a_stop_string_ends_a_completion(policy, encoded):
     """The same random numbers with and without: cut after the token that completes the string, which stays."""
     options = {"max_completion_tokens": 30, "temperature": policy.temperature}
-    free = SharedPrefixRollout(policy, **options).generate(encoded, 16, seed=8)
-    cut = SharedPrefixRollout(policy, stop=["grows", "</answer>"], **options).generate(encoded, 16, seed=8)
+    free = sampler(policy, **options).generate(encoded, 16, seed=8)
+    cut = sampler(policy, stop=("grows", "</answer>"), **options).generate(encoded, 16, seed=8)
     num_stopped = 0
     for one, other in zip([c for g in free for c in g], [c for g in cut for c in g], strict=True):
         assert one.token_ids[: len(other.token_ids)] == other.token_ids
@@ -296,12 +297,12 @@ def test_a_stop_string_of_many_tokens_and_bytes_is_found_when_it_is_whole(stop):
 def test_top_p_and_min_p_leave_what_they_should_and_report_the_whole_distribution(policy, encoded):
     """With next to nothing left, sampling is greedy, token for token; the log-probabilities are those of all tokens."""
     options = {"max_completion_tokens": 12, "temperature": policy.temperature}
-    greedy = SharedPrefixRollout(policy, **options).generate(encoded, 2, seed=0, greedy=True)
+    greedy = sampler(policy, **options).generate(encoded, 2, seed=0, greedy=True)
     for narrow in ({"top_p": 1e-6}, {"min_p": 0.9999}):
-        sampled = SharedPrefixRollout(policy, **options, **narrow).generate(encoded, 2, seed=0)
+        sampled = sampler(policy, **options, **narrow).generate(encoded, 2, seed=0)
         assert sampled == greedy
-    wide = SharedPrefixRollout(policy, **options).generate(encoded, 8, seed=0)
-    cut = SharedPrefixRollout(policy, top_p=0.5, **options).generate(encoded, 8, seed=0)
+    wide = sampler(policy, **options).generate(encoded, 8, seed=0)
+    cut = sampler(policy, top_p=0.5, **options).generate(encoded, 8, seed=0)
     assert cut != wide
     batch = whole_batch(policy, sampled_groups(ragged_prompts(), encoded, cut))
     gap = (policy.logprobs(batch)[0].detach() - batch.sampler_logprobs).abs()
@@ -329,11 +330,13 @@ def test_decoding_in_16_bits_is_as_exact_as_the_inputs():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be > 0"),
+        ({"temperature": 0.0}, "temperature must be positive"),
         ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]"),
-        ({"min_p": 1.0}, r"min_p in \[0, 1\)"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens must be positive"),
+        ({"stop": ("x", "")}, "every completion would end at once"),
+        ({"min_p": 1.0}, r"min_p must lie in \[0, 1\)"),
     ],
 )
-def test_bad_settings_are_refused(policy, setting, message):
+def test_bad_settings_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
-        SharedPrefixRollout(policy, max_completion_tokens=4, **setting)
+        SamplingParams(**{"max_completion_tokens": 4, **setting})

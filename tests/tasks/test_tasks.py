@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 
-from vidbridge.data.shapes import Shapes, cut
-from vidbridge.data.world import Scene, Thing, describe, render
-from vidbridge.judges.exact import ExactJudge
-from vidbridge.media.frames import FrameBudget
+from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.rewards.base import GatedSum
-from vidbridge.rewards.choice import Choice
 from vidbridge.rewards.events import EventPrecision, EventRecall
-from vidbridge.rewards.format import Format
 from vidbridge.rewards.judged import Grade, Verdict
-from vidbridge.rewards.wording import Wording
+from vidbridge.rewards.rules import Choice, Format
+from vidbridge.rewards.style import Wording
+from vidbridge.shapes_world.exact_judge import ExactJudge
+from vidbridge.shapes_world.shapes import Shapes, cut
+from vidbridge.shapes_world.world import Scene, Thing, describe, render
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA

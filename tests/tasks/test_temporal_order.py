@@ -7,12 +7,13 @@ import pytest
 
 import train
 from tests.composing import composed, small_run, templates
-from vidbridge import build, launch
-from vidbridge.data.shapes import Shapes
-from vidbridge.data.world import Scene, Thing, describe
-from vidbridge.judges.exact import verdict
-from vidbridge.media.frames import FrameBudget
+from vidbridge.build.common import as_config_errors
+from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.processor import Processor
+from vidbridge.runtime import launch
+from vidbridge.shapes_world.exact_judge import verdict
+from vidbridge.shapes_world.shapes import Shapes
+from vidbridge.shapes_world.world import Scene, Thing, describe
 from vidbridge.tasks.temporal_order import TemporalOrder
 
 SQUARE = Thing("square", "red", "small", (1, 1))
@@ -51,7 +52,7 @@ def test_a_video_with_more_than_one_possible_order_is_left_out(kinds):
 def test_it_is_told_in_words_that_the_embedded_model_knows(tmp_path):
     rows = Shapes(root=str(tmp_path), seed=0, num_rows={"train": 8}).rows(TemporalOrder(), "train")
     task = TemporalOrder(template=templates("tiny")["temporal_order"]).with_rows(rows, FRAMES)
-    processor = Processor.from_folder(str(launch.PACKAGE / "assets/tiny_qwen2_5_vl"), FRAMES, 1024)
+    processor = Processor.from_folder(str(launch.PACKAGE / "shapes_world/assets/tiny_qwen2_5_vl"), FRAMES, 1024)
     unknown = processor.tokenizer.unk_token_id
     for sample in map(task.sample, range(8)):
         assert unknown not in processor.encode(task.prompt(sample)).input_ids
@@ -62,7 +63,7 @@ def test_training_on_it_takes_one_override_for_the_task_and_one_for_its_share(ra
     chosen = ["+task=temporal_order", "task_mix=qa", "+task_mix.shares.temporal_order=100000"]
     cfg = composed(*small_run(random_qwen_folder, tmp_path / "cache"), *chosen)
     (tmp_path / "run").mkdir()
-    with build.as_config_errors():
+    with as_config_errors():
         train.train(launch.to_dataclasses(cfg), launch.public(cfg), tmp_path / "run")
     assert "reward/temporal_order/verdict" in (tmp_path / "run" / "metrics.jsonl").read_text()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -1,21 +1,77 @@
-"""How much better a completion is than its siblings."""
+"""How much better a completion is than its siblings.
+
+Rewards are [P, G] with nan where a completion could not be scored. ``algo.advantage_scale`` names one of SCALES, or a
+function of one's own by its dotted name.
+"""
 
 from __future__ import annotations
 
-from enum import Enum
+from typing import Mapping, Protocol
 
 import torch
 
 # Equal rewards that were added up in different orders differ by less than this; real differences are larger.
 _ROUNDING = 1e-6
+_EPS = 1e-4  # added to a deviation
 
 
-class AdvantageScale(str, Enum):
-    """What the distance from the group's mean is divided by."""
+class Scale(Protocol):
+    def __call__(
+        self,
+        rewards: torch.Tensor,  # [P, G] float64, 0 where not scored
+        scored: torch.Tensor,  # [P, G] bool
+        tasks: torch.Tensor,  # [P] int64, which groups belong to one task
+    ) -> torch.Tensor:
+        """Return what the distance from the group's mean is divided by, [P, 1] or a scalar."""
 
-    none = "none"  # nothing: Dr. GRPO
-    group_std = "group_std"  # the group's own spread: GRPO
-    batch_std = "batch_std"  # the spread of all rewards of the step: arXiv 2508.08221
+
+def no_scale(rewards: torch.Tensor, scored: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
+    """1: Dr. GRPO (arXiv 2503.20783) equation 3."""
+    return torch.ones(())
+
+
+def group_std(
+    rewards: torch.Tensor, scored: torch.Tensor, tasks: torch.Tensor, eps: float = _EPS
+) -> torch.Tensor:
+    """The group's own unbiased deviation: GRPO as in DeepSeekMath (arXiv 2402.03300) section 4.1.2."""
+    counts = scored.sum(dim=1, keepdim=True)
+    return (_centred(rewards, scored).square().sum(dim=1, keepdim=True) / (counts - 1).clamp(min=1)).sqrt() + eps
+
+
+def batch_std(
+    rewards: torch.Tensor, scored: torch.Tensor, tasks: torch.Tensor, eps: float = _EPS
+) -> torch.Tensor:
+    """The unbiased deviation of all rewards of the step: arXiv 2508.08221."""
+    every = rewards[scored]
+    return (every.std() if len(every) > 1 else torch.zeros(())) + eps
+
+
+SCALES: Mapping[str, Scale] = {"none": no_scale, "group_std": group_std, "batch_std": batch_std}
+
+
+def group_advantages(
+    rewards: torch.Tensor,  # [P, G]; nan: not scored
+    scale: Scale,
+    tasks: torch.Tensor | None = None,  # [P] int64, the task of each group; None: all of one
+) -> torch.Tensor:  # [P, G] float32
+    """Return (reward - group mean) / scale.
+
+    The mean is that of the scored siblings. What is not scored, and degenerate groups, are exactly zero, which
+    arithmetic alone would not give: in float32 eight rewards of 0.7 come out as 6e-4 each.
+    """
+    scored = ~rewards.isnan()
+    values = torch.where(scored, rewards.double(), 0.0)
+    tasks = torch.zeros(len(rewards), dtype=torch.long) if tasks is None else tasks
+    scaled = _centred(values, scored) / scale(values, scored, tasks)
+    return torch.where(degenerate(rewards)[:, None], 0.0, scaled).float()
+
+
+def degenerate(rewards: torch.Tensor) -> torch.Tensor:
+    """Return which groups teach nothing, because all scored siblings earned the same or none is scored: [P] bool."""
+    scored = ~rewards.isnan()
+    highest = torch.where(scored, rewards, -torch.inf).amax(dim=1)
+    lowest = torch.where(scored, rewards, torch.inf).amin(dim=1)
+    return highest - lowest <= _ROUNDING  # -inf where none is scored
 
 
 def overlong_penalty(
@@ -34,32 +90,6 @@ def overlong_penalty(
     return ((max_completion_tokens - buffer - lengths.double()) / buffer).clamp(min=-1.0, max=0.0)
 
 
-def degenerate(rewards: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """Which groups have nothing to teach because all ``scored`` siblings earned the same: twice [P, G] -> [P] bool."""
-    highest = torch.where(scored, rewards, -torch.inf).amax(dim=1)
-    lowest = torch.where(scored, rewards, torch.inf).amin(dim=1)
-    return highest - lowest <= _ROUNDING  # -inf where none is scored
-
-
-def group_advantages(
-    rewards: torch.Tensor,  # [P, G]
-    scored: torch.Tensor,  # [P, G] bool, False: no reward, whatever stands in its place
-    scale: AdvantageScale,
-    eps: float = 1e-4,
-) -> torch.Tensor:  # [P, G] float32
-    """(reward - group mean) / (std + eps): DeepSeekMath (arXiv 2402.03300) section 4.1.2.
-
-    With ``none`` there is no division: Dr. GRPO (arXiv 2503.20783) equation 3. Standard deviations are
-    the unbiased ones, as in the released trainer. Means and deviations are those of the scored siblings; what is not
-    scored, and degenerate groups, are exactly zero, which arithmetic alone would not give: in float32 eight rewards of
-    0.7 come out as 6e-4 each.
-    """
-    values = torch.where(scored, rewards.double(), 0.0)
+def _centred(values: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     counts = scored.sum(dim=1, keepdim=True)
-    centred = torch.where(scored, values - values.sum(dim=1, keepdim=True) / counts.clamp(min=1), 0.0)
-    if scale is AdvantageScale.group_std:
-        centred = centred / ((centred.square().sum(dim=1, keepdim=True) / (counts - 1).clamp(min=1)).sqrt() + eps)
-    elif scale is AdvantageScale.batch_std:
-        every = values[scored]
-        centred = centred / ((every.std() if len(every) > 1 else 0.0) + eps)
-    return torch.where(degenerate(values, scored)[:, None], 0.0, centred).float()
+    return torch.where(scored, values - values.sum(dim=1, keepdim=True) / counts.clamp(min=1), 0.0)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
-from vidbridge import dist
-from vidbridge.data.cost import estimated_tokens
 from vidbridge.data.prefetch import one_torch_thread
-from vidbridge.journal import append_lines, resumed_lines
+from vidbridge.data.prompt_length import estimated_tokens
+from vidbridge.errors import DataError, VideoError
 from vidbridge.media.reader import VideoReader
-from vidbridge.media.video_file import VideoError
 from vidbridge.policy.processor import Processor
-from vidbridge.tasks.base import DataError, Task
+from vidbridge.runtime import collectives
+from vidbridge.runtime.jsonl_log import append_lines, resumed_lines
+from vidbridge.tasks.base import Task
 from vidbridge.types import EncodedPrompt, Prompt, Sample
 
 BAD_SAMPLES = "bad_samples.jsonl"  # in the folder of a run
@@ -34,7 +34,7 @@ class Loaded:
 
 @dataclass(slots=True)
 class _News:
-    """What this rank has met and the others have not been told."""
+    """Bad samples that this rank has met and the others have not been told of."""
 
     num_asked: int = 0
     num_bad: int = 0
@@ -66,7 +66,7 @@ class BadSamples:
 
     @property
     def uids(self) -> frozenset[str]:
-        """Of all bad ones, those of earlier runs in the same folder too."""
+        """Return the uids of all bad samples, of earlier runs in the same folder too."""
         with self._lock:
             return frozenset(self._uids)
 
@@ -99,7 +99,7 @@ class BadSamples:
         """Called by all ranks at the same place, after which they know of the same; DataError on all, or on none."""
         with self._lock:
             mine, self._news = self._news, _News()
-        everyones = dist.everyones(mine)
+        everyones = collectives.all_gather(mine)
         with self._lock:
             for news in everyones:
                 self._shared_asked += news.num_asked
@@ -113,7 +113,7 @@ class BadSamples:
         if line["uid"] in self._uids:
             return
         self._uids.add(line["uid"])
-        if self.path is not None and dist.is_first():
+        if self.path is not None and collectives.is_rank_0():
             append_lines(self.path, [line])
 
     def _check(self, num_asked: int, num_bad: int, last: str = "one known from before") -> None:
@@ -136,13 +136,13 @@ class Loader:
         self._pool = ThreadPoolExecutor(width, "loader", initializer=one_torch_thread) if width > 1 else None
 
     def own(self, samples: Sequence[Sample]) -> dict[int, Sample]:
-        """Those of ``samples`` that this rank works on, by their places."""
+        """Return the samples that this rank works on, by their index."""
 
         def tokens(place: int) -> float:
             sample = samples[place]
             return estimated_tokens(sample, self.tasks[sample.task], self.processor)
 
-        return {place: samples[place] for place in dist.own_share(len(samples), tokens)}
+        return {place: samples[place] for place in collectives.my_share(len(samples), tokens)}
 
     def load(
         self,
@@ -151,7 +151,7 @@ class Loader:
         *,
         replace: bool = True,
     ) -> dict[int, Loaded]:
-        """With everything read, by place; this may run beside a training step.
+        """Return the samples with everything read, by index; this may run beside a training step.
 
         Without ``replace`` a bad sample leaves its place empty.
         """
@@ -165,7 +165,7 @@ class Loader:
     def report(self, loaded: Iterable[Loaded]) -> dict[str, float]:
         """How many samples of this batch were bad, on any rank; called by all, which learn what the others met."""
         self.bad.share()
-        return {"data/bad": dist.total([float(sum(each.num_bad for each in loaded))])[0]}
+        return {"data/bad": collectives.all_reduce_sum([float(sum(each.num_bad for each in loaded))])[0]}
 
     def _prompt(self, sample: Sample) -> Prompt:
         return self.tasks[sample.task].prompt(sample)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from vidbridge.tasks.base import MULTIPLE_CHOICE, DataError, Row
+from vidbridge.errors import DataError
+from vidbridge.tasks.base import MULTIPLE_CHOICE, Row
 from vidbridge.text.option_reader import about, question_and_options, written
 from vidbridge.text.sanitize import check_text, check_unicode, without_placeholder
 
@@ -43,7 +44,7 @@ def read_rows(path: Path, problem_type: str) -> list[Row]:
 
 
 class Problems:
-    """What is wrong with a file, line by line."""
+    """Problems of a file, line by line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

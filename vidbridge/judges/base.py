@@ -21,10 +21,6 @@ class JudgeUnavailable(Exception):
     """There is no trustworthy reply: the judge cannot be reached or does not keep to the form."""
 
 
-class JudgeLost(RuntimeError):
-    """So much goes unscored that training on the rest makes no sense; the message names who and why."""
-
-
 Kind = Literal["grade", "verdict", "extract", "entail"]
 Reply = str | JudgeUnavailable  # JSON, or why there is none
 
@@ -64,12 +60,12 @@ class Judge(ABC):
         """A reply for each request, in order. May raise JudgeUnavailable for all of them, and JudgeLost."""
 
     def metrics(self) -> dict[str, float]:
-        """What happened on all ranks since this was called last; called by all ranks."""
+        """Return what happened on all ranks since this was called last; called by all ranks."""
         return {}
 
 
 def parse_reply(request: JudgeRequest, reply: Reply) -> object:
-    """What the reply says, whatever was asked; raises JudgeUnavailable unless it is exactly of the form asked for."""
+    """Return what the reply says; raises JudgeUnavailable unless it is exactly of the form asked for."""
     if request.kind == "entail":
         return parse_labels(reply, len(request.events))
     return {"grade": parse_score, "verdict": parse_verdict, "extract": parse_events}[request.kind](reply)

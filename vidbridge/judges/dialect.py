@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Mapping, Sequence
 
-from vidbridge.judges.prompts import Chat
+from vidbridge.judges.chat_prompt import Chat
 
 _REFUSALS = (200, 400, 404, 405, 415, 422, 501)  # statuses that may be about the request; 200: a page, or an error
 _NO_SUCH_PLACE = (404, 405)
@@ -20,7 +20,7 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """What a server said in place of a reply; ``is_page``: HTML, which no judge sends."""
+    """The answer of a server in place of a reply; ``is_page``: HTML, which no judge sends."""
 
     status: int
     text: str
@@ -39,7 +39,7 @@ class Dialect:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What is not as usual of all that may change a reply: part of its key in the cache."""
+        """Return what is not as usual of all that may change a reply: part of its key in the cache."""
         usual = Dialect()
         names = ("form", "temperature", "system")
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(usual, name)}

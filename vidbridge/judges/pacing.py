@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from vidbridge import dist
-from vidbridge.checks import ConfigError
+from vidbridge.errors import ConfigError
+from vidbridge.runtime import collectives
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0  # between two attempts
 _PASSING = (408, 409, 425, 429)  # beside 5xx: statuses that may be others the next time
@@ -17,7 +17,7 @@ class Pace:
     def __init__(self, per_minute: float | None) -> None:
         if per_minute is not None and per_minute <= 0:
             raise ConfigError(f"judge: a limit per minute must be positive or null, got {per_minute}")
-        self.per_minute = None if per_minute is None else per_minute / dist.world_size()
+        self.per_minute = None if per_minute is None else per_minute / collectives.world_size()
         self._free_at = 0.0
 
     def reserve(self, units: float, now: float) -> float:

@@ -26,7 +26,7 @@ _DURATION = r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+"
 
 
 def text_of(completion: Any) -> str:
-    """What the only choice says, undressed. JudgeUnavailable where there is no text, with the reason it gives for that.
+    """Return what the only choice says, undressed. JudgeUnavailable where there is no text, with the reason.
 
     >>> text_of("<html><title>502</title><h1>Bad gateway</h1></html>")
     Traceback (most recent call last):

@@ -10,9 +10,10 @@ from typing import Mapping
 import numpy as np
 from PIL import Image
 
+from vidbridge.errors import VideoError
 from vidbridge.media.edit import blackout
-from vidbridge.media.frames import FrameBudget
-from vidbridge.media.video_file import VideoError, VideoFile
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.media.video_file import VideoFile
 from vidbridge.types import Clip, Montage, VideoRef
 
 

@@ -9,8 +9,8 @@ from typing import Iterator
 
 import av
 
+from vidbridge.errors import VideoError
 from vidbridge.media.clock import DECODE_ORDERED
-from vidbridge.media.errors import VideoError
 
 TOLERANCE_S = 0.5  # a header may differ from the packets by so much, and a last frame stay on show for so long
 MAX_STEP_BACK_S = 1.0  # decoding times never fall; in damaged streams they stumble
@@ -64,7 +64,7 @@ def measure(container: av.container.InputContainer, stream: av.VideoStream, path
 
 
 def _own_end_s(stream: av.VideoStream) -> float | None:
-    """What the header says about the pictures alone; FFmpeg gives other containers' streams the length of the file."""
+    """Return the end that the header gives the pictures alone; of other containers FFmpeg knows the file's only."""
     has_own = any(each in stream.container.format.name for each in ("mov", "avi"))
     if has_own and stream.duration and stream.time_base is not None:
         return float(((stream.start_time or 0) + stream.duration) * stream.time_base)

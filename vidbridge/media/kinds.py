@@ -46,7 +46,7 @@ READ = "mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogv and gif files"
 
 
 def kind_of(path: str) -> str | None:
-    """What a file is by its first bytes, where that is nothing that is read; None where nobody knows."""
+    """Return what a file is by its first bytes, where that is nothing that is read; None where nobody knows."""
     with open(path, "rb") as file:
         head = file.read(512)
     if not head.strip(b"\0"):

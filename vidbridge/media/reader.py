@@ -6,11 +6,12 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from vidbridge.media.cache import Decode, FrameCache
+from vidbridge.errors import VideoError
 from vidbridge.media.decode import decode
-from vidbridge.media.frames import FrameBudget
-from vidbridge.media.video_file import VideoError, VideoFile
-from vidbridge.media.workers import WorkerPool
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.media.frame_cache import Decode, FrameCache
+from vidbridge.media.pool import WorkerPool
+from vidbridge.media.video_file import VideoFile
 from vidbridge.types import Clip, Montage, VideoRef
 
 
@@ -52,7 +53,7 @@ class VideoReader:
         return self.pool.size if self.pool else 1
 
     def confined(self, video: VideoRef | Montage) -> VideoRef | Montage:
-        """With paths that have been followed; VideoError if one of them leads out of the folder."""
+        """Return the video with paths that have been followed; VideoError if one leads out of the folder."""
         if isinstance(video, Montage):
             return replace(video, parts=tuple(self._confined(part) for part in video.parts))
         return self._confined(video)

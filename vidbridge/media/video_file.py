@@ -15,8 +15,8 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
+from vidbridge.errors import VideoError
 from vidbridge.media.clock import FrameClock
-from vidbridge.media.errors import VideoError
 from vidbridge.media.extent import MAX_PAUSE_S, TOLERANCE_S, measure
 from vidbridge.media.kinds import READ, kind_of
 from vidbridge.media.upright import upright
@@ -229,7 +229,7 @@ class VideoFile:
             self._due.add(packet.pts)
 
     def _packets(self) -> Iterator[av.Packet]:
-        """Those of the stream. Where matroska loses its way it goes on at the next good place and says nothing."""
+        """Yield the packets of the stream. VideoError where matroska has lost its way, which it does not say."""
         leaves_gaps = "matroska" in self._container.format.name
         end: int | None = None
         for packet in self._container.demux() if leaves_gaps else self._container.demux(self._stream):
@@ -339,7 +339,7 @@ def _check_file(path: str) -> None:
 
 
 def _added_bytes(packet: av.Packet) -> int:
-    """What a matroska block carries besides its picture: how transparent it is."""
+    """Return what a matroska block carries besides its picture: how transparent it is."""
     return sum(each.data_size for each in packet.iter_sidedata() if each.data_type == "matroska_block_additional")
 
 

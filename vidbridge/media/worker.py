@@ -15,9 +15,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vidbridge.errors import VideoError
 from vidbridge.media.decode import decode
-from vidbridge.media.frames import FrameBudget
-from vidbridge.media.video_file import VideoError, VideoFile
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.media.video_file import VideoFile
 from vidbridge.types import Clip, Montage, VideoRef
 
 
@@ -43,7 +44,7 @@ def from_request(request: dict[str, Any]) -> tuple[VideoRef | Montage, FrameBudg
 
 
 def describe(path: str) -> dict[str, Any]:
-    """What the first frame and the headers say."""
+    """Return what the first frame and the headers say."""
     with VideoFile(path) as file:
         return {"duration_s": file.duration_s, "height": file.height, "width": file.width}
 

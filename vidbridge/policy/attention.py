@@ -34,7 +34,7 @@ class Attends(Protocol):
         value: torch.Tensor,  # [B, K, S, D]
         scaling: float,
     ) -> torch.Tensor:  # [B, S, H, D]
-        """What transformers calls an attention interface, with the layer's number."""
+        """Return what transformers calls an attention interface, with the layer's number."""
 
 
 def _attend(

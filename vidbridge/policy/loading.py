@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from vidbridge import dist
 from vidbridge.policy.attention import enable_shared_prefix
 from vidbridge.policy.model_folder import read_config, read_json
+from vidbridge.runtime import collectives
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -71,7 +71,7 @@ def load_model(
 def resolve_device(device: str) -> torch.device:
     """ValueError for a device that does not exist or is not there."""
     if device == "auto":
-        device = f"cuda:{dist.local_rank()}" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{collectives.local_rank()}" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # what torch raises differs from build to build
@@ -112,7 +112,7 @@ def check_covered(path: str, found: Mapping[str, Any]) -> None:
             f"the weights at {path!r} do not cover the model: they lack {_first(missing)}, which would be random. "
             f"{_hint(missing, unexpected)}"
         )
-    if unexpected and dist.is_first():
+    if unexpected and collectives.is_rank_0():
         log.warning("not used of the weights at %r: %s", path, _first(unexpected))
 
 

@@ -111,7 +111,7 @@ def pad_completions(completions: Sequence[Completion]) -> tuple[torch.Tensor, to
 
 
 def pad_logprobs(completions: Sequence[Completion]) -> torch.Tensor | None:
-    """What the sampler reported [N, T], 0 on padding; None for completions that were not sampled."""
+    """Return what the sampler reported [N, T], 0 on padding; None for completions that were not sampled."""
     rows = [torch.tensor(done.sampler_logprobs) for done in completions if done.sampler_logprobs is not None]
     return pad_sequence(rows, batch_first=True) if len(rows) == len(completions) else None
 

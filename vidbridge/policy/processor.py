@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig
 
-from vidbridge.media.frames import FrameBudget
-from vidbridge.media.patches import patchify
+from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.model_folder import (
     read_config,
     read_json,
@@ -25,6 +24,7 @@ from vidbridge.policy.model_folder import (
     rename_tokenizer_keys,
     write_preprocessing,
 )
+from vidbridge.policy.patches import patchify
 from vidbridge.policy.positions import mrope_positions
 from vidbridge.text.chat_tokens import ChatTokens
 from vidbridge.types import Clip, EncodedPrompt, Prompt
@@ -133,7 +133,7 @@ class Processor:
         return torch.tensor(sorted((special | set(unused)) - {self.eos_id}), dtype=torch.long)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """What the model reads up to the assistant's turn, with one placeholder for each video."""
+        """Return what the model reads up to the assistant's turn, with one placeholder for each video."""
         return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from vidbridge import dist
 from vidbridge.algo.logprobs import linear_logprobs
 from vidbridge.policy.attention import last_hidden, packed_attention
-from vidbridge.policy.engine import Engine
+from vidbridge.policy.engines.base import Engine
 from vidbridge.policy.model_folder import flatten_config
 from vidbridge.policy.packing import fill_rows, masked, pack, packed_tokens
 from vidbridge.policy.processor import Processor
+from vidbridge.runtime import collectives
 from vidbridge.types import Batch, Group
 
 
@@ -121,7 +121,7 @@ class QwenVLPolicy:
         taught = [index for index in range(len(groups)) if teaches is None or teaches[index]]
         rows = fill_rows([lengths[index] for index in taught], self.max_packed_tokens)
         batches = [batch_of([taught[index] for index in row]) for row in rows]
-        missing = max(1, *dist.everyones(len(batches))) - len(batches)
+        missing = max(1, *collectives.all_gather(len(batches))) - len(batches)
         return batches + [masked(batch_of([lengths.index(min(lengths))]))] * missing
 
     def logprobs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,8 +155,8 @@ class QwenVLPolicy:
         ``tags`` are further ones of the card, such as the algorithm. Called by all ranks; the first one writes.
         """
         module = self.whole()
-        with dist.together():
-            if dist.is_first():
+        with collectives.fail_together():
+            if collectives.is_rank_0():
                 module = module if self.saved_dtype is None else copy.deepcopy(module).to(self.saved_dtype)
                 module.save_pretrained(path)
                 flatten_config(Path(path))

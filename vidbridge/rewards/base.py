@@ -88,7 +88,7 @@ class GatedSum:
         return _total({name: gate.maximum for name, gate in self.gates.items()}, best, weights)
 
     def metrics(self) -> dict[str, float]:
-        """What the judge did since this was called last, which all ranks do together."""
+        """Return what the judge did since this was called last, which all ranks do together."""
         return self.judge.metrics() if self.judge else {}
 
     def _weights(self, task: str) -> Mapping[str, float]:
@@ -98,7 +98,7 @@ class GatedSum:
 
 
 def _total(gates: Mapping[str, float], terms: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """What a closed gate or a weight of 0 keeps out cannot leave a completion unscored."""
+    """Return the total; what a closed gate or a weight of 0 keeps out cannot leave a completion unscored."""
     gate = math.prod(gates.values())
     return gate * sum(weight * terms[name] for name, weight in weights.items() if weight) if gate else 0.0
 

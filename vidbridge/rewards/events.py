@@ -57,7 +57,7 @@ class EventPrecision:
 
 
 def _captions(sample: Sample, completions: Sequence[Completion]) -> list[str]:
-    """What the completions tell; "" for one that says nothing, which costs no request."""
+    """Return what the completions tell; "" for one that says nothing, which costs no request."""
     captions = [answer_of(completion.text) for completion in completions]
     return ["" if says_nothing(caption, sample.answer) else caption for caption in captions]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Callable, Protocol, Sequence
 
 from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.types import Completion, EncodedPrompt
+from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 
 Ended = Callable[[int, tuple[Completion, ...]], None]  # told the place of a prompt, and all of its completions
 Progress = Callable[[float], None]  # told the share of the work done so far, in (0, 1]
@@ -22,14 +22,14 @@ class RolloutEngine(Protocol):
         self,
         prompts: Sequence[EncodedPrompt],
         group_size: int,
+        sampling: SamplingParams,
         *,
         seed: int,
         places: Sequence[int] | None = None,
-        greedy: bool = False,
         ended: Ended | None = None,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """``group_size`` completions for each prompt, in order; the likeliest token at every place if ``greedy``.
+        """Return ``group_size`` completions for each prompt, in order.
 
         ``ended`` is called once for each prompt, as soon as its last completion has ended.
         """

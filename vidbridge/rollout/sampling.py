@@ -8,11 +8,20 @@ from typing import Callable, Sequence
 import numpy as np
 import torch
 
+from vidbridge.types import SamplingParams
+
 
 def uniforms_of(seed: int, places: Sequence[int], group_size: int, num_tokens: int) -> torch.Tensor:
     """Numbers [N, T] in [0, 1), ``group_size`` rows for each prompt; those of prompt i come from (seed, i) alone."""
     drawn = [np.random.default_rng([seed, place]).random((group_size, num_tokens)) for place in places]
     return torch.from_numpy(np.concatenate(drawn))
+
+
+def choose(logprobs: torch.Tensor, uniforms: torch.Tensor | None, sampling: SamplingParams) -> torch.Tensor:
+    """Return a token id [N] for each row of log-probabilities [N, V]; the likeliest one without ``uniforms`` [N]."""
+    if uniforms is None:
+        return logprobs.argmax(dim=-1)
+    return draw(truncate(logprobs, top_p=sampling.top_p, min_p=sampling.min_p), uniforms)
 
 
 def draw(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -8,9 +8,9 @@ import torch
 
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rollout.base import Ended, Progress
-from vidbridge.rollout.decoding import DecodeStep, prefill
-from vidbridge.rollout.sampling import StopStrings, draw, truncate, uniforms_of
-from vidbridge.types import Completion, EncodedPrompt
+from vidbridge.rollout.decode_step import DecodeStep, prefill
+from vidbridge.rollout.sampling import StopStrings, choose, uniforms_of
+from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 
 _WORTH_LEAVING = 0.75  # ended rows leave the batch once no more than this part of it need remain
 
@@ -20,34 +20,17 @@ class SharedPrefixRollout:
 
     At most ``max_rows`` completions are decoded together, or one group where a group is larger. Completions that have
     ended leave, as far as the others still form a grid of prompts times siblings. A completion ends with
-    EOS, or with the token that completes one of ``stop``. ``sampler_logprobs`` belong to the distribution at
-    ``temperature`` over the tokens that are not suppressed, which the learner differentiates: in greedy mode too, and
-    before ``top_p`` and ``min_p`` take tokens out.
+    EOS, or with the token that completes one of the stop strings. ``sampler_logprobs`` belong to the distribution at
+    the temperature over the tokens that are not suppressed, which the learner differentiates: in greedy mode too, and
+    before top-p and min-p take tokens out.
     """
 
-    def __init__(
-        self,
-        policy: QwenVLPolicy,
-        *,
-        max_completion_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        stop: Sequence[str] = (),
-        max_rows: int = 128,
-    ):
-        if temperature <= 0 or max_completion_tokens < 1 or max_rows < 1:
-            raise ValueError(
-                f"temperature must be > 0, max_completion_tokens and max_rows >= 1, "
-                f"got {temperature}, {max_completion_tokens} and {max_rows}"
-            )
-        if not (0 < top_p <= 1 and 0 <= min_p < 1):
-            raise ValueError(f"top_p must lie in (0, 1] and min_p in [0, 1), got {top_p} and {min_p}")
+    def __init__(self, policy: QwenVLPolicy, *, max_rows: int = 128):
+        if max_rows < 1:
+            raise ValueError(f"max_rows must be positive, got {max_rows}")
         self.sync(policy)
-        self.max_completion_tokens = max_completion_tokens
-        self.temperature, self.top_p, self.min_p = temperature, top_p, min_p
-        self.stop = StopStrings(stop, policy.processor.decode) if stop else None
         self.max_rows = max_rows
+        self._stop: StopStrings | None = None  # the last ones asked for, with what is known of their tokens
 
     def sync(self, policy: QwenVLPolicy) -> None:
         """Nothing is copied where the engine does not divide the weights: its module is sampled as it is then."""
@@ -57,10 +40,10 @@ class SharedPrefixRollout:
         self,
         prompts: Sequence[EncodedPrompt],
         group_size: int,
+        sampling: SamplingParams,
         *,
         seed: int,
         places: Sequence[int] | None = None,
-        greedy: bool = False,
         ended: Ended | None = None,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
@@ -70,7 +53,8 @@ class SharedPrefixRollout:
         for start in range(0, len(prompts), chunk_size):
             chunk = prompts[start : start + chunk_size]
             here = places[start : start + chunk_size]
-            drawn = None if greedy else uniforms_of(seed, here, group_size, self.max_completion_tokens)
+            limit = sampling.max_completion_tokens
+            drawn = None if sampling.greedy else uniforms_of(seed, here, group_size, limit)
 
             def report(share: float) -> None:
                 if progress is not None:
@@ -80,7 +64,7 @@ class SharedPrefixRollout:
                 if ended is not None:
                     ended(here[nth], done)
 
-            completions += self._decode(chunk, group_size, drawn, tell, report)
+            completions += self._decode(chunk, group_size, sampling, drawn, tell, report)
         return completions
 
     @torch.no_grad()
@@ -88,11 +72,13 @@ class SharedPrefixRollout:
         self,
         prompts: Sequence[EncodedPrompt],
         group_size: int,
+        sampling: SamplingParams,
         uniforms: torch.Tensor | None,  # [N, T] in [0, 1), None: greedy
         tell: Ended,  # by index in ``prompts``
         report: Progress,
     ) -> list[tuple[Completion, ...]]:
-        module, processor, limit = self.module.eval(), self.policy.processor, self.max_completion_tokens
+        module, processor, limit = self.module.eval(), self.policy.processor, sampling.max_completion_tokens
+        stop = self._stop_strings(sampling.stop)
         cache, logits = prefill(module, prompts, group_size, pad_id=processor.pad_id)
         device, num_rows = logits.device, len(prompts) * group_size
         step = DecodeStep(module, cache)
@@ -115,14 +101,14 @@ class SharedPrefixRollout:
 
         for column in range(limit):
             here = rows.flatten()
-            distribution = self._distribution(logits)
-            token = self._choose(distribution, None if uniforms is None else uniforms[here, column])
+            distribution = self._distribution(logits, sampling.temperature)
+            token = choose(distribution, None if uniforms is None else uniforms[here, column], sampling)
             # a row that has ended goes on while its siblings do; nothing after its length is read
             token_ids[here, column] = token
             logprobs[here, column] = distribution.gather(1, token[:, None]).squeeze(1)
             report((column + 1) / limit)
 
-            ends = self._ends(token_ids, growing, column)
+            ends = self._ends(token_ids, growing, column, stop)
             if ends.any():  # else nothing is to be told, and nobody leaves
                 lengths[growing[ends]] = column + 1
                 growing = growing[~ends]
@@ -150,23 +136,26 @@ class SharedPrefixRollout:
         report(1.0)
         return [groups[prompt] for prompt in range(len(prompts))]
 
-    def _distribution(self, logits: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [N, V] at the temperature, -inf for what is never sampled."""
-        scaled = logits.float() / self.temperature
+    def _stop_strings(self, strings: tuple[str, ...]) -> StopStrings | None:
+        if not strings:
+            return None
+        if self._stop is None or self._stop.strings != strings:
+            self._stop = StopStrings(strings, self.policy.processor.decode)
+        return self._stop
+
+    def _distribution(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Return the log-probabilities [N, V] at the temperature, -inf for what is never sampled."""
+        scaled = logits.float() / temperature
         return scaled.index_fill_(1, self.policy.suppressed_ids, -torch.inf).log_softmax(dim=-1)
 
-    def _choose(self, distribution: torch.Tensor, uniforms: torch.Tensor | None) -> torch.Tensor:
-        """A token [N] for each row [N, V]; the likeliest one without ``uniforms`` [N]."""
-        if uniforms is None:
-            return distribution.argmax(dim=-1)
-        return draw(truncate(distribution, top_p=self.top_p, min_p=self.min_p), uniforms)
-
-    def _ends(self, token_ids: torch.Tensor, rows: torch.Tensor, column: int) -> torch.Tensor:
-        """[len(rows)] bool: is the token at ``column`` of these rows of ``token_ids`` their last one?"""
+    def _ends(
+        self, token_ids: torch.Tensor, rows: torch.Tensor, column: int, stop: StopStrings | None
+    ) -> torch.Tensor:
+        """Return whether the token at ``column`` of these rows of ``token_ids`` is their last one, [len(rows)] bool."""
         ends = token_ids[rows, column] == self.policy.processor.eos_id
-        if self.stop is not None:
-            first = max(column + 1 - self.stop.reach, 0)
-            ends |= self.stop(token_ids[rows, first : column + 1])
+        if stop is not None:
+            first = max(column + 1 - stop.reach, 0)
+            ends |= stop(token_ids[rows, first : column + 1])
         return ends
 
     def _read(self, token_ids: torch.Tensor, logprobs: torch.Tensor, lengths: torch.Tensor) -> tuple[Completion, ...]:

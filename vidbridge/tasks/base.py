@@ -10,19 +10,16 @@ from typing import Any, ClassVar, Iterator, Mapping, Self, Sequence
 
 import numpy as np
 
-from vidbridge.media.cache import Decode
+from vidbridge.errors import DataError
 from vidbridge.media.decode import decode
 from vidbridge.media.edit import Piece
-from vidbridge.media.frames import FrameBudget
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.media.frame_cache import Decode
 from vidbridge.text import prompts
 from vidbridge.text.options import LETTERS
 from vidbridge.types import Montage, Prompt, Sample, VideoRef
 
 MULTIPLE_CHOICE = "MCQA"  # the released problem type whose rows must have options
-
-
-class DataError(ValueError):
-    """Rows or videos that cannot be used; the message says where and why, one problem a line."""
 
 
 @contextmanager
@@ -60,7 +57,7 @@ class Question:
 
     @property
     def letter(self) -> str:
-        """Of the right option: the answer itself, or what it ends with ("the square grows" and "grows")."""
+        """Return the letter of the right option, whose text is the answer or its end ("the square grows", "grows")."""
         places = [index for index, option in enumerate(self.options) if self.answer == option]
         places = places or [index for index, option in enumerate(self.options) if self.answer.endswith(option)]
         assert len(places) == 1, self
@@ -78,7 +75,7 @@ class Source:
     subject: str = ""  # what the events are about, as it starts: "small red square, left top"
 
     def notes(self, hidden: TimedEvent | None = None) -> str:
-        """What a careful viewer would note down: "big red pie, left top: first grows, second dark, last hides." """
+        """Return a careful viewer's notes: "big red pie, left top: first grows, second dark, last hides." """
         if not self.subject:
             return ""
         noted = [f"{event.noted.split()[0]} dark" if event is hidden else event.noted for event in self.events]
@@ -192,7 +189,7 @@ class Task(ABC):
         return len(self.rows)
 
     def sample(self, index: int) -> Sample:
-        """Of row ``index``; past the last one the rows come round again."""
+        """Return the sample of row ``index``; past the last one the rows come round again."""
         epoch, place = divmod(index, len(self.rows))
         row = self.rows.draw(place, epoch) if isinstance(self.rows, DrawnRows) else self.rows[place]
         return Sample(

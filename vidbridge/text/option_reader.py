@@ -44,7 +44,7 @@ _INSTRUCTION = re.compile(
 
 @dataclass(frozen=True)
 class Mark:
-    """What an option begins with, and where."""
+    """The mark that an option begins with, and where it stands."""
 
     kind: str
     place: int  # A, a and 1 are 0
@@ -54,7 +54,7 @@ class Mark:
 
     @property
     def unclosed(self) -> str:
-        """What must close at the end of the option: "**" of "**A. cup**"."""
+        """Return what must close at the end of the option: "**" of "**A. cup**"."""
         opened = [each for each in self.style[0] if each in "([{（【*_`"]
         closing = "".join(reversed(opened)).translate(_MIRRORED)
         return "" if all(each in self.style[1] for each in closing) else closing
@@ -221,7 +221,7 @@ def about(name: str) -> Iterator[None]:
 
 
 def folded(text: str) -> str:
-    """With single blanks for all white space, and none around."""
+    """Return the text with single blanks for all white space, and none around."""
     return " ".join(text.split())
 
 

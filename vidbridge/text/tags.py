@@ -45,7 +45,7 @@ def answer_start(text: str) -> int | None:
 
 
 def answer_of(text: str) -> str:
-    """What stands in the answer block, stripped; "" unless there is exactly one block with no tag inside.
+    """Return what stands in the answer block, stripped; "" unless there is exactly one block with no tag inside.
 
     The rest of the completion does not matter here: whether it is well formed is the business of the
     format gate, and a reward without that gate must still have something to read.

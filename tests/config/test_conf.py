@@ -1,0 +1,235 @@
+"""Every yaml composes, and every kind of mistake is refused with a message that helps."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import wandb
+from hydra import compose, initialize_config_dir
+
+from tests.composing import composed, config_of
+from vidbridge.algo.token_weights import LossNorm
+from vidbridge.config.checks import did_you_mean
+from vidbridge.config.choices import WandbMode
+from vidbridge.config.instantiate import check_targets
+from vidbridge.config.schema import GrpoConfig, SftConfig, TrackConfig
+from vidbridge.errors import ConfigError
+from vidbridge.runtime import launch
+
+CHOICES = sorted(
+    (path.parent.relative_to(launch.CONF).as_posix(), path.stem)
+    for path in launch.CONF.rglob("*.yaml")
+    if path.parent != launch.CONF and path.parent.name not in ("task", "local") and not path.stem.startswith("_")
+    and "hydra" not in path.relative_to(launch.CONF).parts  # of Hydra itself
+)
+TASKS = ["qa", "caption", "dark_event_infer", "mix_vid_qa"]
+
+
+@pytest.mark.parametrize("group, name", CHOICES)
+def test_every_yaml_makes_a_valid_configuration_of_allowed_targets(group, name):
+    config = config_of(f"{group}={name}")
+    nodes = [config.data, config.judge, *config.tasks.values(), vars(config.rollout), vars(config.engine)]
+    for reward in (config.reward, config.eval.reward):
+        nodes += [node for part in ("gates", "terms") for node in reward[part].values() if node is not None]
+    for node in nodes:
+        assert check_targets("node", node, ("vidbridge.",))
+
+
+def test_sweeps_can_go_to_a_cluster():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra 'slurm'")
+    launch.register()
+    with initialize_config_dir(str(launch.CONF), version_base="1.3"):
+        cfg = compose("config", ["hydra/launcher=slurm"], return_hydra_config=True)
+    assert cfg.hydra.launcher.tasks_per_node == 1 and "SlurmLauncher" in cfg.hydra.launcher._target_
+
+
+def test_the_default_is_the_method():
+    config = config_of()
+    shares = config.task_mix.shares
+    assert list(config.tasks) == TASKS
+    # 2003 + 4624 + 1841 + 2332 = 10800 rows: 18.5 %, 42.8 %, 17.0 %, 21.6 %
+    assert [round(shares[task] / sum(shares.values()), 3) for task in TASKS] == [0.185, 0.428, 0.17, 0.216]
+    assert config.reward == config.eval.reward
+    assert config.algo == GrpoConfig()  # the paper's settings are the defaults of the dataclass too
+
+
+def test_an_ablation_of_the_reward_is_evaluated_by_the_whole_reward_on_all_tasks():
+    config = config_of("reward=no_gate", "task_mix=qa")
+    assert config.reward["gates"] == {"format": None}
+    assert config.eval.reward == config_of().eval.reward
+    assert list(config.tasks) == TASKS
+
+
+def test_the_other_algorithms_change_what_they_are_named_for():
+    dr_grpo, dapo = config_of("algo=dr_grpo").algo, config_of("algo=dapo").algo
+    assert dr_grpo == GrpoConfig(loss_norm=LossNorm.constant, advantage_scale="none")
+    assert dapo == GrpoConfig(
+        loss_norm=LossNorm.token, clip_high=0.28, ppo_epochs=2, max_refills=2, overlong_frac=0.2
+    )
+    gspo = config_of("algo=gspo").algo
+    assert gspo == GrpoConfig(objective="clipped_sequence", ppo_epochs=2, clip_low=3e-4, clip_high=4e-4)
+    assert isinstance(config_of("algo=sft").algo, SftConfig)
+
+
+@pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "task_mix"])
+def test_a_pass_has_as_many_rows_as_in_the_paper(name):
+    mix = config_of(f"task_mix={name}").task_mix
+    rows = 10800 if name == "naive_matched" else sum(mix.shares.values())  # 2003 + 4624 for naive: 0.6136 of all
+    assert mix.size_frac == pytest.approx(rows / 10800, abs=1e-4)
+
+
+def test_a_model_brings_the_numbers_that_fit_it():
+    def numbers(*overrides):
+        config = config_of(*overrides)
+        rollout = (config.rollout.max_completion_tokens, config.rollout.max_rows)
+        return config.optim.lr, *rollout, config.prompts_per_step, config.engine.max_packed_tokens
+
+    assert numbers() == (2e-4, 64, 256, 12, 2048)
+    for size in (3, 7, 32, 72):
+        assert numbers(f"model=qwen2_5_vl_{size}b") == (1e-6, 2048, 32, 32, 16384)
+        assert config_of(f"model=qwen2_5_vl_{size}b").model.path == f"Qwen/Qwen2.5-VL-{size}B-Instruct"
+    # the command line and debug=.. come after the model
+    assert numbers("model=qwen2_5_vl_7b", "optim.lr=1e-5", "debug=smoke") == (1e-5, 2048, 32, 2, 16384)
+
+
+@pytest.mark.parametrize("size", ["7b", "3b"])
+def test_the_large_experiments_have_the_settings_of_the_paper(size):
+    config = config_of(f"experiment=vidbridge_{size}")
+    assert config.model.path == f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct" and config.model.frozen == []
+    assert config.algo == GrpoConfig() and config.algo.group_size == 8 and config.algo.kl_beta == 0
+    assert (config.steps, config.prompts_per_step, config.task_mix.name) == (None, 32, "proxy")
+    assert (config.optim.lr, config.optim.schedule.value, config.optim.warmup_frac) == (1e-6, "linear", 0)
+    assert (config.rollout.temperature, config.rollout.max_completion_tokens) == (1, 2048)
+    frames = config.frames
+    assert (frames.fps, frames.max_frames) == (None, 16)
+    assert (frames.min_pixels, frames.max_pixels) == (128 * 28 * 28, 196 * 28 * 28)
+
+
+def test_tasks_can_be_left_out():
+    config = config_of("task=[qa]", "task_mix=qa")
+    assert list(config.tasks) == ["qa"] and "caption" in config.reward
+
+
+def test_a_value_can_be_overridden_deep_inside():
+    config = config_of("reward.caption.event_precision=0.25", "track=none", "frames.fps=null")
+    assert config.reward["caption"]["event_precision"] == 0.25
+    assert config.eval.reward["caption"]["event_precision"] == 0.5
+    assert config.track.wandb is WandbMode.off
+    assert config.frames.fps is None
+
+
+MISTAKES = {
+    "reward.captoin.wording=1": ["reward.captoin", "Did you mean 'caption'?"],
+    "+reward.captoin.wording=1": ["no task 'captoin'", "Did you mean 'caption'?"],
+    "reward.qa.choice=often": ["reward.qa.choice must be a finite number", "often"],
+    "reward.qa.choice=nan": ["reward.qa.choice must be a finite number"],
+    "+reward.qa.chioce=1": ["reward.qa: there is no term 'chioce'. Did you mean 'choice'?"],
+    "+eval.reward.qa.chioce=1": ["eval.reward.qa: there is no term 'chioce'"],
+    "reward=no_gate +reward.qa.format=1": ["there is no term 'format'"],  # a gate, and taken out
+    "model.pth=x": ["model.pth", "Did you mean 'path'?"],
+    "+model.pth=x": ["no key 'pth'", "Did you mean 'path'?"],
+    "+nonsense=1": ["no key 'nonsense'"],
+    "optim.lr=abc": ["optim.lr", "abc", "Float"],
+    "optim.lr=0": ["optim.lr must be positive"],
+    "optim.betas=[0.9]": ["optim.betas"],
+    "algo.loss_norm=foo": ["algo.loss_norm", "token, sequence, constant"],
+    "algo.group_size=1": ["algo.group_size must be at least 2"],
+    "algo.clip_high=inf": ["algo.clip_high must be positive and finite"],
+    "track.completions_groups=-1": ["track.completions_groups"],
+    f"track.tags=[ok,{'x' * 65}]": ["track.tags: W&B takes tags of 1 to 64 characters, got 65"],
+    "track.tags=['']": ["track.tags: W&B takes tags of 1 to 64 characters, got 0"],
+    f"track.group={'x' * 129}": ["track.group: W&B takes 1 to 128 characters, got 129"],
+    f"track.project={'x' * 129}": ["track.project: W&B takes 1 to 128 characters, got 129"],
+    "track.project='a/b'": ["track.project: W&B takes no / in it"],
+    "steps=0": ["steps must be positive or null"],
+    "seed=-1": ["seed must not be negative"],
+    "task_mix.size_frac=0": ["task_mix.size_frac must be positive"],
+    "model=qwen": ["no 'qwen'", "Known: qwen2_5_vl_32b"],
+    "hydra.run.dir=/dev/null/run": ["hydra.run.dir", "Not a directory"],
+    "algo=grpoo": ["no 'grpoo'", "Did you mean 'grpo'?"],
+    "task_mix=nope": ["no 'nope'", "naive_matched"],
+    "task_mix.shares.qa=-1": ["task_mix.shares.qa must not be negative"],
+    "+task_mix.shares.poetry=1": ["no task 'poetry'"],
+    "task_mix=qa task_mix.shares.qa=0": ["at least one task a share above 0"],
+    "task=[qa,caption]": ["task_mix.shares: there is no task 'dark_event_infer'"],
+    "algo=sft steps=100000": ["steps=100000", "end after 1000"],
+    "model.path=${oc.env:VIDBRIDGE_NOT_SET}": ["model.path", "VIDBRIDGE_NOT_SET"],
+    "seed=[": ["'['"],
+}
+
+
+@pytest.fixture
+def launched(monkeypatch, tmp_path, capsys):
+    """Run launch.main with these arguments and a body; returns exit status and stderr."""
+
+    def launch_with(body, *arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}/run", *arguments])
+        with pytest.raises(SystemExit) as end:
+            launch.main(body)
+        del os.environ["HYDRA_FULL_ERROR"]  # set by launch.main for the rest of its process
+        return end.value.code, capsys.readouterr().err
+
+    return launch_with
+
+
+def must_not_run(config, public, run_dir):
+    raise AssertionError("this configuration should have been refused")
+
+
+def refused_by_us(**track):
+    try:
+        TrackConfig(**track)
+    except ConfigError:
+        return True
+    return False
+
+
+def refused_by_wandb(**settings):
+    try:
+        wandb.Settings(**settings)
+    except (ValueError, wandb.errors.UsageError):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("length", [0, 1, 64, 65, 128, 129])
+def test_tags_and_projects_are_refused_where_the_installed_wandb_does_it(length):
+    """An empty project it takes in silence, and names another."""
+    name = "x" * length
+    assert refused_by_us(tags=["ok", name]) == refused_by_wandb(run_tags=["ok", name])
+    assert refused_by_us(project=name) == (refused_by_wandb(project=name) or not name)
+    assert refused_by_us(group=name) == (length not in range(1, 129))  # its server's limit, which it does not know
+    assert not refused_by_us(wandb=WandbMode.off, tags=[name], project=name, group=name)
+
+
+@pytest.mark.parametrize("letter", "/\\#?%:-_. é'")
+def test_letters_of_a_project_are_refused_where_the_installed_wandb_does_it(letter):
+    assert refused_by_us(project=f"a{letter}b") == refused_by_wandb(project=f"a{letter}b")
+
+
+@pytest.mark.parametrize("overrides", MISTAKES)
+def test_a_mistake_in_the_configuration_is_one_message_and_status_2(overrides, launched):
+    status, stderr = launched(must_not_run, *overrides.split())
+    assert status == 2
+    assert stderr.startswith("error: ") and stderr.count("error:") == 1 and "Traceback" not in stderr
+    assert len(stderr.splitlines()) <= 3
+    for part in MISTAKES[overrides]:
+        assert part in stderr
+
+
+def test_a_secret_from_the_environment_stays_out_of_the_record(monkeypatch):
+    monkeypatch.setenv("VIDBRIDGE_CANARY", "canary-5d1e")
+    cfg = composed("model.name=${oc.env:VIDBRIDGE_CANARY}", "track.group=by-${model.name}", "seed=7")
+    config, record = launch.to_dataclasses(cfg), launch.public(cfg)
+    assert config.track.group == "by-canary-5d1e"
+    assert record["model"]["name"] == "${oc.env:VIDBRIDGE_CANARY}"
+    assert record["track"]["group"] == "by-${oc.env:VIDBRIDGE_CANARY}"
+    assert record["seed"] == 7 and "canary-5d1e" not in str(record)
+    assert Path(record["data"]["root"]).name == "shapes"  # other interpolations are resolved
+    assert launch.to_dataclasses(cfg).track.group == "by-canary-5d1e"  # the resolver is back in place
+
+
+@pytest.mark.parametrize("wrong, near", [("captoin", "caption"), ("chioce", "choice"), ("xyz", None)])
+def test_the_nearest_spelling_is_offered_only_when_it_is_near(wrong, near):
+    assert did_you_mean(wrong, ["caption", "choice"]) == (f" Did you mean '{near}'?" if near else "")

@@ -1,0 +1,169 @@
+"""What train.py needs: everything of a training run from its typed configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Mapping
+
+from vidbridge.algo.advantages import SCALES
+from vidbridge.algo.objectives import OBJECTIVES
+from vidbridge.build.common import (
+    build_dataset,
+    build_eval_reward,
+    build_evaluator,
+    build_judge,
+    build_policy,
+    build_processor,
+    build_reward,
+    build_rollout,
+    build_tasks,
+    build_tracker,
+    check_same_rows,
+    check_tasks,
+    labels,
+)
+from vidbridge.config.choices import Resume
+from vidbridge.config.instantiate import function_named
+from vidbridge.config.schema import Config, GrpoConfig, SftConfig
+from vidbridge.data.loader import BAD_SAMPLES, BadSamples
+from vidbridge.data.mixture import Mixture
+from vidbridge.diagnostics.gradients import Diagnostics
+from vidbridge.errors import ConfigError
+from vidbridge.policy.loading import resolve_device
+from vidbridge.policy.processor import Processor
+from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.rewards.base import GatedSum
+from vidbridge.rollout.base import RolloutEngine
+from vidbridge.runtime import collectives
+from vidbridge.runtime.checkpoint import Checkpointer
+from vidbridge.runtime.random_state import seed_everything
+from vidbridge.sft_step import SftStep
+from vidbridge.shapes_world.create_model import create_folder, texts_of
+from vidbridge.step import GrpoStep
+from vidbridge.tasks.base import Task
+from vidbridge.trainer import Trainer
+from vidbridge.types import StepResult
+
+
+def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> Trainer:
+    """Everything of a training run; ``public`` is the configuration for the record, without secrets."""
+    seed_everything(config.seed)
+    # first what is quick to refuse, then the data, which may take minutes to make
+    resolve_device(config.model.device)
+    if config.model.checkpoint is not None:
+        raise ConfigError("model.checkpoint belongs to evaluate.py; to train on from a model, say model.path=..")
+    judge = build_judge(config)
+    reward, eval_reward = build_reward(config, "reward", judge), build_eval_reward(config, judge)
+    processor = None if config.model.random_weights else build_processor(config)
+    splits = {"train", config.eval.split.value} | ({"val"} if config.eval.every else set())
+    dataset = build_dataset(config)
+    tasks = collectives.local_rank_0_first(lambda: build_tasks(config, dataset, splits, processor))
+    if processor is None:  # the words of the untrained model are those of the data
+        with collectives.fail_together():
+            if collectives.is_rank_0():
+                create_folder(run_dir / "untrained", texts_of(tasks["train"]), seed=config.seed)
+        config = replace(config, model=replace(config.model, path=str(run_dir / "untrained")))
+        processor = build_processor(config)
+        tasks = build_tasks(config, dataset, splits, processor)  # that read frames in its size
+    check_same_rows(tasks)
+    config = replace(config, steps=num_steps(config, tasks["train"]))
+    trained = trained_tasks(config, tasks["train"])
+    bad = BadSamples(run_dir / BAD_SAMPLES, dataset.max_bad_frac)
+    check_tasks(trained, processor, reward, bad, perfect=dataset.gold_is_perfect)
+    check_tasks(tasks[config.eval.split.value], processor, eval_reward, bad, perfect=dataset.gold_is_perfect)
+    policy = build_policy(config, processor, trains=True)
+    rollout, total = build_rollout(config, policy), deck_size(config, tasks["train"])
+    return Trainer(
+        step_fn=build_step(config, trained, processor, reward, policy, rollout, bad, total=total),
+        policy=policy,
+        evaluator=build_evaluator(config, tasks, processor, eval_reward, policy, bad, rollout=rollout),
+        tracker=build_tracker(config, public=public, run_dir=run_dir, job_type="train"),
+        checkpointer=Checkpointer(
+            run_dir / "checkpoints",
+            every=config.checkpoint.every,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+        ),
+        resume=config.resume is Resume.auto,
+        eval=config.eval,
+        steps=num_steps(config, tasks["train"]),
+        first_look=config.diagnostics_every > 0,
+        profile_steps=config.profile_steps,
+        run_dir=run_dir,
+        labels=labels(config),
+        record=public,
+    )
+
+
+def build_step(
+    config: Config,
+    tasks: Mapping[str, Task],
+    processor: Processor,
+    reward: GatedSum,
+    policy: QwenVLPolicy,
+    rollout: RolloutEngine,
+    bad: BadSamples,
+    *,
+    total: int,
+) -> Callable[[int], StepResult]:
+    """The function of a step number that the trainer loops over; ``total`` rows make a pass of the task mix."""
+    assert config.steps is not None
+    if config.prompts_per_step < collectives.world_size():
+        raise ConfigError(
+            f"prompts_per_step={config.prompts_per_step} leaves some of the {collectives.world_size()} ranks "
+            "without a prompt"
+        )
+    if isinstance(config.algo, SftConfig):
+        return SftStep(
+            config.algo.stages,
+            tasks=tasks,
+            processor=processor,
+            policy=policy,
+            prompts_per_step=config.prompts_per_step,
+            seed=config.seed,
+            last=config.steps - 1,
+            bad=bad,
+        )
+    assert isinstance(config.algo, GrpoConfig)
+    return GrpoStep(
+        mixture=Mixture(
+            tasks, config.task_mix.shares, prompts_per_step=config.prompts_per_step, seed=config.seed, total=total
+        ),
+        processor=processor,
+        rollout=rollout,
+        reward=reward,
+        policy=policy,
+        algo=config.algo,
+        objective=function_named(config, "algo.objective", config.algo.objective, OBJECTIVES),
+        advantage_scale=function_named(config, "algo.advantage_scale", config.algo.advantage_scale, SCALES),
+        sampling=config.rollout.sampling(),
+        last=config.steps - 1,
+        bad=bad,
+        diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every)
+        if config.diagnostics_every
+        else None,
+    )
+
+
+def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """Return the tasks that the mix, or a stage of supervised fine-tuning, has a share for."""
+    mixes = [config.task_mix.shares]
+    if isinstance(config.algo, SftConfig):
+        mixes = [stage.shares for stage in config.algo.stages]
+    return {name: task for name, task in tasks.items() if any(shares.get(name, 0) > 0 for shares in mixes)}
+
+
+def deck_size(config: Config, tasks: Mapping[str, Task]) -> int:
+    """Rows in one pass of the task mix, as a part of the rows of all ``tasks``, trained or not."""
+    return max(1, round(config.task_mix.size_frac * sum(len(task) for task in tasks.values())))
+
+
+def num_steps(config: Config, tasks: Mapping[str, Task]) -> int:
+    """``config.steps``; without a number, all stages of supervised fine-tuning, or one pass over the deck."""
+    if config.steps is not None:
+        return config.steps
+    if isinstance(config.algo, SftConfig):
+        return config.algo.num_steps
+    return math.ceil(deck_size(config, tasks) / config.prompts_per_step)

@@ -1,0 +1,341 @@
+"""What a run may be told: typed dataclasses, checked when Hydra composes and again across fields.
+
+Three nets: as Hydra's schema (launch.py registers them) they refuse an unknown key, a wrong type or an
+unknown member; ``__post_init__`` refuses values that make no sense together; the builder refuses
+``_target_`` names outside the allowed prefixes. Below the builder only these dataclasses are seen.
+
+Nodes typed ``Any`` carry a ``_target_``: their keys are the arguments of the class they name, checked
+by the builder against its signature.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
+
+from omegaconf import MISSING
+
+from vidbridge.algo.advantages import SCALES
+from vidbridge.algo.objectives import OBJECTIVES
+from vidbridge.algo.token_weights import LossNorm
+from vidbridge.config.checks import (
+    check_covered,
+    check_reward,
+    require,
+    require_known,
+    require_positive,
+    reward_weights,
+)
+from vidbridge.config.choices import Attention, Dtype, Prompting, Resume, Schedule, Split, WandbMode
+from vidbridge.config.prompt import PromptConfig
+from vidbridge.errors import ConfigError
+from vidbridge.types import SamplingParams
+
+WANDB_TAG, WANDB_NAME = 64, 128  # characters of a tag; of a project and a group
+
+
+@dataclass
+class PathsConfig:
+    cache: str = MISSING  # generated data and other things that can be made again
+
+
+@dataclass
+class ShapeConfig:
+    """The numbers of a released model's config.json that plan=true needs where that file is not at hand."""
+
+    text: Dict[str, Any] = field(default_factory=dict)  # empty: nothing is known without the file
+    vision: Dict[str, Any] = field(default_factory=dict)
+    tie_word_embeddings: bool = False
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    path: str = MISSING  # a Hugging Face id or a folder in the same format
+    checkpoint: Optional[str] = None  # of evaluate.py, which says checkpoint=..; null: path as it is
+    dtype: Dtype = Dtype.float32
+    attn_implementation: Attention = Attention.sdpa  # of the vision tower; the language model's is policy/attention.py
+    frozen: List[str] = field(default_factory=list)  # prefixes of module names that are not trained
+    gradient_checkpointing: bool = False
+    device: str = "auto"
+    max_prompt_tokens: int = 8192  # a longer prompt is refused, never cut
+    random_weights: bool = False  # ignore path: start from an untrained embedded model (experiment=tiny_base)
+    saved_dtype: Optional[Dtype] = None  # of the final model on disk; null: as trained
+    shape: ShapeConfig = field(default_factory=ShapeConfig)
+
+
+@dataclass
+class FramesConfig:
+    """Read into media.frame_budget.FrameBudget (frozen, which OmegaConf cannot merge into); checked there."""
+
+    fps: Optional[float] = None
+    max_frames: int = MISSING
+    min_pixels: int = MISSING
+    max_pixels: int = MISSING
+    total_pixels: Optional[int] = None  # of all frames of a video together; null: max_pixels each
+
+
+@dataclass
+class TaskMixConfig:
+    name: str = MISSING
+    shares: Dict[str, float] = field(default_factory=dict)  # relative; only their ratios count
+    size_frac: float = 1.0  # rows in one pass over the deck, as a part of the train rows of all tasks
+
+    def __post_init__(self) -> None:
+        require(any(self.shares.values()), "task_mix.shares must give at least one task a share above 0")
+        for task, share in self.shares.items():
+            require(0 <= share < math.inf, f"task_mix.shares.{task} must not be negative, got {share}")
+        require_positive("task_mix", self, "size_frac")
+
+
+@dataclass
+class RolloutConfig:
+    _target_: str = MISSING
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: List[str] = field(default_factory=list)  # strings that end a completion, besides EOS
+    max_completion_tokens: int = MISSING
+    max_rows: int = MISSING  # sequences decoded together; a group is not divided
+
+    def __post_init__(self) -> None:
+        require_positive("rollout", self, "max_rows")
+        if self.max_completion_tokens != MISSING:
+            try:
+                self.sampling()
+            except ValueError as error:
+                raise ConfigError(f"rollout.{error}") from error
+
+    def sampling(self) -> SamplingParams:
+        names = ("max_completion_tokens", "temperature", "top_p", "min_p")
+        return SamplingParams(**{name: getattr(self, name) for name in names}, stop=tuple(self.stop))
+
+
+@dataclass
+class AlgoConfig:
+    """The algorithm of the learner: GrpoConfig or SftConfig, chosen by the yaml's defaults list."""
+
+
+@dataclass
+class GrpoConfig(AlgoConfig):
+    group_size: int = 8
+    ppo_epochs: int = 1  # updates on one rollout; 1 is strictly on-policy
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_beta: float = 0.0  # above 0 a frozen reference copy of the model is kept
+    loss_norm: LossNorm = LossNorm.sequence
+    objective: str = "clipped"  # one of algo.objectives.OBJECTIVES, or a function's dotted name
+    advantage_scale: str = "group_std"  # one of algo.advantages.SCALES, or a function's dotted name
+    max_refills: int = 0  # times that degenerate groups are replaced by newly sampled ones (dynamic sampling)
+    overlong_frac: float = 0.0  # the last part of max_completion_tokens, over which a penalty grows to 1
+
+    def __post_init__(self) -> None:
+        require(self.group_size >= 2, f"algo.group_size must be at least 2 to compare siblings, got {self.group_size}")
+        require_positive("algo", self, "ppo_epochs", "clip_high")
+        require(0 < self.clip_low < 1, f"algo.clip_low must lie between 0 and 1, got {self.clip_low}")
+        require(0 <= self.kl_beta < math.inf, f"algo.kl_beta must not be negative, got {self.kl_beta}")
+        for key, table in (("objective", OBJECTIVES), ("advantage_scale", SCALES)):
+            if "." not in getattr(self, key):
+                require_known("function", getattr(self, key), table, f"algo.{key}")
+        require(self.max_refills >= 0, f"algo.max_refills must not be negative, got {self.max_refills}")
+        require(0 <= self.overlong_frac < 1, f"algo.overlong_frac must lie in [0, 1), got {self.overlong_frac}")
+
+
+@dataclass
+class SftStage:
+    steps: int = MISSING
+    shares: Dict[str, float] = field(default_factory=dict)  # task mix of this stage
+    blind: List[str] = field(default_factory=list)  # tasks shown without their videos: conclude from given notes
+    spoil: Dict[str, float] = field(default_factory=dict)  # rates of bad habits (shapes_world); empty: gold answers
+
+
+@dataclass
+class SftConfig(AlgoConfig):
+    stages: List[SftStage] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require(bool(self.stages), "algo.stages needs at least one stage")
+        for number, stage in enumerate(self.stages):
+            require(stage.steps > 0, f"algo.stages[{number}].steps must be positive, got {stage.steps}")
+            require(bool(stage.shares), f"algo.stages[{number}].shares must name at least one task")
+
+    @property
+    def num_steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+
+@dataclass
+class OptimConfig:
+    lr: float = MISSING
+    betas: List[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.0
+    schedule: Schedule = Schedule.linear
+    warmup_frac: float = 0.0  # of all steps
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive("optim", self, "lr", "max_grad_norm")
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"optim.betas must be two numbers in [0, 1), got {self.betas}",
+        )
+        require(0 <= self.warmup_frac < 1, f"optim.warmup_frac must lie in [0, 1), got {self.warmup_frac}")
+
+
+@dataclass
+class EngineConfig:
+    _target_: str = MISSING
+    max_packed_tokens: int = MISSING  # in one forward and backward pass; a longer group goes alone
+    stage: Optional[int] = None  # DeepSpeedEngine alone: 2 divides gradients and optimizer, 3 the weights too
+    offload: Optional[bool] = None  # DeepSpeedEngine alone: weights and optimizer wait in the memory of the CPU
+
+    def __post_init__(self) -> None:
+        require_positive("engine", self, "max_packed_tokens")
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = 0  # steps between two checkpoints; 0: only when the run is told to stop
+    keep_last: int = 2
+    keep_best: bool = False  # and the one with the best score on val (eval.every)
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, f"checkpoint.every must be 0 (never) or positive, got {self.every}")
+        require_positive("checkpoint", self, "keep_last")
+
+
+@dataclass
+class TrackConfig:
+    wandb: WandbMode = WandbMode.auto
+    project: str = "vidbridge"
+    group: Optional[str] = None  # null: all that tells runs apart but the seed; a sweep sets its own
+    tags: List[str] = field(default_factory=list)
+    completions_every: int = 10  # steps between two tables of completions; 0: never
+    completions_groups: int = 4  # groups shown in one table
+
+    def __post_init__(self) -> None:
+        if self.wandb is not WandbMode.off:
+            self._check_wandb()
+        require(self.completions_every >= 0, "track.completions_every must be 0 (never) or positive")
+        require(self.completions_groups >= 0, "track.completions_groups must be 0 (none) or positive")
+
+    def _check_wandb(self) -> None:
+        """Return what W&B refuses: tags and project when a run begins, a group only when it is uploaded."""
+        for tag in self.tags:
+            told = f"track.tags: W&B takes tags of 1 to {WANDB_TAG} characters, got {len(tag)}: {tag!r}"
+            require(0 < len(tag) <= WANDB_TAG, told)
+        for name, text in (("project", self.project), ("group", self.group)):
+            told = f"track.{name}: W&B takes 1 to {WANDB_NAME} characters, got {len(text or '')}: {text!r}"
+            require(text is None or 0 < len(text) <= WANDB_NAME, told)
+        bad = sorted(set(self.project) & set("/\\#?%:"))
+        require(not bad, f"track.project: W&B takes no {' '.join(bad)} in it, got {self.project!r}")
+
+
+@dataclass
+class EvalConfig:
+    every: int = 0  # steps between two looks at the val split while training; 0: never
+    every_items: int = 16  # items of each task in such a look
+    before: bool = True  # and not only after training; what is the same for many runs need not be seen in each
+    split: Split = Split.test
+    num_items: int = 64  # items of each task before and after training
+    num_samples: int = 4  # completions of each item at temperature 1
+    reward: Dict[str, Any] = field(default_factory=dict)  # always the same, so that ablations can be compared
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, f"eval.every must be 0 (never) or positive, got {self.every}")
+        require_positive("eval", self, "every_items", "num_items", "num_samples")
+        check_reward("eval.reward", self.reward)
+
+
+@dataclass
+class BenchmarkConfig:
+    """The questions that evaluate.py asks the model. What is empty or null is as in training."""
+
+    name: str = MISSING
+    data: Any = None
+    tasks: Dict[str, Any] = field(default_factory=dict)
+    reward: Dict[str, Any] = field(default_factory=dict)  # empty: eval.reward
+    frames: Optional[FramesConfig] = None
+    prompting: Prompting = Prompting.thinking
+    max_prompt_tokens: Optional[int] = None
+    max_completion_tokens: Optional[int] = None
+    num_items: Optional[int] = None  # of each task; null: all
+    num_samples: int = 0  # completions of each item at temperature 1, for mean@n and pass@k; 0: none
+    greedy: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.num_samples >= 0, f"benchmark.num_samples must be 0 or positive, got {self.num_samples}")
+        require(self.greedy or self.num_samples > 0, "benchmark: with greedy=false num_samples must be positive")
+        for name in ("max_prompt_tokens", "max_completion_tokens", "num_items"):
+            if getattr(self, name) is not None:
+                require_positive("benchmark", self, name)
+        if self.reward:
+            check_reward("benchmark.reward", self.reward)
+
+
+@dataclass
+class AgreementConfig:
+    """Settings of evaluate.py judge_agreement; the first judge is that of the run."""
+
+    completions: Optional[str] = None  # completions.jsonl of a run
+    judge: Any = None  # the second judge: +judge@agreement.judge=openai
+
+
+@dataclass
+class Config:
+    seed: int = 0
+    steps: Optional[int] = None  # one batch of prompts each; null: one pass over the deck, or all stages of SFT
+    prompts_per_step: int = MISSING
+    resume: Resume = Resume.never
+    nproc: int = 1  # ranks on this machine, one a GPU; under torchrun or deepspeed these say how many there are
+    hang_s: float = 1800.0  # without a sign of life for so long, a rank prints where it is and the run ends
+    profile_steps: int = 0  # steps recorded by torch.profiler into trace_<step>.json
+    diagnostics_every: int = 0  # steps between two looks at each task's gradient; 0: never
+    plan: bool = False  # only say what the run would hold and cost, and whether it fits here
+    allowed_targets: List[str] = field(default_factory=list)  # prefixes beside "vidbridge." for `_target_`
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    data: Any = MISSING
+    train_rows: Optional[int] = None  # of each task, the first so many, the same in every pass; null: all
+    tasks: Dict[str, Any] = field(default_factory=dict)
+    task_mix: TaskMixConfig = MISSING
+    reward: Dict[str, Any] = field(default_factory=dict)
+    judge: Any = MISSING
+    rollout: RolloutConfig = MISSING
+    algo: AlgoConfig = MISSING
+    optim: OptimConfig = MISSING
+    engine: EngineConfig = MISSING
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    track: TrackConfig = MISSING
+    eval: EvalConfig = MISSING
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    agreement: AgreementConfig = field(default_factory=AgreementConfig)
+
+    def __post_init__(self) -> None:
+        require(self.steps is None or self.steps > 0, f"steps must be positive or null, got {self.steps}")
+        rows = self.train_rows
+        require(rows is None or rows > 0, f"train_rows must be positive or null, got {rows}")
+        require_positive("", self, "prompts_per_step", "nproc", "hang_s")
+        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        require(self.profile_steps >= 0, f"profile_steps must not be negative, got {self.profile_steps}")
+        require(self.diagnostics_every >= 0, f"diagnostics_every must be 0 or positive, got {self.diagnostics_every}")
+        check_reward("reward", self.reward)
+        known = list(self.tasks)
+        for task in self.task_mix.shares:
+            require_known("task", task, known, "task_mix.shares")
+        if isinstance(self.algo, SftConfig):
+            require(self.diagnostics_every == 0, "diagnostics_every looks at GRPO: with algo=sft set it to 0")
+            require(
+                self.steps is None or self.steps <= self.algo.num_steps,
+                f"steps={self.steps}, but the stages of algo.stages end after {self.algo.num_steps}",
+            )
+            for number, stage in enumerate(self.algo.stages):
+                for task in stage.shares:
+                    require_known("task", task, known, f"algo.stages[{number}].shares")
+        trained = [task for task, share in self.task_mix.shares.items() if share > 0]
+        # what the other reward names too is a task that was not chosen, not a slip of the pen
+        check_covered("reward", self.reward, trained, known=[*known, *reward_weights(self.eval.reward)])
+        check_covered("eval.reward", self.eval.reward, known, known=[*known, *reward_weights(self.reward)])

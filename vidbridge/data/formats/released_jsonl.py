@@ -1,0 +1,98 @@
+"""``data=vidbridge_r1``: the released JSONL as it is, all tasks in one file.
+
+    {"problem": "What ..?\\nA. ..\\nB. ..", "solution": "<answer>B</answer>", "video": "a.mp4", "problem_type": "MCQA"}
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Mapping, Sequence
+
+import numpy as np
+
+from vidbridge.data.dataset import SPLITS
+from vidbridge.data.file_dataset import FileDataset, check_split, leave_out, without_rows
+from vidbridge.data.formats.jsonl import JsonlIndex, JsonlRows
+from vidbridge.errors import NoRows
+from vidbridge.tasks.base import Row, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class VidbridgeR1(FileDataset):
+    """A split without a file of its own is a part of the training videos, which training then leaves out."""
+
+    files: Mapping[str, str | None]  # by split; train is needed
+    video_prefix: str = ""  # what the paths in the files start with where ``root`` stands here
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = sorted(map(str, self.files.keys() - set(SPLITS)))
+        if unknown:
+            raise ValueError(f"data.files: unknown split {', '.join(unknown)}; there are {', '.join(SPLITS)}")
+        if not self.files.get("train"):
+            raise ValueError("data.files.train must name a JSONL file")
+
+    def rows(self, task: Task, split: str) -> Sequence[Row]:
+        check_split(split)
+        own = self.files.get(split)
+        index = self._index(own or self.files["train"])
+        everywhere = index.places(task.problem_type)
+        whole = bool(own) and split != "train"
+        places = everywhere if whole else self._part(index, everywhere, split, self.held_out_frac)
+        if not len(everywhere) or (whole and not len(places)):
+            raise NoRows(
+                f"{index.path}: no row has problem_type '{task.problem_type}'; "
+                f"there are {', '.join(index.problem_types)}\n{leave_out(task.name)}"
+            )
+        if not len(places):
+            raise without_rows(
+                f"{index.path}: no {split} row has problem_type '{task.problem_type}', with "
+                f"data.held_out_frac={self.held_out_frac:g} and no data.files.{split}",
+                task.name,
+                split,
+                self.held_out_frac,
+                lambda frac: all(
+                    len(self._part(index, everywhere, each, frac))
+                    for each in SPLITS
+                    if each == "train" or not self.files.get(each)
+                ),
+            )
+        return JsonlRows(index, places, task.problem_type, self.video_path)
+
+    def row_problems(self) -> Sequence[str]:
+        """Return what is wrong with rows of all its files, whether or not they are skipped."""
+        return [line for file in self.files.values() if file for line in JsonlIndex.of(Path(file)).problems]
+
+    def problem_types(self) -> Mapping[str, int]:
+        counts: Counter[str] = Counter()
+        for index in map(self._index, filter(None, self.files.values())):
+            counts.update({name: len(index.places(name)) for name in index.problem_types})
+        return counts
+
+    def video_path(self, video: str) -> str:
+        """Relative to ``root``, or an absolute path, which must lie in it."""
+        return video.removeprefix(self.video_prefix).lstrip("/") if self.video_prefix else video
+
+    def _part(self, index: JsonlIndex, places: np.ndarray, split: str, held_out_frac: float) -> np.ndarray:
+        """Return which of ``places``, rows of the training file, belong to a split (``split_by_video``)."""
+        at = index.videos[places] / 2**32
+        parts = np.full(len(places), SPLITS.index("train"))
+        for name, low in (("val", 0.0), ("test", held_out_frac)):
+            if not self.files.get(name):
+                parts[(low <= at) & (at < low + held_out_frac)] = SPLITS.index(name)
+        return places[parts == SPLITS.index(split)]
+
+    @cached_property
+    def _indices(self) -> dict[str, JsonlIndex]:
+        return {}
+
+    def _index(self, file: str | None) -> JsonlIndex:
+        assert file is not None
+        if file not in self._indices:
+            index = JsonlIndex.of(Path(file))
+            self.refuse(index.problems)
+            self._indices[file] = index
+        return self._indices[file]

@@ -1,0 +1,64 @@
+"""How long a prompt will be, without decoding its videos: enough to deal prompts to ranks evenly."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import av
+
+from vidbridge.errors import VideoError
+from vidbridge.media.decode import length_s
+from vidbridge.media.reader import VideoReader
+from vidbridge.media.video_file import FORMATS
+from vidbridge.policy.processor import Processor
+from vidbridge.tasks.base import Task
+from vidbridge.text import prompts
+from vidbridge.types import Montage, Sample, VideoRef
+
+
+def estimated_tokens(sample: Sample, task: Task, processor: Processor) -> float:
+    """Tokens of the texts and of the videos. What cannot be read counts as nothing: who decodes it will say so."""
+    texts = prompts.texts_in(task.messages(sample))
+    text = sum(len(processor.chat_tokens.text_ids(each)) for each in texts)
+    return text + sum(_video_tokens(video, task, processor) for video in sample.videos)
+
+
+def _video_tokens(video: VideoRef | Montage, task: Task, processor: Processor) -> float:
+    try:
+        if isinstance(task.read, VideoReader):
+            video = task.read.confined(video)
+        seconds, (height, width) = _shown(video)
+        if not (seconds > 0 and height and width):
+            return 0.0
+        sized, numbers = processor.sized().frames, processor.numbers
+        num_frames = len(sized.times(seconds))
+        tall, wide = sized.size(height, width, num_frames)
+    except (VideoError, ValueError):
+        return 0.0
+    factor = numbers["patch_size"] * numbers["merge_size"]
+    return math.ceil(num_frames / numbers["temporal_patch_size"]) * (tall // factor) * (wide // factor)
+
+
+def _shown(video: VideoRef | Montage) -> tuple[float, tuple[int, int]]:
+    """How long it is on show, and the size of its frames, which in a montage is that of the first part."""
+    if isinstance(video, Montage):
+        return sum(map(length_s, video.parts)), header(video.parts[0].path)[1:]
+    seconds, *size = header(video.path)
+    end_s = seconds if video.end_s is None else min(video.end_s, seconds)
+    return end_s - video.start_s, (size[0], size[1])
+
+
+@lru_cache(maxsize=2**16)
+def header(path: str) -> tuple[float, int, int]:
+    """(seconds, height, width) as the file says; zeros where it does not, or is no ordinary file."""
+    if not Path(path).is_file():
+        return 0.0, 0, 0
+    try:
+        with av.open(path, container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}) as container:
+            stream = container.streams.video[0]
+            seconds = (container.duration or 0) / av.time_base
+            return seconds, stream.height, stream.width
+    except (av.FFmpegError, IndexError):
+        return 0.0, 0, 0

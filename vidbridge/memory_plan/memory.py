@@ -1,0 +1,320 @@
+"""How many bytes a step holds, by arithmetic on the layers of the real model: before any weight is loaded.
+
+A step has moments at which memory is highest: prompts are read, completions decoded, the loss is differentiated, the
+weights are changed. For each, what is held is listed by what it is for. The counts of saved tensors are those of
+transformers' Qwen2.5-VL layers and of our attention; tests/memory_plan/test_memory.py counts them in a real forward
+pass. Left out: what an allocator wastes, libraries and the interpreter, and all that does not grow with the model or
+the prompts. What DeepSpeed holds is read from its code, not measured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Mapping
+
+import torch
+from torch import nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from vidbridge.algo.logprobs import _CHUNK_VALUES
+from vidbridge.config.schema import ModelConfig
+from vidbridge.policy.loading import DTYPES, freeze
+from vidbridge.policy.packing import fill_rows
+from vidbridge.rollout.kv_cache import FIRST_COLUMNS
+from vidbridge.rollout.shared_prefix import _WORTH_LEAVING
+
+FLOAT = 4  # bytes of a number in 32 bits
+# DeepSpeed, in numbers: weights gathered at a time under ZeRO-3, weights updated at a time (its defaults), gradients
+# sent at a time (our setting)
+MAX_LIVE, SUB_GROUP, BUCKET = 1_000_000_000, 1_000_000_000, 50_000_000
+
+Bytes = Mapping[str, float]  # by what they are for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """The parts of a model that take memory, in numbers; a tied weight counts once."""
+
+    config: Qwen2_5_VLConfig
+    weights: int
+    in_text_layers: int
+    in_vision_blocks: int
+    trained: int
+    trains_vision: bool
+    trains_vocabulary: bool
+    itemsize: int  # bytes of a weight
+    checkpointing: bool  # gradient checkpointing
+
+    @classmethod
+    def of(cls, config: Qwen2_5_VLConfig, spec: ModelConfig) -> ModelSize:
+        """Return the size of a model, which is made without memory for its weights."""
+        with torch.device("meta"):
+            module = Qwen2_5_VLForConditionalGeneration(config)
+        freeze(module, spec.frozen)
+        return cls(
+            config=config,
+            weights=_numbers(module),
+            in_text_layers=_numbers(module.model.language_model.layers),
+            in_vision_blocks=_numbers(module.model.visual.blocks),
+            trained=sum(weight.numel() for weight in module.parameters() if weight.requires_grad),
+            trains_vision=any(weight.requires_grad for weight in module.model.visual.parameters()),
+            trains_vocabulary=module.lm_head.weight.requires_grad,
+            itemsize=DTYPES[spec.dtype.value].itemsize,
+            checkpointing=spec.gradient_checkpointing,
+        )
+
+    @property
+    def in_vocabulary(self) -> int:
+        """In the projection to the vocabulary, and as many in the embedding."""
+        return self.config.text_config.vocab_size * self.config.text_config.hidden_size
+
+    @property
+    def patch_numbers(self) -> int:
+        vision = self.config.vision_config
+        return vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharding:
+    """How DeepSpeed divides what is held among the ranks; stage 0 divides nothing."""
+
+    stage: int = 0  # of ZeRO: 2 divides optimizer and gradients, 3 the weights too
+    ranks: int = 1
+    offload: bool = False  # what is divided lies in the memory of the CPU
+
+    def share(self, whole: float, *, from_stage: int = 2) -> float:
+        """Return what one rank holds of it."""
+        return whole / self.ranks if self.stage >= from_stage else whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """Prompts of one size with their completions: side by side in a packed row, or sampled together."""
+
+    number: int
+    siblings: int
+    prompt_tokens: int
+    completion_tokens: int
+    patches: int  # of the videos of one prompt
+
+    def in_one_row(self, max_packed_tokens: int) -> Groups:
+        """As many of them as fit into the learner's budget, and at least one."""
+        return replace(self, number=len(fill_rows([self.places // self.number] * self.number, max_packed_tokens)[0]))
+
+    @property
+    def places(self) -> int:
+        """In a packed row, where the last token of a completion takes none."""
+        return self.number * (self.prompt_tokens + self.siblings * (self.completion_tokens - 1))
+
+    @property
+    def rows(self) -> int:
+        return self.number * self.siblings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """The memory held at one time, by what it is for."""
+
+    stage: str
+    device: Bytes  # of a GPU; without one, all that is held
+    host: Bytes  # in the memory of the CPU beside a GPU
+
+    @property
+    def total(self) -> float:
+        return sum(self.device.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradients:
+    """Bytes on the device: ``held`` from earlier rows, and beside them what the backward pass makes anew."""
+
+    held: float
+    first: float  # when it reaches the last layer
+    last: float  # when it reaches the vision tower
+    gathering: float  # when they are added to those that are held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Memory of one rank by stage. ``host`` is what prompts and videos take in the memory of the CPU."""
+
+    model: ModelSize
+    sharding: Sharding
+    on_gpu: bool
+    has_reference: bool = False
+
+    def sampling(self, stage: str, groups: Groups, *, host: float) -> Moment:
+        """Reading the prompts of ``groups``, or decoding their last tokens: whichever takes more."""
+        b, text = self.model.itemsize, self.model.config.text_config
+        tokens, patches = groups.number * groups.prompt_tokens, groups.number * groups.patches
+        of_a_token = 2 * b * text.num_hidden_layers * self._key_width  # key and value
+        # in the widest place of a layer: residual, its input, and three tensors of the MLP
+        reading = b * tokens * 3 * (text.hidden_size + text.intermediate_size)
+        seeing = patches * self._vision_forward() + b * tokens * text.hidden_size
+        pixels = patches * (FLOAT * self.model.patch_numbers + self._cast_patch)
+        # rows that have ended leave by a copy of those that stay, made before the old ones go
+        grid = (1 + _WORTH_LEAVING) * of_a_token * groups.rows * _capacity(groups.completion_tokens - 1)
+        # logits, log-probabilities, and two tensors in 64 bits to draw from
+        drawing = groups.rows * text.vocab_size * (b + FLOAT + 2 * 8)
+        seen = groups.prompt_tokens + groups.completion_tokens
+        scores = 3 * FLOAT * groups.rows * text.num_attention_heads * seen
+        moments = (
+            {"reading": pixels + seeing},
+            {"reading": pixels + reading, "KV cache": of_a_token * tokens},
+            {"drawing": max(drawing, scores), "KV cache": of_a_token * tokens + grid},
+        )
+        return max((self._moment(stage, device, host) for device in moments), key=lambda moment: moment.total)
+
+    def learning(self, row: Groups, *, all_patches: int, host: float) -> Moment:
+        """Forward and backward of one packed row, not the first; the patches of all rows stay on the device."""
+        model, b = self.model, self.model.itemsize
+        vocab_size = model.config.text_config.vocab_size
+        chunk = vocab_size * min(row.rows * row.completion_tokens, max(1, _CHUNK_VALUES // vocab_size))
+        of_projection = model.in_vocabulary * (FLOAT + b) if model.trains_vocabulary else 0  # the sum, and a chunk's
+        text, vision = self._saved_text(row), self._saved_vision(row)
+        gradients = self._gradients()
+        # in the order of a step: any may be the largest; the backward pass ends with the vision tower
+        moments: tuple[Bytes, ...] = (
+            {"activations": text + vision, "logits": 3 * FLOAT * chunk},
+            {"activations": text + vision, "logits": (FLOAT + b % FLOAT) * chunk + of_projection},
+            {"activations": text + vision + self._text_work(row), "gradients": gradients.first},
+            {"activations": vision + self._vision_work(row), "gradients": gradients.last},
+            {"gradients": gradients.gathering},
+        )
+        largest = max(moments, key=lambda moment: sum(moment.values()))
+        worst = dict(largest)
+        worst["gradients"] = worst.get("gradients", 0.0) + gradients.held
+        gathered = b * min(MAX_LIVE, model.weights) if self.sharding.stage == 3 else 0.0
+        patches = FLOAT * all_patches * model.patch_numbers
+        return self._moment("learner", {**worst, "gathered weights": gathered, "patches": patches}, host)
+
+    def updating(self, *, host: float) -> Moment:
+        """The optimizer at work: DeepSpeed joins the gradients of the weights that it updates at a time."""
+        sharding = self.sharding
+        joined = min(sharding.share(self.model.trained), SUB_GROUP) if sharding.stage and not sharding.offload else 0
+        return self._moment("update", {"gradients": self._gradients().held + FLOAT * joined}, host)
+
+    def _moment(self, stage: str, device: Bytes, host: float) -> Moment:
+        """Return a moment with what is held all the time added."""
+        model, sharding, b = self.model, self.sharding, self.model.itemsize
+        has_masters = b < FLOAT or sharding.stage == 2 or sharding.offload
+        kept = {
+            "weights": sharding.share(b * model.weights, from_stage=3),
+            "optimizer": sharding.share((2 + has_masters) * FLOAT * model.trained),  # two moments, and the masters
+        }
+        copies = {
+            "reference": b * model.weights if self.has_reference else 0.0,
+            "replica": b * model.weights if sharding.stage == 3 else 0.0,
+        }
+        on_host = {"videos": host}
+        if sharding.offload:
+            on_host |= {**kept, "gradients": sharding.share(2 * FLOAT * model.trained)}  # and joined ones
+            kept = {}
+        on_device = {**kept, **copies, **device}
+        if self.on_gpu:
+            return Moment(stage=stage, device=on_device, host=on_host)
+        return Moment(stage=stage, device=Counter(on_device) + Counter(on_host), host={})
+
+    def _gradients(self) -> Gradients:
+        model, b = self.model, self.model.itemsize
+        embedding = model.in_vocabulary * model.trains_vocabulary  # the largest of all
+        if self.sharding.stage:
+            held = 0.0 if self.sharding.offload else self.sharding.share(FLOAT * model.trained)
+            sent = FLOAT * max(embedding, min(BUCKET, model.trained)) + b * embedding
+            return Gradients(held=held, first=sent, last=sent, gathering=sent)
+        held = FLOAT * model.trained
+        if b < FLOAT:  # gathered in 32 bits after the backward pass, weight by weight
+            fresh = b * model.trained
+            return Gradients(held=held, first=b * embedding, last=fresh, gathering=fresh + 2 * FLOAT * embedding)
+        # added in place; a tied embedding's two gradients meet first
+        first = b * embedding * model.config.tie_word_embeddings
+        return Gradients(held=held, first=first, last=first + b * embedding, gathering=first + b * embedding)
+
+    def _saved_text(self, row: Groups) -> float:
+        """For the backward pass, of all layers and what follows them."""
+        b, text = self.model.itemsize, self.model.config.text_config
+        layer = b * row.places * text.hidden_size if self.model.checkpointing else self._text_layer(row)
+        last_norm = row.places * (FLOAT + b) * text.hidden_size
+        predicting = b * row.rows * row.completion_tokens * text.hidden_size
+        return text.num_hidden_layers * layer + last_norm + predicting
+
+    def _text_layer(self, row: Groups) -> float:
+        """Two norms; query, key and value; what attention gives, twice; four tensors of the MLP."""
+        b, text = self.model.itemsize, self.model.config.text_config
+        attention = 3 * text.hidden_size + 2 * self._key_width
+        saved = row.places * (2 * self._norm(text.hidden_size) + b * (attention + 4 * text.intermediate_size))
+        if self.on_gpu:
+            return saved
+        # attention.PackedSdpa: queries again, and keys and values with those of the prompt before them
+        tokens = row.completion_tokens - 1
+        return saved + b * row.rows * (
+            tokens * text.hidden_size + 2 * self._key_width * (row.prompt_tokens + tokens)
+        )
+
+    def _text_work(self, row: Groups) -> float:
+        """While a layer is differentiated: gradients in its MLP, and what checkpointing computes again."""
+        text = self.model.config.text_config
+        again = self._text_layer(row) if self.model.checkpointing else 0.0
+        return again + self.model.itemsize * row.places * (2 * text.hidden_size + 3 * text.intermediate_size)
+
+    def _saved_vision(self, row: Groups) -> float:
+        """All blocks and the merger; nothing where the tower is frozen."""
+        if not self.model.trains_vision:
+            return 0.0
+        b, vision = self.model.itemsize, self.model.config.vision_config
+        block = b * vision.hidden_size if self.model.checkpointing else self._vision_block()
+        merger = self._norm(vision.hidden_size) + 2 * b * vision.hidden_size
+        return row.number * row.patches * (vision.depth * block + merger + self._cast_patch)
+
+    def _vision_block(self) -> float:
+        """Return the bytes that a block saves of a patch.
+
+        Two norms; query, key, value and, twice, what attention gives; four tensors of the MLP.
+        """
+        b, vision = self.model.itemsize, self.model.config.vision_config
+        return 2 * self._norm(vision.hidden_size) + b * (5 * vision.hidden_size + 4 * vision.intermediate_size)
+
+    def _vision_work(self, row: Groups) -> float:
+        if not self.model.trains_vision:
+            return 0.0
+        vision = self.model.config.vision_config
+        again = self._vision_block() if self.model.checkpointing else 0.0
+        gradients = self.model.itemsize * (2 * vision.hidden_size + 3 * vision.intermediate_size)
+        return row.number * row.patches * (again + gradients)
+
+    def _vision_forward(self) -> float:
+        """Return the bytes of a patch in a block that saves nothing: attention with copies by window, or the MLP."""
+        b, vision = self.model.itemsize, self.model.config.vision_config
+        return b * max(12 * vision.hidden_size, 2 * vision.hidden_size + 3 * vision.intermediate_size)
+
+    def _norm(self, width: int) -> float:
+        """Saved by a norm for one place: its input in 32 bits, what it makes of it, and that times the scale."""
+        return (FLOAT + 2 * self.model.itemsize) * width
+
+    @property
+    def _key_width(self) -> int:
+        text = self.model.config.text_config
+        return text.hidden_size // text.num_attention_heads * text.num_key_value_heads
+
+    @property
+    def _cast_patch(self) -> float:
+        """A patch comes in 32 bits and is turned into the model's."""
+        b = self.model.itemsize
+        return b * self.model.patch_numbers if b < FLOAT else 0.0
+
+
+def _capacity(tokens: int) -> int:
+    """Columns of a cache that holds ``tokens`` of each completion: room is doubled when it is full.
+
+    >>> [_capacity(tokens) for tokens in (1, 64, 65, 2048)]
+    [64, 64, 128, 2048]
+    """
+    capacity = FIRST_COLUMNS
+    while capacity < tokens:
+        capacity *= 2
+    return capacity

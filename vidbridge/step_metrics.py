@@ -1,0 +1,113 @@
+"""The numbers of a step: what completions look like, how sure the policy was, how long each stage took."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Iterator, Mapping, Sequence
+
+import torch
+
+from vidbridge.algo.advantages import degenerate
+from vidbridge.runtime import collectives
+from vidbridge.text.tags import read_tags
+from vidbridge.types import Batch, Group
+
+
+def rewards_of(groups: Sequence[Group]) -> torch.Tensor:
+    """Return the total of each completion, [P, G] float64; nan where it could not be scored."""
+    return torch.tensor([[reward.total for reward in group.rewards] for group in groups], dtype=torch.float64)
+
+
+def lengths_of(groups: Sequence[Group]) -> torch.Tensor:
+    """Return the number of tokens of each completion, [P, G] int64."""
+    return torch.tensor([[len(done.token_ids) for done in group.completions] for group in groups])
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Return what completions look like, whatever they earned, and how many groups earned all the same."""
+    completions = [completion for group in groups for completion in group.completions]
+    tokens = sum(len(completion.token_ids) for completion in completions)
+    idle = degenerate(rewards_of(groups)).tolist()
+    return {
+        "rollout/tokens": float(tokens),
+        "rollout/completion_tokens": tokens / len(completions),
+        "rollout/truncated_frac": sum(not completion.finished for completion in completions) / len(completions),
+        "rollout/degenerate_frac": sum(group.is_scored and each for group, each in zip(groups, idle)) / len(groups),
+        "rollout/well_formed_frac": sum(read_tags(done.text) is not None for done in completions) / len(completions),
+    }
+
+
+def sampling_metrics(batch: Batch, entropy: torch.Tensor) -> dict[str, float]:
+    """Return how sure the policy was, and how far the sampler's log-probabilities are from the learner's."""
+    metrics = {"policy/entropy": masked_mean(entropy, batch)}
+    if batch.sampler_logprobs is not None:
+        assert batch.old_logprobs is not None
+        gap = (batch.old_logprobs - batch.sampler_logprobs).abs()  # float noise, unless the two disagree
+        metrics["rollout/logprob_gap"] = masked_mean(gap, batch)
+        metrics["rollout/logprob_gap_max"] = (gap * batch.loss_mask).max().item()
+    return metrics
+
+
+def masked_mean(values: torch.Tensor, batch: Batch) -> float:
+    """Return the mean of values [N, T] over the sampled tokens."""
+    return (values[batch.loss_mask].sum() / batch.loss_mask.sum().clamp(min=1)).item()
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each stage of a step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+    def metrics(self) -> dict[str, float]:
+        stages = {f"time/{stage}_s": seconds for stage, seconds in self.seconds.items()}
+        return {**stages, "time/step_s": sum(self.seconds.values())}
+
+
+class LearnerMetrics:
+    """Metrics of an update's micro-batches, and of all ranks, put together.
+
+    A metric is the mean over its reports, each weighed by its tokens, so that it does not depend on how the batch is
+    cut; of a ``.._max`` it is the largest value. 0 where nothing weighs.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[tuple[float, float]]] = defaultdict(list)
+
+    def add(self, metrics: Mapping[str, float], weight: float = 1.0) -> None:
+        for name, value in metrics.items():
+            self._values[name].append((value, weight))
+
+    def add_losses(self, loss: float, num_parts: int, metrics: Mapping[str, float], weight: float, epoch: int) -> None:
+        """Add the loss of one of ``num_parts`` micro-batches, which is a part of the update's, and its metrics."""
+        self.add({"policy/loss": loss * num_parts * collectives.world_size()})
+        if weight == 0:  # a micro-batch in which nothing is learnt
+            return
+        for name, value in metrics.items():
+            # in the first epoch the ratio is 1 and nothing can be clipped: it would dilute those that follow
+            on_policy = epoch == 0 and name.startswith("policy/clip_")
+            self.add({name: value}, weight=0 if on_policy else weight)
+
+    def result(self) -> dict[str, float]:
+        """Return the metrics of all ranks; called by all."""
+        merged: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for values_of_rank in collectives.all_gather(dict(self._values)):
+            for name, values in values_of_rank.items():
+                merged[name] += values
+        return {name: _merged(name, values) for name, values in merged.items()}
+
+
+def _merged(name: str, values: Sequence[tuple[float, float]]) -> float:
+    if name.endswith("_max"):
+        return max(value for value, _ in values)
+    total = sum(weight for _, weight in values)
+    return sum(value * weight for value, weight in values) / total if total else 0.0
