@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import av
 import numpy as np
 
 from experiments.faults.numbered import Made, Spec, make, number_of, plain
@@ -83,7 +84,7 @@ class SecondReader:
             for process in (self._pool._processes or {}).values():
                 process.kill()
             self._pool = ProcessPoolExecutor(1)
-        except Exception:  # av.FFmpegError and others: it sees nothing
+        except (av.FFmpegError, ValueError, IndexError, MemoryError):  # damaged, other text, no video stream, too large
             pass
         return None
 

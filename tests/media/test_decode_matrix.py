@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.faults.decode_fuzz import Fuzz
+from experiments.faults.decode_fuzz import Fuzz, SecondReader
 from experiments.faults.decode_matrix import problem, problem_of
 from experiments.faults.numbered import KINDS, Spec, make, number_of, picture, specs
 
@@ -44,6 +44,17 @@ def test_the_right_frames_or_a_refusal_that_is_intended(tmp_path, kind):
 def test_every_codec(tmp_path, container):
     found = {str(spec): problem(spec, tmp_path) for spec in specs() if spec.container == container}
     assert found and not any(found.values()), found
+
+
+def test_the_other_reader_of_the_fuzz_reads(tmp_path):
+    """Were it blind, every wrong frame would pass as one that we alone can read."""
+    made = make(Spec("mp4", "libx264", "b_frames"), tmp_path)
+    second = SecondReader()
+    times_s, numbers = second.read(made.path)
+    assert [made.number_at(time_s + 0.01) for time_s in times_s] == numbers == list(made.numbers)
+    made.path.write_bytes(b"no video")
+    assert second.read(made.path) is None
+    second._pool.shutdown()
 
 
 # Wrong once: a first key frame that is damaged, hidden or lost, times that jump and fall, a packet with a hole,
