@@ -19,6 +19,7 @@ from vidbridge.errors import VideoError
 from vidbridge.media.clock import FrameClock
 from vidbridge.media.extent import MAX_PAUSE_S, TOLERANCE_S, measure
 from vidbridge.media.kinds import READ, kind_of
+from vidbridge.media.packets import packets_of, unhidden
 from vidbridge.media.upright import upright
 
 MAX_CANVAS_PIXELS = 2**24  # 4096 x 4096; a small file can ask for much more
@@ -26,7 +27,6 @@ MAX_CANVAS_PIXELS = 2**24  # 4096 x 4096; a small file can ask for much more
 FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
 INDEXED_FORMATS = ("mov", "matroska")  # they know where key frames are
 STEADY_CODECS = ("h264", "hevc", "av1")  # a frame comes out for every packet that goes in, or something is wrong
-MAX_GAP_BYTES = 1024  # headers between two packets of a matroska file
 # container time bases round: a frame due at 0.25 may say 0.250001
 SLACK_S = 1e-3
 MIN_SKIP_S = 0.5  # less is faster decoded than sought
@@ -113,7 +113,7 @@ class VideoFile:
 
     def _start(self) -> None:
         """Decode the first frame."""
-        self._skips = any(name in self._container.format.name for name in INDEXED_FORMATS)
+        self._skips = self._is_of(INDEXED_FORMATS)
         self._has_skipped = False
         self._lead = 0  # of the first frame's time before its decoding time, by which mov's index counts
         try:
@@ -124,9 +124,7 @@ class VideoFile:
             raise self._error("no_frames", "not one frame can be decoded")
         first_s, start_s = float(self._ahead.time or 0.0), self._extent.start_s
         # what was on show before would be missing; broadcasts are cut anywhere, and asf has no start of its own
-        if any(name in self._container.format.name for name in (*INDEXED_FORMATS, "flv")) and (
-            first_s > start_s + TOLERANCE_S
-        ):
+        if self._is_of((*INDEXED_FORMATS, "flv")) and first_s > start_s + TOLERANCE_S:
             raise self._error("damaged", f"its first frame is at {first_s:.2f} s, it begins at {start_s:.2f} s")
         self.height, self.width = self._upright(self._ahead).shape[:2]
 
@@ -162,7 +160,7 @@ class VideoFile:
         """
         has_begun, has_key, is_whole, newest_s = False, False, self._strict, -math.inf
         hidden: set[int | None] = set()  # times of frames that a list of edits takes out: what follows needs them
-        for number, packet in enumerate(self._packets()):
+        for number, packet in enumerate(packets_of(self._container, self._stream, self.path)):
             if number == 0 and packet.pts is not None and packet.dts is not None:
                 self._lead = packet.pts - packet.dts
             if packet.is_keyframe and not has_key:
@@ -171,7 +169,7 @@ class VideoFile:
             self._note(packet)
             if packet.is_discard and not self._strict:
                 hidden.add(packet.pts)
-                packet = _unhidden(packet)
+                packet = unhidden(packet)
             try:
                 frames = packet.decode()
             except av.FFmpegError:
@@ -209,7 +207,7 @@ class VideoFile:
 
     def _decoded_after_key(self) -> Iterator[av.VideoFrame]:
         first: int | None = None
-        for packet in self._packets():
+        for packet in packets_of(self._container, self._stream, self.path):
             if packet.pts is not None:
                 first = packet.pts if first is None else first
                 if packet.pts < first:  # shown before the key frame, and made of frames that were skipped
@@ -228,17 +226,8 @@ class VideoFile:
         if packet.pts is not None and not packet.is_discard:
             self._due.add(packet.pts)
 
-    def _packets(self) -> Iterator[av.Packet]:
-        """Yield the packets of the stream. VideoError where matroska has lost its way, which it does not say."""
-        leaves_gaps = "matroska" in self._container.format.name
-        end: int | None = None
-        for packet in self._container.demux() if leaves_gaps else self._container.demux(self._stream):
-            if leaves_gaps and packet.pos is not None and packet.pos >= 0:
-                if end is not None and packet.pos > end + MAX_GAP_BYTES:
-                    raise self._error("damaged", f"is damaged after byte {end}")
-                end = packet.pos + packet.size + _added_bytes(packet)
-            if packet.stream.index == self._stream.index:
-                yield packet
+    def _is_of(self, formats: Iterable[str]) -> bool:
+        return any(name in self._container.format.name for name in formats)
 
     def _time_s(self, frame: av.VideoFrame) -> float:
         return float(frame.time or 0.0) - self._extent.zero_s
@@ -279,8 +268,9 @@ class VideoFile:
         which may be a packet.
         """
         base = self._stream.time_base
-        is_indexed = any(name in self._container.format.name for name in INDEXED_FORMATS)
-        if not is_indexed or shown.interlaced_frame or self._stream.codec_context.name not in STEADY_CODECS:
+        if not self._is_of(INDEXED_FORMATS):
+            return False
+        if shown.interlaced_frame or self._stream.codec_context.name not in STEADY_CODECS:
             return False
         if base is None or shown.pts is None:
             return False
@@ -336,19 +326,6 @@ def _check_file(path: str) -> None:
         raise VideoError(path, "not_a_file", "is a folder, a pipe or a device, not a file")
     if found.st_size == 0:
         raise VideoError(path, "empty", "is empty")
-
-
-def _added_bytes(packet: av.Packet) -> int:
-    """Return what a matroska block carries besides its picture: how transparent it is."""
-    return sum(each.data_size for each in packet.iter_sidedata() if each.data_type == "matroska_block_additional")
-
-
-def _unhidden(packet: av.Packet) -> av.Packet:
-    """A copy without the mark by which the decoder keeps its frame to itself."""
-    copy = av.Packet(bytes(packet))
-    copy.stream, copy.pts, copy.dts, copy.time_base = packet.stream, packet.pts, packet.dts, packet.time_base
-    copy.duration, copy.is_keyframe = packet.duration, packet.is_keyframe
-    return copy
 
 
 def _plain(error: Exception) -> str:
