@@ -44,7 +44,8 @@ def draw_panel(
         (line,) = axes.plot(steps, trailing_means(values), label=label, color=color, marker=marker, markersize=3)
         axes.plot(steps, values, color=line.get_color(), alpha=0.2, zorder=1)
     if len(labels) > 1 and colors is None:
-        axes.legend(fontsize="small")
+        # below the axis, where it hides no line
+        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.grid(alpha=0.3)
