@@ -348,3 +348,12 @@ def test_an_annotation_that_is_longer_than_its_file_is_cut_to_it_for_all_tasks(a
     problems = [problem.format(name) for name in ("a.mp4", "b.mp4")]
     assert data.row_problems() == (problems if told else [])
     assert ("is it the same video?" in capsys.readouterr().err) == told
+
+
+def test_ids_that_are_names_of_files_are_told_what_to_set(tmp_path):
+    counting(tmp_path / "a.mp4")
+    coin = {"database": {"a.mp4": {"annotation": [{"segment": [1.0, 2.0], "label": "cut"}], "duration": 4.0}}}
+    (tmp_path / "coin.json").write_text(json.dumps(coin))
+    data = Raw(root=str(tmp_path), annotations=[str(tmp_path / "coin.json")], workers=0)
+    with pytest.raises(DataError, match=r"a\.mp4 is there: data\.video_name=\"'\{id\}'\"\?"):
+        data.annotated

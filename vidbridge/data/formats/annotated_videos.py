@@ -153,7 +153,9 @@ class Raw(FileDataset):
             try:
                 return self.reader.duration_s(video)
             except VideoError as error:
-                problems.append(str(error))
+                bare = (Path(self.root) / video).with_suffix("")  # an id that is the name of a file
+                hint = f"; {bare.name} is there: data.video_name=\"'{{id}}'\"?" if bare.is_file() else ""
+                problems.append(str(error) + (hint if error.reason == "missing" else ""))
                 return None
 
         with ThreadPoolExecutor(self.reader.width) as pool:
