@@ -14,8 +14,8 @@ from vidbridge.data.mixture import Mixture
 from vidbridge.diagnostics.gradients import Diagnostics
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
+from vidbridge.policy.policy import Policy, frozen_copy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep
@@ -67,7 +67,7 @@ def make_step(
     processor = Processor.from_folder(folder, SHAPES_FRAMES, max_prompt_tokens=1024)
     config = GrpoConfig(**{"group_size": 4, **algo})
     reference = frozen_copy(module) if config.kl_beta > 0 else None
-    policy = QwenVLPolicy(
+    policy = Policy(
         module,
         processor,
         engine(module, lr=1e-3, total_updates=10, schedule="constant", max_grad_norm=1e9),

@@ -11,8 +11,8 @@ from vidbridge.config.schema import SftStage
 from vidbridge.errors import DataError
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.sft_step import SftStep
 from vidbridge.shapes_world.create_model import TAGS, create_folder, texts_of
 from vidbridge.text.prompts import texts_in
@@ -51,7 +51,7 @@ def test_the_same_seed_makes_the_same_weights(folder, shapes_tasks, tmp_path):
 def make_step(tasks, folder, stages, max_packed_tokens=512):
     module = load_model(str(folder), device="cpu")
     processor = Processor.from_folder(folder, SHAPES_FRAMES)
-    policy = QwenVLPolicy(
+    policy = Policy(
         module, processor, LocalEngine(module, lr=2e-3, total_updates=100), max_packed_tokens=max_packed_tokens
     )
     return SftStep(stages, tasks=tasks, processor=processor, policy=policy, prompts_per_step=8, seed=0)

@@ -15,7 +15,7 @@ from vidbridge.algo.advantages import overlong_penalty
 from vidbridge.errors import DataError
 from vidbridge.evaluation.evaluator import Evaluator
 from vidbridge.judges.base import Judge, JudgeUnavailable
-from vidbridge.policy.qwen_vl import frozen_copy
+from vidbridge.policy.policy import frozen_copy
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step_metrics import lengths_of
 

@@ -17,8 +17,8 @@ from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.prefetch import Prefetch
 from vidbridge.policy.packing import loss_mask
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.runtime import collectives
 from vidbridge.shapes_world.bad_habits import Spoiler
 from vidbridge.tasks.base import Task, as_data_errors
@@ -37,7 +37,7 @@ class SftStep:
         *,
         tasks: Mapping[str, Task],
         processor: Processor,
-        policy: QwenVLPolicy,
+        policy: Policy,
         prompts_per_step: int,
         seed: int,
         last: int | None = None,  # step that there will be; None: not known

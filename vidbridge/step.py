@@ -29,8 +29,8 @@ from vidbridge.data.mixture import Mixture
 from vidbridge.data.prefetch import Prefetch
 from vidbridge.diagnostics.gradients import Diagnostics, Probe
 from vidbridge.policy.packing import loss_mask
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rewards.scoring import Scorer, reward_metrics
 from vidbridge.rollout.base import RolloutEngine
@@ -60,7 +60,7 @@ class GrpoStep:
         processor: Processor,
         rollout: RolloutEngine,
         reward: GatedSum,
-        policy: QwenVLPolicy,
+        policy: Policy,
         algo: GrpoConfig,
         sampling: SamplingParams,
         objective: Objective = clipped,

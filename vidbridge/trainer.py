@@ -18,7 +18,7 @@ from vidbridge import STARTED
 from vidbridge.config.schema import EvalConfig
 from vidbridge.errors import Stopped
 from vidbridge.evaluation.evaluator import Evaluator, held_out
-from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.policy.policy import Policy
 from vidbridge.record.tracker import Tracker
 from vidbridge.runtime import collectives
 from vidbridge.runtime.checkpoint import Checkpoint, Checkpointer, check_same, fingerprint, newest
@@ -52,7 +52,7 @@ class Trainer:
     """GRPO and supervised fine-tuning differ in ``step_fn`` alone."""
 
     step_fn: Callable[[int], StepResult]  # step number from 0
-    policy: QwenVLPolicy
+    policy: Policy
     evaluator: Evaluator
     tracker: Tracker
     checkpointer: Checkpointer

@@ -23,8 +23,8 @@ import vidbridge
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.shapes_world.create_model import SPECIAL_TOKENS, word_tokenizer
 from vidbridge.text.prompts import PromptTemplate
 from vidbridge.types import Clip, Completion, EncodedPrompt, Group, Prompt, Sample
@@ -149,7 +149,7 @@ class Sides:
     """The same weights twice."""
 
     plain: PreTrainedModel  # as it comes from from_pretrained
-    policy: QwenVLPolicy
+    policy: Policy
 
 
 def load_sides(shape: Shape) -> Sides:
@@ -162,10 +162,10 @@ def load_sides(shape: Shape) -> Sides:
         plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=torch.float32).train()
         module = load_model(name, device="cpu")
         processor = Processor.from_folder(name, FRAMES)
-    return Sides(plain=plain, policy=QwenVLPolicy(module, processor, engine_for(module)))
+    return Sides(plain=plain, policy=Policy(module, processor, engine_for(module)))
 
 
-def load_policy(shape: Shape, *, max_packed_tokens: int, **loading: object) -> QwenVLPolicy:
+def load_policy(shape: Shape, *, max_packed_tokens: int, **loading: object) -> Policy:
     """Our side alone, on the device and in the dtype that ``loading`` says."""
     disable_progress_bar()
     with TemporaryDirectory() as name:
@@ -174,7 +174,7 @@ def load_policy(shape: Shape, *, max_packed_tokens: int, **loading: object) -> Q
         Qwen2_5_VLForConditionalGeneration(config).save_pretrained(name)
         module = load_model(name, **loading)
         processor = Processor.from_folder(name, FRAMES)
-    return QwenVLPolicy(module, processor, engine_for(module), max_packed_tokens=max_packed_tokens)
+    return Policy(module, processor, engine_for(module), max_packed_tokens=max_packed_tokens)
 
 
 def random_module(config: Qwen2_5_VLConfig, device: torch.device) -> PreTrainedModel:
@@ -300,7 +300,7 @@ def random_group(
     )
 
 
-def never_end(policy: QwenVLPolicy) -> list[int]:
+def never_end(policy: Policy) -> list[int]:
     """From now on no completion of ``policy`` ends early; returns what others must suppress for the same effect."""
     eos = torch.tensor([policy.processor.eos_id], device=policy.suppressed_ids.device)
     policy.suppressed_ids = torch.cat([policy.suppressed_ids, eos])

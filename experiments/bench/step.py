@@ -28,7 +28,7 @@ from vidbridge.data.mixture import Mixture
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.plain import repeated_logprobs
-from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
+from vidbridge.policy.policy import Policy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rewards.scoring import score_groups
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
@@ -85,7 +85,7 @@ def score(token_ids: Sequence[int]) -> float:
 REWARD = GatedSum(gates={}, terms={"sum": SumOfIds()}, weights={TASK: {"sum": 1.0}})
 
 
-def grpo_step(policy: QwenVLPolicy, rollout: SharedPrefixRollout, sizes: Sizes) -> GrpoStep:
+def grpo_step(policy: Policy, rollout: SharedPrefixRollout, sizes: Sizes) -> GrpoStep:
     """vidbridge's own, as train.py runs it, on the same prompts every time."""
     return GrpoStep(
         mixture=Mixture({TASK: RandomVideos(sizes)}, {TASK: 1}, prompts_per_step=sizes.num_prompts, seed=0),

@@ -15,7 +15,8 @@ from experiments.bench.shape import SMALL, load_policy, random_group, write_sett
 from tests.policy.builders import make_policy, ragged_groups, whole_batch
 from vidbridge.config.choices import Dtype
 from vidbridge.config.schema import ModelConfig
-from vidbridge.memory_plan.memory import FLOAT, Groups, Memory, ModelSize, Sharding
+from vidbridge.memory_plan.memory import FLOAT, Groups, Memory, Sharding
+from vidbridge.memory_plan.model_size import ModelSize
 from vidbridge.policy.model_folder import read_config
 
 # 2 + 2 layers of the usual kinds, wide enough that what the arithmetic leaves out is small

@@ -15,7 +15,8 @@ from rich.console import Console
 from tests.composing import config_of, small_run
 from vidbridge.errors import ConfigError, DataError
 from vidbridge.memory_plan import plan
-from vidbridge.memory_plan.memory import Memory, ModelSize, Moment, Sharding
+from vidbridge.memory_plan.memory import Memory, Moment, Sharding
+from vidbridge.memory_plan.model_size import ModelSize
 from vidbridge.memory_plan.sizes import TaskSizes
 from vidbridge.policy.model_folder import read_config
 from vidbridge.runtime import launch

@@ -15,8 +15,8 @@ from vidbridge.errors import Diverged
 from vidbridge.policy.engines.files import load_weights
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
+from vidbridge.policy.policy import Policy, frozen_copy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.runtime import collectives
 
 KINDS = {
@@ -48,7 +48,7 @@ def build(folder, kind, **loading):
         from vidbridge.policy.engines.zero import DeepSpeedEngine  # takes seconds to import
 
         engine = DeepSpeedEngine(module, **kind, **ADAM)
-    return QwenVLPolicy(module, Processor.from_folder(folder, FRAMES), engine, reference=reference)
+    return Policy(module, Processor.from_folder(folder, FRAMES), engine, reference=reference)
 
 
 def learn(policy, updates, *, poison=None, text_only=False):

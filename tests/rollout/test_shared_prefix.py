@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from experiments.bench.peers import generate
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
 from tests.rollout.builders import sampler
-from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.policy.policy import Policy
 from vidbridge.rollout.kv_cache import Decode, SharedPrefixCache
 from vidbridge.rollout.sampling import StopStrings, draw, truncate, uniforms_of
 from vidbridge.types import SamplingParams
@@ -103,7 +103,7 @@ def test_an_adapter_around_lm_head_is_refused(random_qwen_folder):
     policy = make_policy(random_qwen_folder)
     policy.module.lm_head = LowRank(policy.module.lm_head, seed=3)
     with pytest.raises(ValueError, match="lm_head is a LowRank"):
-        QwenVLPolicy(policy.module, policy.processor)
+        Policy(policy.module, policy.processor)
 
 
 @pytest.mark.parametrize("greedy", [True, False])

@@ -23,8 +23,8 @@ from vidbridge.judges.base import Judge
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.engines.base import Engine
 from vidbridge.policy.loading import DTYPES, load_model
+from vidbridge.policy.policy import Policy, frozen_copy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.record.console import Console
 from vidbridge.record.tracker import SilentTracker, Tracker
 from vidbridge.record.wandb_sink import WandbSink, mode_by_key
@@ -123,7 +123,7 @@ def build_eval_reward(config: Config, judge: Judge) -> GatedSum:
     return reward
 
 
-def build_policy(config: Config, processor: Processor, *, trains: bool) -> QwenVLPolicy:
+def build_policy(config: Config, processor: Processor, *, trains: bool) -> Policy:
     """Return the model as a policy, with the optimizer and the reference of training where it ``trains``."""
     spec, algo = config.model, config.algo
     disable_progress_bar()  # there is one bar, and it is ours
@@ -137,7 +137,7 @@ def build_policy(config: Config, processor: Processor, *, trains: bool) -> QwenV
     )
     has_reference = trains and isinstance(algo, GrpoConfig) and algo.kl_beta > 0
     reference = frozen_copy(module) if has_reference else None  # before an engine divides the weights
-    return QwenVLPolicy(
+    return Policy(
         module,
         processor,
         build_engine(config, module) if trains else None,
@@ -157,7 +157,7 @@ def build_engine(config: Config, module: nn.Module) -> Engine:
     return make(config, "engine", node, module=module, total_updates=updates, **optim)
 
 
-def build_rollout(config: Config, policy: QwenVLPolicy) -> RolloutEngine:
+def build_rollout(config: Config, policy: Policy) -> RolloutEngine:
     node = {"_target_": config.rollout._target_, "max_rows": config.rollout.max_rows}
     return make(config, "rollout", node, policy=policy)
 
@@ -167,7 +167,7 @@ def build_evaluator(
     tasks: Mapping[str, Mapping[str, Task]],
     processor: Processor,
     reward: GatedSum,
-    policy: QwenVLPolicy,
+    policy: Policy,
     bad: BadSamples,
     prompting: Prompting = Prompting.thinking,
     rollout: RolloutEngine | None = None,

@@ -26,8 +26,8 @@ from vidbridge.evaluation.evaluator import Evaluator
 from vidbridge.judges.base import Judge
 from vidbridge.policy.engines.files import load_weights
 from vidbridge.policy.loading import resolve_device
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.record.tracker import Tracker
 from vidbridge.rewards.base import GatedSum
 from vidbridge.runtime import collectives
@@ -49,7 +49,7 @@ def build_evaluation(config: Config, *, public: Mapping[str, Any], run_dir: Path
     return evaluator, build_tracker(config, public=public, run_dir=run_dir, job_type="evaluate")
 
 
-def build_evaluated(config: Config, processor: Processor) -> QwenVLPolicy:
+def build_evaluated(config: Config, processor: Processor) -> Policy:
     """The model at ``model.path``, or with the weights of a checkpoint in their place."""
     policy = build_policy(config, processor, trains=False)
     if config.model.checkpoint is not None:

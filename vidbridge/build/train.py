@@ -32,8 +32,8 @@ from vidbridge.data.mixture import Mixture
 from vidbridge.diagnostics.gradients import Diagnostics
 from vidbridge.errors import ConfigError
 from vidbridge.policy.loading import resolve_device
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
@@ -102,7 +102,7 @@ def build_step(
     tasks: Mapping[str, Task],
     processor: Processor,
     reward: GatedSum,
-    policy: QwenVLPolicy,
+    policy: Policy,
     rollout: RolloutEngine,
     bad: BadSamples,
     *,

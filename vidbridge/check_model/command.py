@@ -29,9 +29,10 @@ from vidbridge.check_model.base import Item, Row, in_turn, read_items
 from vidbridge.config.schema import Config
 from vidbridge.errors import ConfigError, ModelUnfit
 from vidbridge.memory_plan import plan
-from vidbridge.memory_plan.memory import Memory, ModelSize, Sharding
+from vidbridge.memory_plan.memory import Memory, Sharding
+from vidbridge.memory_plan.model_size import ModelSize
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.record.files import CHECK
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
@@ -50,7 +51,7 @@ class Subject:
 
     config: Config
     processor: Processor
-    policy: QwenVLPolicy
+    policy: Policy
     tasks: Mapping[str, Task]
 
     @cached_property

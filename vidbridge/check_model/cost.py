@@ -10,7 +10,7 @@ from vidbridge.check_model.base import Item, Row
 from vidbridge.check_model.peak import pages_of_their_own, peak_extra_bytes, seconds_of
 from vidbridge.memory_plan.memory import Groups, Memory
 from vidbridge.policy.engines.local import LocalEngine
-from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.policy.policy import Policy
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.types import Completion, Group, SamplingParams
 
@@ -29,7 +29,7 @@ class StepSize:
 
 
 def check_step(
-    policy: QwenVLPolicy,
+    policy: Policy,
     rollout: RolloutEngine,
     sampling: SamplingParams,
     item: Item,
@@ -97,7 +97,7 @@ def check_step(
     )
 
 
-def full_length(policy: QwenVLPolicy, size: StepSize) -> tuple[Completion, ...]:
+def full_length(policy: Policy, size: StepSize) -> tuple[Completion, ...]:
     """``group_size`` completions of random words, all as long as they may be."""
     processor = policy.processor
     allowed = torch.ones(processor.config.text_config.vocab_size, dtype=torch.bool)

@@ -44,7 +44,8 @@ class PathsConfig:
 class ShapeConfig:
     """The numbers of a released model's config.json that plan=true needs where that file is not at hand."""
 
-    text: Dict[str, Any] = field(default_factory=dict)  # empty: nothing is known without the file
+    model_type: str = ""  # empty, as all of these: nothing is known without the file
+    text: Dict[str, Any] = field(default_factory=dict)
     vision: Dict[str, Any] = field(default_factory=dict)
     tie_word_embeddings: bool = False
 

@@ -17,8 +17,8 @@ from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.evaluation import paper_numbers
 from vidbridge.evaluation.intervals import interval, resampled_means
 from vidbridge.evaluation.items import earned, is_scored, item_row
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.record.tracker import Tracker
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rewards.scoring import score_groups
@@ -76,7 +76,7 @@ class Evaluator:
     """Everything an evaluation needs but the question how much of it."""
 
     tasks: Mapping[str, Mapping[str, Task]]  # by split, then by name
-    policy: QwenVLPolicy
+    policy: Policy
     processor: Processor
     rollout: RolloutEngine
     sampling: SamplingParams

@@ -29,7 +29,8 @@ from vidbridge.data.dataset import Dataset
 from vidbridge.data.loader import BadSamples, Loader
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.memory_plan import stand_in
-from vidbridge.memory_plan.memory import Groups, Memory, ModelSize, Moment, Sharding
+from vidbridge.memory_plan.memory import Groups, Memory, Moment, Sharding
+from vidbridge.memory_plan.model_size import ModelSize
 from vidbridge.memory_plan.sizes import TaskSizes, look_at
 from vidbridge.memory_plan.tables import cost_table, gb, memory_table, task_table
 from vidbridge.policy.loading import resolve_device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Callable, Protocol, Sequence
 
-from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.policy.policy import Policy
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 
 Ended = Callable[[int, tuple[Completion, ...]], None]  # told the place of a prompt, and all of its completions
@@ -34,5 +34,5 @@ class RolloutEngine(Protocol):
         ``ended`` is called once for each prompt, as soon as its last completion has ended.
         """
 
-    def sync(self, policy: QwenVLPolicy) -> None:
+    def sync(self, policy: Policy) -> None:
         """Sample from the weights as they are now; called by all ranks."""

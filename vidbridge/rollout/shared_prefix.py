@@ -6,7 +6,7 @@ from typing import Sequence
 
 import torch
 
-from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.policy.policy import Policy
 from vidbridge.rollout.base import Ended, Progress
 from vidbridge.rollout.decode_step import DecodeStep, prefill
 from vidbridge.rollout.sampling import StopStrings, choose, uniforms_of
@@ -25,14 +25,14 @@ class SharedPrefixRollout:
     before top-p and min-p take tokens out.
     """
 
-    def __init__(self, policy: QwenVLPolicy, *, max_rows: int = 128):
+    def __init__(self, policy: Policy, *, max_rows: int = 128):
         if max_rows < 1:
             raise ValueError(f"max_rows must be positive, got {max_rows}")
         self.sync(policy)
         self.max_rows = max_rows
         self._stop: StopStrings | None = None  # the last ones asked for, with what is known of their tokens
 
-    def sync(self, policy: QwenVLPolicy) -> None:
+    def sync(self, policy: Policy) -> None:
         """Nothing is copied where the engine does not divide the weights: its module is sampled as it is then."""
         self.policy, self.module = policy, policy.whole()
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from vidbridge.policy.engines.base import Updates, adamw, trained_weights
 from vidbridge.policy.engines.files import WHOLE, check_all_there
-from vidbridge.policy.qwen_vl import token_logprobs
+from vidbridge.policy.policy import token_logprobs
 from vidbridge.runtime import collectives
 from vidbridge.types import Batch
 

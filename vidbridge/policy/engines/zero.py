@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from vidbridge.policy.engines.base import Updates, adamw, trained_weights
 from vidbridge.policy.engines.files import PIECES, Piece, piece_of, rank_file
-from vidbridge.policy.qwen_vl import frozen_copy, token_logprobs
+from vidbridge.policy.policy import frozen_copy, token_logprobs
 from vidbridge.runtime import collectives
 from vidbridge.types import Batch
 

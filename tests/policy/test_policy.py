@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from tests.policy.builders import make_policy, ragged_groups, whole_batch
 from vidbridge.policy.packing import packed_tokens
-from vidbridge.policy.qwen_vl import frozen_copy, model_card
+from vidbridge.policy.policy import frozen_copy, model_card
 
 
 @pytest.fixture(scope="module")
