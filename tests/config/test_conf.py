@@ -1,19 +1,23 @@
 """Every yaml composes, and every kind of mistake is refused with a message that helps."""
 
+import math
 import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import wandb
 from hydra import compose, initialize_config_dir
 
 from tests.composing import composed, config_of
-from vidbridge.algo.token_weights import LossNorm
+from vidbridge.algo.advantages import SCALES, group_advantages
+from vidbridge.algo.objectives import OBJECTIVES
+from vidbridge.algo.token_weights import token_weights
 from vidbridge.config.checks import did_you_mean
 from vidbridge.config.choices import WandbMode
 from vidbridge.config.instantiate import check_targets
-from vidbridge.config.schema import GrpoConfig, SftConfig, TrackConfig
+from vidbridge.config.schema import GrpoConfig, TrackConfig
 from vidbridge.errors import ConfigError
 from vidbridge.runtime import launch
 
@@ -61,15 +65,31 @@ def test_an_ablation_of_the_reward_is_evaluated_by_the_whole_reward_on_all_tasks
     assert list(config.tasks) == TASKS
 
 
-def test_the_other_algorithms_change_what_they_are_named_for():
-    dr_grpo, dapo = config_of("algo=dr_grpo").algo, config_of("algo=dapo").algo
-    assert dr_grpo == GrpoConfig(loss_norm=LossNorm.constant, advantage_scale="none")
-    assert dapo == GrpoConfig(
-        loss_norm=LossNorm.token, clip_high=0.28, ppo_epochs=2, max_refills=2, overlong_frac=0.2
-    )
-    gspo = config_of("algo=gspo").algo
-    assert gspo == GrpoConfig(objective="clipped_sequence", ppo_epochs=2, clip_low=3e-4, clip_high=4e-4)
-    assert isinstance(config_of("algo=sft").algo, SftConfig)
+@pytest.mark.parametrize(
+    "name, advantage, weights, loss",
+    [
+        # deviation of (1, 0): sqrt(0.5), and 1e-4; tokens 2 and 4 of two rows; 1.25 is cut at 1.2
+        ("grpo", 0.5 / (0.5**0.5 + 1e-4), [1 / 4, 1 / 8], -1.2),
+        ("dr_grpo", 0.5, [1 / 16, 1 / 16], -1.2),  # no deviation; 8 tokens allowed
+        ("dapo", 0.5 / (0.5**0.5 + 1e-4), [1 / 6, 1 / 6], -1.25),  # six tokens; clip-higher
+        ("gspo", 0.5 / (0.5**0.5 + 1e-4), [1 / 4, 1 / 8], -1.0004),  # one ratio a completion, cut tightly
+    ],
+)
+def test_algorithms_do_what_they_are_named_for(name, advantage, weights, loss):
+    """Completions of 2 and 4 tokens that earn 1 and 0; the tokens of the first have become 1.25 times as likely."""
+    algo = config_of(f"algo={name}").algo
+    assert group_advantages(torch.tensor([[1.0, 0.0]]), SCALES[algo.advantage_scale])[0, 0] == pytest.approx(advantage)
+    mask = torch.tensor([[True, True, False, False], [True] * 4])
+    assert token_weights(mask, algo.loss_norm, 8)[:, 0].tolist() == pytest.approx(weights)
+    losses = OBJECTIVES[algo.objective](
+        torch.tensor([[1.25, 1.25, 1.0, 1.0], [1.0] * 4]).log(),
+        old_logprobs=torch.zeros(2, 4),
+        advantages=torch.tensor([1.0, -1.0]),
+        loss_mask=mask,
+        clip_low=algo.clip_low,
+        clip_high=algo.clip_high,
+    ).losses
+    assert losses[0, :2].tolist() == pytest.approx([loss, loss])
 
 
 @pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "task_mix"])
@@ -79,31 +99,34 @@ def test_a_pass_has_as_many_rows_as_in_the_paper(name):
     assert mix.size_frac == pytest.approx(rows / 10800, abs=1e-4)
 
 
-def test_a_model_brings_the_numbers_that_fit_it():
-    def numbers(*overrides):
-        config = config_of(*overrides)
-        rollout = (config.rollout.max_completion_tokens, config.rollout.max_rows)
-        return config.optim.lr, *rollout, config.prompts_per_step, config.engine.max_packed_tokens
+@pytest.mark.parametrize("size", [3, 7, 32, 72])
+def test_a_released_model_brings_settings_that_fit_each_other_and_the_paper(size):
+    config = config_of(f"model=qwen2_5_vl_{size}b")
+    assert config.model.path == f"Qwen/Qwen2.5-VL-{size}B-Instruct" and config.prompt.name == "qwen"
+    frames = config.frames  # 16 frames of 128 to 196 patches of 28 x 28
+    assert (frames.max_frames, frames.min_pixels, frames.max_pixels) == (16, 128 * 28 * 28, 196 * 28 * 28)
+    video_tokens = frames.max_frames // 2 * 196
+    assert video_tokens < config.model.max_prompt_tokens
+    # a group of the longest completions is packed in one row, and decoded together
+    completions = 8 * config.rollout.max_completion_tokens
+    assert completions <= config.engine.max_packed_tokens and 8 <= config.rollout.max_rows
+    assert config.prompts_per_step * config.algo.group_size == 256
 
-    assert numbers() == (2e-4, 64, 256, 12, 2048)
-    for size in (3, 7, 32, 72):
-        assert numbers(f"model=qwen2_5_vl_{size}b") == (1e-6, 2048, 32, 32, 16384)
-        assert config_of(f"model=qwen2_5_vl_{size}b").model.path == f"Qwen/Qwen2.5-VL-{size}B-Instruct"
-    # the command line and debug=.. come after the model
-    assert numbers("model=qwen2_5_vl_7b", "optim.lr=1e-5", "debug=smoke") == (1e-5, 2048, 32, 2, 16384)
+
+def test_the_command_line_and_debug_come_after_the_model():
+    plain, said = config_of("model=qwen2_5_vl_7b"), config_of("model=qwen2_5_vl_7b", "optim.lr=1e-5", "debug=smoke")
+    assert plain.optim.lr < config_of().optim.lr / 100 and said.optim.lr == 1e-5
+    assert said.prompts_per_step < plain.prompts_per_step and said.rollout == plain.rollout
 
 
 @pytest.mark.parametrize("size", ["7b", "3b"])
-def test_the_large_experiments_have_the_settings_of_the_paper(size):
+def test_the_large_experiments_are_the_papers(size):
+    """On-policy, no KL, one pass over 10,800 rows in batches of 32: 337.5, so 338 steps."""
     config = config_of(f"experiment=vidbridge_{size}")
-    assert config.model.path == f"Qwen/Qwen2.5-VL-{size.upper()}-Instruct" and config.model.frozen == []
-    assert config.algo == GrpoConfig() and config.algo.group_size == 8 and config.algo.kl_beta == 0
-    assert (config.steps, config.prompts_per_step, config.task_mix.name) == (None, 32, "proxy")
-    assert (config.optim.lr, config.optim.schedule.value, config.optim.warmup_frac) == (1e-6, "linear", 0)
-    assert (config.rollout.temperature, config.rollout.max_completion_tokens) == (1, 2048)
-    frames = config.frames
-    assert (frames.fps, frames.max_frames) == (None, 16)
-    assert (frames.min_pixels, frames.max_pixels) == (128 * 28 * 28, 196 * 28 * 28)
+    assert config.model.name == f"qwen2_5_vl_{size}" and config.model.frozen == []
+    assert (config.algo.ppo_epochs, config.algo.kl_beta, config.rollout.temperature) == (1, 0, 1)
+    assert config.steps is None and config.task_mix.size_frac == 1
+    assert math.ceil(sum(config.task_mix.shares.values()) / config.prompts_per_step) == 338
 
 
 def test_tasks_can_be_left_out():

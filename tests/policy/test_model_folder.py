@@ -155,8 +155,8 @@ def test_longer_contexts_survive_the_flat_layout(folder):
     "changes, message",
     [
         ({"model_type": "qwen2"}, "a model of type 'qwen2' is not supported; these are: qwen2_5_vl"),
-        ({"model_type": "unheard_of"}, "holds a 'unheard_of' model; only qwen2_5_vl is supported"),
-        ({"model_type": None}, "holds a None model; only qwen2_5_vl is supported"),
+        ({"model_type": "unheard_of"}, "a model of type 'unheard_of' is not supported"),
+        ({"model_type": None}, "a model of type None is not supported"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, r"is quantised \(awq\).* full-precision model"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"is quantised \(gptq\)"),
         ({"quantization_config": {"load_in_4bit": True}}, r"is quantised \(bitsandbytes\)"),
