@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Sequence
 
@@ -67,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> None:
     table = Table(*header, title=f"{args.kind}, with 95 % intervals over source videos", title_justify="left")
     for line in lines:
         table.add_row(*line)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     with (args.folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *lines])
 

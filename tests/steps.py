@@ -10,6 +10,7 @@ from tests.conftest import SHAPES_FRAMES
 from vidbridge.algo.advantages import SCALES
 from vidbridge.algo.objectives import OBJECTIVES
 from vidbridge.config.schema import GrpoConfig
+from vidbridge.data.loader import Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.diagnostics.gradients import Diagnostics
 from vidbridge.policy.engines.local import LocalEngine
@@ -76,7 +77,7 @@ def make_step(
     )
     return GrpoStep(
         mixture=Mixture(tasks, {"caption": 1, "mix_vid_qa": 1}, prompts_per_step=prompts_per_step, seed=0),
-        processor=processor,
+        loader=Loader(tasks, processor, bad),
         rollout=SharedPrefixRollout(policy),
         reward=GatedSum(gates={}, terms={"it": reward()}, weights={name: {"it": 1.0} for name in tasks}),
         policy=policy,
@@ -84,8 +85,7 @@ def make_step(
         objective=OBJECTIVES[config.objective],
         advantage_scale=SCALES[config.advantage_scale],
         sampling=SamplingParams(max_completion_tokens=MAX_TOKENS),
-        bad=bad,
-        diagnostics=Diagnostics(module=module, processor=processor, every=every) if every else None,
+        diagnostics=Diagnostics(module=module, processor=processor, every=every),
     )
 
 

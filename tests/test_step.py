@@ -11,13 +11,12 @@ import torch
 
 from tests.conftest import SHAPES_FRAMES
 from tests.steps import MAX_TOKENS, Same, SameForHalf, SumOfIds, make_step, same, timeless, weights_of
-from vidbridge.algo.advantages import overlong_penalty
+from vidbridge.algo.advantages import lengths_of, overlong_penalty
 from vidbridge.errors import DataError
 from vidbridge.evaluation.evaluator import Evaluator
 from vidbridge.judges.base import Judge, JudgeUnavailable
 from vidbridge.policy.policy import frozen_copy
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.step_metrics import lengths_of
 
 
 class Unreachable:
@@ -200,7 +199,7 @@ def test_a_row_that_cannot_be_encoded_is_named(tasks, folder):
     evaluator = Evaluator(
         tasks={"train": {"caption": bad}},
         policy=step.policy,
-        processor=step.processor,
+        processor=step.policy.processor,
         rollout=step.rollout,
         sampling=step.sampling,
         reward=step.reward,

@@ -89,7 +89,7 @@ def scores_of(tasks, folder, engine):
     evaluator = Evaluator(
         tasks={"test": tasks},
         policy=step.policy,
-        processor=step.processor,
+        processor=step.policy.processor,
         rollout=SharedPrefixRollout(step.policy),
         sampling=SamplingParams(max_completion_tokens=MAX_TOKENS),
         reward=step.reward,

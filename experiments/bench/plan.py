@@ -150,7 +150,7 @@ def predictions(setting: Setting, step: GrpoStep) -> dict[str, Moment]:
         gradient_checkpointing=setting.gradient_checkpointing,
     )
     memory = Memory(
-        model=ModelSize.of(step.processor.config, spec), sharding=Sharding(), on_gpu=setting.device != "cpu"
+        model=ModelSize.of(step.policy.processor.config, spec), sharding=Sharding(), on_gpu=setting.device != "cpu"
     )
     groups = Groups(
         number=len(prompts),

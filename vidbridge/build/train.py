@@ -27,7 +27,7 @@ from vidbridge.build.common import (
 from vidbridge.config.choices import Resume
 from vidbridge.config.instantiate import function_named
 from vidbridge.config.schema import Config, GrpoConfig, SftConfig
-from vidbridge.data.loader import BAD_SAMPLES, BadSamples
+from vidbridge.data.loader import BAD_SAMPLES, BadSamples, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.diagnostics.gradients import Diagnostics
 from vidbridge.errors import ConfigError
@@ -131,7 +131,7 @@ def build_step(
         mixture=Mixture(
             tasks, config.task_mix.shares, prompts_per_step=config.prompts_per_step, seed=config.seed, total=total
         ),
-        processor=processor,
+        loader=Loader(tasks, processor, bad),
         rollout=rollout,
         reward=reward,
         policy=policy,
@@ -140,10 +140,7 @@ def build_step(
         advantage_scale=function_named(config, "algo.advantage_scale", config.algo.advantage_scale, SCALES),
         sampling=config.rollout.sampling(),
         last=config.steps - 1,
-        bad=bad,
-        diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every)
-        if config.diagnostics_every
-        else None,
+        diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every),
     )
 
 

@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Mapping
 
-
 from vidbridge.algo.logprobs import _CHUNK_VALUES
 from vidbridge.memory_plan.model_size import ModelSize
 from vidbridge.policy.packing import fill_rows
