@@ -50,7 +50,8 @@ COUNTING = '''
 
 from dataclasses import dataclass
 
-from vidbridge.tasks.base import Draft, Task
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.sources import Draft
 
 
 @dataclass(frozen=True, kw_only=True)

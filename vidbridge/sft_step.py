@@ -21,7 +21,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.runtime import collectives
 from vidbridge.shapes_world.bad_habits import Spoiler
-from vidbridge.tasks.base import Task, as_data_errors
+from vidbridge.tasks.rows import TaskRows, as_data_errors
 from vidbridge.types import Completion, Group, Prompt, Sample, StepResult
 
 
@@ -35,7 +35,7 @@ class SftStep:
         self,
         stages: Sequence[SftStage],
         *,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, TaskRows],
         processor: Processor,
         policy: QwenVLPolicy,
         prompts_per_step: int,

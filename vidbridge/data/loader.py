@@ -15,7 +15,7 @@ from vidbridge.media.reader import VideoReader
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime import collectives
 from vidbridge.runtime.jsonl_log import append_lines, resumed_lines
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import EncodedPrompt, Prompt, Sample
 
 BAD_SAMPLES = "bad_samples.jsonl"  # in the folder of a run
@@ -128,7 +128,7 @@ class BadSamples:
 class Loader:
     """Prompts of samples. In the place of a bad one comes the next sample of its task, question and all."""
 
-    def __init__(self, tasks: Mapping[str, Task], processor: Processor, bad: BadSamples | None = None) -> None:
+    def __init__(self, tasks: Mapping[str, TaskRows], processor: Processor, bad: BadSamples | None = None) -> None:
         self.tasks, self.processor, self.bad = tasks, processor, bad or BadSamples()
         readers = [task.read for task in tasks.values() if isinstance(task.read, VideoReader)]
         width = max((reader.width for reader in readers), default=1)

@@ -7,7 +7,7 @@ from typing import Mapping
 
 import numpy as np
 
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import Sample
 
 
@@ -21,7 +21,7 @@ class Mixture:
 
     def __init__(
         self,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, TaskRows],
         shares: Mapping[str, float],
         *,
         prompts_per_step: int,

@@ -12,7 +12,7 @@ from typing import Mapping
 import numpy as np
 
 from vidbridge.shapes_world.language import COLOURS, KINDS, StatedEvent, read_events
-from vidbridge.tasks.base import as_data_errors
+from vidbridge.tasks.rows import as_data_errors
 from vidbridge.text import prompts
 from vidbridge.text.options import LETTERS
 from vidbridge.types import Sample
