@@ -343,7 +343,7 @@ def test_an_annotation_that_is_longer_than_its_file_is_cut_to_it_for_all_tasks(a
         for sample in map(task.sample, range(2)):
             (clip,) = task.prompt(sample).clips
             assert clip.times_s[-1] < 4 * task.task.num_sources
-            assert len(clip.frames) == pytest.approx(8 * task.num_sources, abs=1)  # 2 a second
+            assert len(clip.frames) == pytest.approx(8 * task.task.num_sources, abs=1)  # 2 a second
     problem = "{0}: annotated as 60 s long, {0} lasts 4.00 s: is it the same video?"
     problems = [problem.format(name) for name in ("a.mp4", "b.mp4")]
     assert data.row_problems() == (problems if told else [])

@@ -6,7 +6,7 @@ it begins, at equal steps, whatever they show. The rule:
 - A clip is as long as its segments one after another; a segment plays for (end_s - start_s) / speed seconds. A span
   is left out by a gap between two segments, slow motion is a segment with a speed below 1.
 - An effect changes what the frames of an interval show, not when: a clip that is reversed, shuffled, mirrored or dark
-  has the times that it had. A frame at time t is in the interval when start_s <= t < end_s. Effects come in their order.
+  has the times that it had. A frame at time t is in the interval if start_s <= t < end_s. Effects come in their order.
 - A segment that goes on after the end of its file ends there, and what follows begins so much earlier.
 
 ``planned`` is the only place that knows this. It says which source, and which second of it, each frame shows.
