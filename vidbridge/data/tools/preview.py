@@ -79,7 +79,7 @@ def contact_sheet(clip: Clip, origins: Origins) -> Image.Image:
         colour = DARK if origin is None else COLOURS[origin[0] % len(COLOURS)]
         draw.rectangle((left, top, left + cell[0] - 2, top + size[1] + 2 * BORDER - 1), fill=colour)
         sheet.paste(Image.fromarray(pixels).resize(size), (left + BORDER, top + BORDER))
-        shown = "" if origin is None or abs(origin[1] - time_s) < 0.005 else f" < {origin[1]:.2f}"
+        shown = "" if origin is None or abs(origin[1] - time_s) < 0.005 else f" from {origin[1]:.2f}"
         draw.text((left + BORDER, top + size[1] + 2 * BORDER), f"{time_s:.2f} s{shown}", fill="black")
     return sheet
 
