@@ -122,7 +122,7 @@ class SftStep:
         spoiler = self.spoilers[self._stage(step)]
         groups = []
         for place, each in loaded.items():
-            with as_data_errors(each.sample):
+            with as_data_errors(each.sample.uid):
                 text = spoiler.completion(each.sample, np.random.default_rng([self.seed, step, place]))
                 completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
             groups.append(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import SHAPES_FRAMES
+from tests.conftest import SHAPES_FRAMES, random_clip
 from tests.data.exporting import export_annotations, export_released
 from tests.media.videos import counting
 from vidbridge.data.formats.annotated_videos import Raw
@@ -20,10 +20,10 @@ from vidbridge.data.tools.check import check
 from vidbridge.data.tools.difficulty import filter_rows
 from vidbridge.data.tools.job import Job, alone
 from vidbridge.data.tools.materialise import materialise
-from vidbridge.data.tools.preview import COLOURS, preview
+from vidbridge.data.tools.preview import COLOURS, DARK, contact_sheet, preview
 from vidbridge.errors import DataError
 from vidbridge.media.frame_budget import FrameBudget
-from vidbridge.media.origins import origins
+from vidbridge.media.origins import Origins, origins
 from vidbridge.policy.processor import Processor
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
@@ -100,6 +100,16 @@ def test_contact_sheets_frame_each_source_in_its_colour(raw, tasks, processor, t
     dark = raw.filled(tasks["dark_event_infer"], "train")
     times_s = dark.prompt(dark.sample(0)).clips[0].times_s
     assert origins(dark.sample(0), 0, times_s).frames.count(None) == 2
+
+
+def test_a_contact_sheet_of_any_number_of_sources():
+    """Eight frames of 24 x 32 pixels, each from a source of its own but one, which is dark."""
+    froms = (*((source, 0.25) for source in range(7)), None)
+    shown = Origins(sources=tuple(map(str, range(7))), frames=froms)
+    sheet = np.asarray(contact_sheet(random_clip(8, 24, 32), shown))
+    framed = [tuple(sheet[1, index * (128 + 2 * 4) + 1]) for index in range(8)]
+    # the seventh source has the colour of the first again, the dark has its own
+    assert framed == [*COLOURS, COLOURS[0], DARK] and len(set(framed)) == 7
 
 
 @pytest.mark.parametrize("has_model", [True, False])

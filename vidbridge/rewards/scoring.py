@@ -68,7 +68,7 @@ def waits(reward: GatedSum) -> bool:
 
 def _score_group(group: Group, reward: GatedSum) -> Group:
     try:
-        with as_data_errors(group.sample):
+        with as_data_errors(group.sample.uid):
             rewards = reward.score(group.sample, group.completions)
     except JudgeUnavailable:
         rewards = ()

@@ -46,7 +46,7 @@ class Spoiler:
 
     def completion(self, sample: Sample, rng: np.random.Generator) -> str:
         """The gold completion of ``sample`` with each habit at its rate; DataError if one finds no event in it."""
-        with as_data_errors(sample):
+        with as_data_errors(sample.uid):
             if sample.task == "caption":
                 answer = self._caption(sample.answer, rng)
             else:

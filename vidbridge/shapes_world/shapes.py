@@ -22,7 +22,7 @@ from vidbridge.media.montage import in_files, render
 from vidbridge.runtime.progress import track
 from vidbridge.shapes_world import language, world
 from vidbridge.tasks.base import Task
-from vidbridge.tasks.rows import Row
+from vidbridge.tasks.rows import Row, as_data_errors
 from vidbridge.tasks.sources import Draft, Source
 from vidbridge.types import Clip, Montage, Segment, VideoRef
 
@@ -102,7 +102,9 @@ class Shapes(Dataset):
         scenes, draft = self._drawn(task, split, index)
         uid = f"{task.name}/{split}/{index}"
         path = folder / "videos" / f"{index}.mp4"
-        write.write_mp4(cut([world.render(scene) for scene in scenes], draft), path, fps=world.FPS)
+        with as_data_errors(uid):  # an effect without a frame
+            clip = cut([world.render(scene) for scene in scenes], draft)
+        write.write_mp4(clip, path, fps=world.FPS)
         return Row(
             uid=uid,
             problem=draft.problem,

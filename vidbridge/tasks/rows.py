@@ -20,14 +20,14 @@ MULTIPLE_CHOICE = "MCQA"  # the released problem type whose rows must have optio
 
 
 @contextmanager
-def as_data_errors(sample: Sample) -> Iterator[None]:
-    """While a sample is worked on, a ValueError is about that sample, and becomes a DataError with its uid."""
+def as_data_errors(uid: str) -> Iterator[None]:
+    """While a row is worked on, a ValueError is about that row, and becomes a DataError with its uid."""
     try:
         yield
     except DataError:
         raise  # says where already
     except ValueError as error:
-        raise DataError(f"{sample.uid}: {error}") from error
+        raise DataError(f"{uid}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +52,8 @@ class Row:
             raise DataError(f"{self.uid}: the answer in {self.solution!r} is empty")
         if not self.options and self.problem_type != MULTIPLE_CHOICE:
             return
-        try:
+        with as_data_errors(self.uid):
             check_choice(self.options, self.answer)
-        except ValueError as error:
-            raise DataError(f"{self.uid}: {error}") from error
 
     @property
     def answer(self) -> str:
