@@ -17,7 +17,7 @@ import av
 import numpy as np
 
 from vidbridge.shapes_world import world
-from vidbridge.tasks.base import Source
+from vidbridge.tasks.sources import Source
 from vidbridge.types import Clip
 
 CODECS = {".mp4": "libx264", ".mkv": "libx265", ".mov": "mpeg4", ".webm": "libvpx-vp9"}

@@ -1,21 +1,82 @@
 """What adding something takes, done from outside of the package: one file and one yaml; a prompt is one yaml.
 
-A task, a reward, an objective, an advantage scale, a judge and a prompt; no file of ours is touched.
+A task, a video edit, a reward, an objective, an advantage scale, a judge and a prompt; no file of ours is touched.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 
+import numpy as np
 import pytest
 
 import train
 from tests.composing import composed, config_of, small_run
+from tests.data.exporting import export_annotations
 from vidbridge.build.common import as_config_errors
+from vidbridge.data.formats.annotated_videos import Raw
 from vidbridge.errors import ConfigError, DataError
+from vidbridge.media.decode import decode
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.media.origins import origins, origins_of
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime import launch
+from vidbridge.tasks.rows import TaskRows
+from vidbridge.types import VideoRef
+
+BUDGET = FrameBudget(fps=4.0, max_frames=64, min_pixels=2304, max_pixels=2304, multiple=16)
+
+SWAPPED = '''
+"""During which event are red and blue swapped?"""
+
+from dataclasses import dataclass
+
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.sources import Draft
+from vidbridge.types import Effect
+
+
+def swap(frames):
+    return [frame.with_look(lambda pixels: pixels[..., ::-1]) for frame in frames]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swapped(Task):
+    name = "swapped"
+    problem_type = "Swapped"
+
+    def construct(self, sources, rng):
+        (source,) = sources
+        if len(source.events) < 3:
+            return None
+        index = int(rng.integers(3))
+        event = source.events[index]
+        return Draft(
+            problem="Which event has the wrong colours?",
+            answer="ABC"[index],
+            options=("first", "second", "third"),
+            effects=(Effect(name="my_swapped.swap", start_s=event.start_s, end_s=event.end_s),),
+            notes=source.notes(),
+        )
+'''
+
+SWAPPED_YAML = """
+# @package _global_
+tasks:
+  swapped: {_target_: my_swapped.Swapped}
+prompt:
+  tasks:
+    swapped: {thinking: "{question}"}
+task_mix:
+  shares: {swapped: 2000}
+reward:
+  swapped: {choice: 1.0}
+eval:
+  reward:
+    swapped: {choice: 1.0}
+"""
 
 BREVITY = '''
 """Pays for short answers."""
@@ -50,7 +111,8 @@ COUNTING = '''
 
 from dataclasses import dataclass
 
-from vidbridge.tasks.base import Draft, Task
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.sources import Draft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +202,8 @@ def user_folder(tmp_path, monkeypatch):
     files = {
         "my_brevity.py": BREVITY,
         "my_counting.py": COUNTING,
+        "my_swapped.py": SWAPPED,
+        "conf/task/swapped.yaml": SWAPPED_YAML,
         "conf/reward/brevity.yaml": BREVITY_YAML,
         "conf/task/counting.yaml": COUNTING_YAML,
         "conf/prompt/short.yaml": SHORT_YAML,
@@ -177,6 +241,26 @@ def test_a_new_task(user_folder, random_qwen_folder):
     summary, metrics = run_with(user_folder, random_qwen_folder, "+task=counting", "task_mix=qa", "seed=1")
     assert list(summary["after"]["greedy"]["tasks"])[-1] == "counting" and len(summary["after"]["greedy"]["tasks"]) == 5
     assert "reward/counting/choice" in metrics
+
+
+def test_a_new_video_edit(user_folder, random_qwen_folder):
+    """The shapes world writes it into its files, data=raw shows it while it reads, in a process of its own."""
+    _, metrics = run_with(user_folder, random_qwen_folder, "+task=swapped", "task_mix=qa", "seed=1")
+    assert "reward/swapped/choice" in metrics
+    export_annotations(user_folder, 4)
+    folder, annotations = str(user_folder / "videos"), str(user_folder / "coin.json")
+    data = Raw(root=folder, annotations=[annotations], workers=1, held_out_frac=1e-9)
+    swapped = importlib.import_module("my_swapped").Swapped()
+    task = data.filled(TaskRows(task=swapped, frames=BUDGET, read=data.reader), "train")
+    for sample in map(task.sample, range(4)):
+        (clip,), (video,) = task.prompt(sample).clips, sample.videos
+        plain = decode(VideoRef(path=f"{folder}/{video.path}"), BUDGET)
+        # four frames a second: those of the event, which lasts one
+        first = 4 * "ABC".index(sample.answer)
+        expected = plain.frames.copy()
+        expected[first : first + 4] = expected[first : first + 4, :, :, ::-1]
+        assert np.array_equal(clip.frames, expected) and np.array_equal(clip.times_s, plain.times_s)
+        assert origins(sample, 0, clip.times_s) == origins_of(VideoRef(path=video.path), clip.times_s)
 
 
 def test_a_new_task_without_a_template_is_refused(user_folder):

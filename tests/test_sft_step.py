@@ -74,7 +74,7 @@ def test_micro_batches_give_the_same_loss(tasks, folder):
 
 def test_a_row_whose_gold_answer_cannot_be_given_is_named(tasks, folder):
     row = replace(tasks["caption"].rows[0], solution="<answer>The square grows <|im_end|></answer>")
-    bad = {"caption": tasks["caption"].with_rows([row], SHAPES_FRAMES)}
+    bad = {"caption": replace(tasks["caption"], rows=[row])}
     step = make_step(bad, folder, [SftStage(steps=1, shares={"caption": 1})])
     with pytest.raises(DataError, match="caption/train/0: a completion may not hold"):
         step(0)

@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 
-from tests.conftest import SHAPES_FRAMES
 from tests.data.test_loader import broken
 from tests.ranks import on_ranks
 from tests.steps import MAX_TOKENS, Same, SameForHalf, SumOfIds, make_step, timeless
@@ -116,7 +115,7 @@ def failed_of(tasks, folder):
     if collectives.is_rank_0():
         caption = tasks["caption"]
         rows = [replace(row, problem="the square " * 1024) for row in caption.rows]
-        step = make_step({**tasks, "caption": caption.with_rows(rows, SHAPES_FRAMES)}, folder, prompts_per_step=4)
+        step = make_step({**tasks, "caption": replace(caption, rows=rows)}, folder, prompts_per_step=4)
     with pytest.raises((DataError, RankFailed)) as caught:
         step(0)
     return [type(caught.value).__name__, str(caught.value)]

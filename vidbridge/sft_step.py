@@ -21,7 +21,7 @@ from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime import collectives
 from vidbridge.shapes_world.bad_habits import Spoiler
-from vidbridge.tasks.base import Task, as_data_errors
+from vidbridge.tasks.rows import TaskRows, as_data_errors
 from vidbridge.types import Completion, Group, Prompt, Sample, StepResult
 
 
@@ -35,7 +35,7 @@ class SftStep:
         self,
         stages: Sequence[SftStage],
         *,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, TaskRows],
         processor: Processor,
         policy: Policy,
         prompts_per_step: int,
@@ -122,7 +122,7 @@ class SftStep:
         spoiler = self.spoilers[self._stage(step)]
         groups = []
         for place, each in loaded.items():
-            with as_data_errors(each.sample):
+            with as_data_errors(each.sample.uid):
                 text = spoiler.completion(each.sample, np.random.default_rng([self.seed, step, place]))
                 completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
             groups.append(

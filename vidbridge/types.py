@@ -31,22 +31,65 @@ class VideoRef:
     start_s: float = 0.0
     end_s: float | None = None  # None: to the end of the file
 
+    @property
+    def sources(self) -> tuple[VideoRef, ...]:
+        """Return itself: all that there is to read."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch of one source of a montage, in seconds from where that source starts."""
+
+    source: int  # index
+    start_s: float
+    end_s: float
+    speed: float = 1.0  # 0.5 is slow motion: a second of the source takes two to play
+
+    @property
+    def length_s(self) -> float:
+        """Return how long it plays."""
+        return (self.end_s - self.start_s) / self.speed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """A change of the frames in an interval of played time, by a function of vidbridge/media/effects.py.
+
+    ``Effect(name="dark", start_s=12.5, end_s=18.0)``; ``Effect(name="my_effects.blur", params={"radius": 3})``.
+    """
+
+    name: str  # of the function; a dotted one is found outside of the package
+    start_s: float = 0.0
+    end_s: float | None = None  # None: to the end of the clip
+    params: Mapping[str, Any] = field(default_factory=dict)  # its keyword arguments, of types that JSON has
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Montage:
-    """Parts of videos shown one after another as one video, made while it is read: no new file.
+    """Segments of videos shown one after another as one video, then changed by effects in their order.
 
-    MixVidQA takes parts of two videos in turn. DarkEventInfer takes one video and an interval of it in which the screen
-    is black: ``Montage(parts=(VideoRef(path="a.mp4", end_s=30.0),), dark_s=(12.5, 18.0))``.
+    It is made while it is read: there is no new file. vidbridge/media/montage.py says what plays when. MixVidQA has
+    segments of two sources in turn; DarkEventInfer one source and ``effects=(Effect(name="dark", ..),)``.
     """
 
-    parts: tuple[VideoRef, ...]  # each with its end_s
-    dark_s: tuple[float, float] | None = None  # seconds of the whole
+    sources: tuple[VideoRef, ...]
+    segments: tuple[Segment, ...] = ()  # none: the first source as it is
+    effects: tuple[Effect, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("a montage needs a source")
+        for segment in self.segments:
+            if segment.source not in range(len(self.sources)):
+                raise ValueError(f"{segment}: source must be an index of the {len(self.sources)} sources")
+            if not (0 <= segment.start_s < segment.end_s and 0 < segment.speed < math.inf):
+                raise ValueError(f"{segment}: 0 <= start_s < end_s and a positive speed are needed")
 
     @property
     def path(self) -> str:
-        """The path of its first part, by which it goes in tables and messages."""
-        return self.parts[0].path
+        """Return the path of what is shown first, by which it goes in tables and messages."""
+        return self.sources[self.segments[0].source if self.segments else 0].path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.tasks.temporal_order import TemporalOrder
 from vidbridge.text.prompts import PromptTemplate, texts_in
 from vidbridge.types import Sample
@@ -54,8 +55,7 @@ def sample(task, question="What next?", options=("grows", "spins")):
 def asked(prompt, task, prompting, **texts):
     """The messages of a sample, as the chosen yaml puts it."""
     template = templates(prompt, prompting)[task]
-    bound = type(TASKS[task])(template=template)
-    return bound.messages(sample(task, **texts), num_videos=1)
+    return TaskRows(task=TASKS[task], template=template).messages(sample(task, **texts), num_videos=1)
 
 
 def user(text):
@@ -192,7 +192,7 @@ TEXT = st.text(st.sampled_from("{}question options!:.0 \n"), max_size=20)
 @given(TEXT, TEXT)
 def test_the_texts_of_data_are_taken_as_they_are(question, option):
     template = PromptTemplate(text="1 {question} 2 {options} 3 {{options}}", system="{{}}")
-    system, text = texts_in(QA(template=template).messages(sample("qa", question, (option, "no"))))
+    system, text = texts_in(TaskRows(task=QA(), template=template).messages(sample("qa", question, (option, "no"))))
     assert system == "{}"
     assert text == "1 " + question + " 2 A. " + option + "\nB. no 3 {options}"
 
@@ -235,7 +235,7 @@ def test_a_task_may_have_placeholders_of_its_own():
     with pytest.raises(ConfigError, match="prompt.tasks.hinted.thinking is missing.*{question} and {hint}"):
         config_of(*own)
     config = config_of(*own, "+prompt.tasks.hinted.thinking='{hint}: {question}'")
-    task = Hinted(template=config.prompt.template("hinted", Prompting.direct))
+    task = TaskRows(task=Hinted(), template=config.prompt.template("hinted", Prompting.direct))
     shown = Sample(uid="x", task="hinted", question="Who?", answer="she", videos=(), meta={"hint": "{question}"})
     assert task.messages(shown) == (user("{question}: Who?"),)
 

@@ -4,7 +4,7 @@ import pytest
 
 from vidbridge.data.rows import read_rows, write_rows
 from vidbridge.errors import DataError
-from vidbridge.tasks.base import Row
+from vidbridge.tasks.rows import Row
 
 GOOD = {
     "problem": "What?",

@@ -6,7 +6,7 @@ import math
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping
 
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
@@ -33,7 +33,7 @@ from vidbridge.rewards.scoring import self_test
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
 from vidbridge.runtime.progress import waiting
-from vidbridge.tasks.base import Row, Task
+from vidbridge.tasks.rows import TaskRows
 
 
 @contextmanager
@@ -60,25 +60,22 @@ def build_tasks(
     splits: set[str],
     processor: Processor | None,
     prompting: Prompting = Prompting.thinking,
-) -> dict[str, dict[str, Task]]:
+) -> dict[str, dict[str, TaskRows]]:
     """Return every task with its rows, by split. Rows that do not exist yet are made now."""
 
-    def rows(task: Task, split: str) -> Sequence[Row]:
-        found = dataset.rows(task, split)
+    def filled(task: TaskRows, split: str) -> TaskRows:
+        found = dataset.filled(task, split)
         if split != "train" or config.train_rows is None:
             return found
-        return [found[index] for index in range(min(config.train_rows, len(found)))]
+        return replace(found, rows=[found.rows[index] for index in range(min(config.train_rows, len(found)))])
 
     tasks = build_plain_tasks(config, dataset, processor, prompting)
-    return {
-        split: {name: replace(task, rows=rows(task, split)) for name, task in tasks.items()}
-        for split in sorted(splits)
-    }
+    return {split: {name: filled(task, split) for name, task in tasks.items()} for split in sorted(splits)}
 
 
 def build_plain_tasks(
     config: Config, dataset: Dataset, processor: Processor | None, prompting: Prompting
-) -> dict[str, Task]:
+) -> dict[str, TaskRows]:
     """Return the tasks of the configuration, without rows; without a processor frames keep their size."""
     frames = processor.frames if processor else FrameBudget(**vars(config.frames))
     tasks = {name: make(config, f"tasks.{name}", node) for name, node in config.tasks.items()}
@@ -86,8 +83,8 @@ def build_plain_tasks(
         if task.name != name:
             raise ConfigError(f"tasks.{name} builds the task '{task.name}': call the key and the task the same")
     return {
-        name: replace(
-            task, template=config.prompt.template(name, prompting), frames=frames, read=dataset.reader
+        name: TaskRows(
+            task=task, template=config.prompt.template(name, prompting), frames=frames, read=dataset.reader
         )
         for name, task in tasks.items()
     }
@@ -164,7 +161,7 @@ def build_rollout(config: Config, policy: Policy) -> RolloutEngine:
 
 def build_evaluator(
     config: Config,
-    tasks: Mapping[str, Mapping[str, Task]],
+    tasks: Mapping[str, Mapping[str, TaskRows]],
     processor: Processor,
     reward: GatedSum,
     policy: Policy,
@@ -226,7 +223,7 @@ def labels(config: Config, *, trains: bool = True) -> dict[str, Any]:
     }
 
 
-def check_same_rows(tasks: Mapping[str, Mapping[str, Task]]) -> None:
+def check_same_rows(tasks: Mapping[str, Mapping[str, TaskRows]]) -> None:
     """All ranks deal out the same rows; where one finds other files than the rest, they would not notice."""
     found = {split: {name: len(task) for name, task in of_split.items()} for split, of_split in tasks.items()}
     for rank, other in enumerate(collectives.all_gather(found)):
@@ -235,12 +232,12 @@ def check_same_rows(tasks: Mapping[str, Mapping[str, Task]]) -> None:
 
 
 def check_tasks(
-    tasks: Mapping[str, Task], processor: Processor, reward: GatedSum, bad: BadSamples, *, perfect: bool
+    tasks: Mapping[str, TaskRows], processor: Processor, reward: GatedSum, bad: BadSamples, *, perfect: bool
 ) -> None:
     """Before anything is trained: prompts fit, and every task's gold answers earn the most there is, or something."""
 
     def check() -> None:
-        Loader(tasks, processor, bad).load({place: task.sample(0) for place, task in enumerate(tasks.values())})
+        Loader(tasks, processor, bad).load({index: task.sample(0) for index, task in enumerate(tasks.values())})
         judge, say = reward.judge, Console().say
         if judge is None or not judge.where:
             self_test(tasks, reward, perfect=perfect)

@@ -42,7 +42,7 @@ from vidbridge.runtime.random_state import seed_everything
 from vidbridge.sft_step import SftStep
 from vidbridge.shapes_world.create_model import create_folder, texts_of
 from vidbridge.step import GrpoStep
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
 
@@ -99,7 +99,7 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
 
 def build_step(
     config: Config,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, TaskRows],
     processor: Processor,
     reward: GatedSum,
     policy: Policy,
@@ -144,7 +144,7 @@ def build_step(
     )
 
 
-def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:
+def trained_tasks(config: Config, tasks: Mapping[str, TaskRows]) -> dict[str, TaskRows]:
     """Return the tasks that the mix, or a stage of supervised fine-tuning, has a share for."""
     mixes = [config.task_mix.shares]
     if isinstance(config.algo, SftConfig):
@@ -152,12 +152,12 @@ def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:
     return {name: task for name, task in tasks.items() if any(shares.get(name, 0) > 0 for shares in mixes)}
 
 
-def deck_size(config: Config, tasks: Mapping[str, Task]) -> int:
+def deck_size(config: Config, tasks: Mapping[str, TaskRows]) -> int:
     """Rows in one pass of the task mix, as a part of the rows of all ``tasks``, trained or not."""
     return max(1, round(config.task_mix.size_frac * sum(len(task) for task in tasks.values())))
 
 
-def num_steps(config: Config, tasks: Mapping[str, Task]) -> int:
+def num_steps(config: Config, tasks: Mapping[str, TaskRows]) -> int:
     """``config.steps``; without a number, all stages of supervised fine-tuning, or one pass over the deck."""
     if config.steps is not None:
         return config.steps

@@ -9,7 +9,7 @@ import torch
 
 from vidbridge.errors import DataError
 from vidbridge.policy.policy import Policy
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import Batch, Completion, Group, Prompt, Sample
 
 
@@ -32,7 +32,7 @@ class Item:
     gold: str  # the completion that earns everything
 
 
-def read_items(task: Task) -> Iterator[Item]:
+def read_items(task: TaskRows) -> Iterator[Item]:
     """The rows of ``task`` in order, without those that cannot be read; DataError when none can."""
     last: ValueError | None = None
     found = False

@@ -37,7 +37,7 @@ from vidbridge.record.files import CHECK
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
 from vidbridge.runtime.random_state import seed_everything
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import SamplingParams
 
 SPLIT = "train"  # whose rows are shown: those that the run would learn from
@@ -52,7 +52,7 @@ class Subject:
     config: Config
     processor: Processor
     policy: Policy
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, TaskRows]
 
     @cached_property
     def items(self) -> list[Item]:

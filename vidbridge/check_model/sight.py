@@ -15,7 +15,7 @@ import numpy as np
 from vidbridge.check_model.base import Item, Row, group_of, in_turn, logprobs_per_token, read_items
 from vidbridge.evaluation.intervals import interval, resampled_means
 from vidbridge.policy.policy import Policy
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import Prompt
 
 ORDERED = ("caption", "temporal_order")  # tasks whose answers tell what comes after what
@@ -48,7 +48,7 @@ class Mean:
         return f"{self.value:+.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def check_sight(policy: Policy, tasks: Mapping[str, Task]) -> Row:
+def check_sight(policy: Policy, tasks: Mapping[str, TaskRows]) -> Row:
     """Answers are likelier with the frames in order than with a black screen, and than with frames shuffled."""
     ordered = [task for name, task in tasks.items() if name in ORDERED]
     rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def with_frames(prompt: Prompt, change: Callable[[np.ndarray], np.ndarray]) -> P
     return replace(prompt, clips=tuple(replace(clip, frames=change(clip.frames)) for clip in prompt.clips))
 
 
-def check_answers(policy: Policy, tasks: Mapping[str, Task]) -> Row:
+def check_answers(policy: Policy, tasks: Mapping[str, TaskRows]) -> Row:
     """Right answers are likelier than those of other rows of the same task."""
     found = {name: measure(against_others(policy, task)) for name, task in tasks.items()}
     found = {name: each for name, each in found.items() if each.sources}
@@ -106,7 +106,7 @@ def check_answers(policy: Policy, tasks: Mapping[str, Task]) -> Row:
     )
 
 
-def against_others(policy: Policy, task: Task) -> Iterator[tuple[Item, list[float]]]:
+def against_others(policy: Policy, task: TaskRows) -> Iterator[tuple[Item, list[float]]]:
     """Each row with how much likelier its answer is than those of the rows after it, where they differ."""
     for item in read_items(task):
         following = (task.sample(item.sample.index + n) for n in range(1, len(task)))

@@ -15,7 +15,7 @@ from vidbridge.media.reader import VideoReader
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime import collectives
 from vidbridge.runtime.jsonl_log import append_lines, resumed_lines
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import EncodedPrompt, Prompt, Sample
 
 BAD_SAMPLES = "bad_samples.jsonl"  # in the folder of a run
@@ -126,9 +126,9 @@ class BadSamples:
 
 
 class Loader:
-    """Prompts of samples. In the place of a bad one comes the next sample of its task, question and all."""
+    """Read the prompts of samples. A bad one is replaced by the next sample of its task, question and all."""
 
-    def __init__(self, tasks: Mapping[str, Task], processor: Processor, bad: BadSamples | None = None) -> None:
+    def __init__(self, tasks: Mapping[str, TaskRows], processor: Processor, bad: BadSamples | None = None) -> None:
         self.tasks, self.processor, self.bad = tasks, processor, bad or BadSamples()
         readers = [task.read for task in tasks.values() if isinstance(task.read, VideoReader)]
         width = max((reader.width for reader in readers), default=1)
@@ -138,11 +138,11 @@ class Loader:
     def own(self, samples: Sequence[Sample]) -> dict[int, Sample]:
         """Return the samples that this rank works on, by their index."""
 
-        def tokens(place: int) -> float:
-            sample = samples[place]
+        def tokens(index: int) -> float:
+            sample = samples[index]
             return estimated_tokens(sample, self.tasks[sample.task], self.processor)
 
-        return {place: samples[place] for place in collectives.my_share(len(samples), tokens)}
+        return {index: samples[index] for index in collectives.my_share(len(samples), tokens)}
 
     def load(
         self,
@@ -153,17 +153,17 @@ class Loader:
     ) -> dict[int, Loaded]:
         """Return the samples with everything read, by index; this may run beside a training step.
 
-        Without ``replace`` a bad sample leaves its place empty.
+        Without ``replace`` a bad sample is left out.
         """
 
         def load_one(sample: Sample) -> Loaded | None:
             return self._first_good(sample, prompt or self._prompt, replace)
 
         loaded = self._pool.map(load_one, samples.values()) if self._pool else map(load_one, samples.values())
-        return {place: each for place, each in zip(samples, loaded) if each is not None}
+        return {index: each for index, each in zip(samples, loaded) if each is not None}
 
     def report(self, loaded: Iterable[Loaded]) -> dict[str, float]:
-        """How many samples of this batch were bad, on any rank; called by all, which learn what the others met."""
+        """Return how many samples of this batch were bad, on any rank; called by all, which learn what others met."""
         self.bad.share()
         return {"data/bad": collectives.all_reduce_sum([float(sum(each.num_bad for each in loaded))])[0]}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from vidbridge.errors import DataError
-from vidbridge.tasks.base import MULTIPLE_CHOICE, Row
+from vidbridge.tasks.rows import MULTIPLE_CHOICE, Row
 from vidbridge.text.option_reader import about, question_and_options, written
 from vidbridge.text.sanitize import check_text, check_unicode, without_placeholder
 

@@ -24,7 +24,7 @@ from vidbridge.rewards.base import GatedSum
 from vidbridge.rewards.scoring import score_groups
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.text import prompts
 from vidbridge.types import Group, Sample, SamplingParams
 
@@ -75,7 +75,7 @@ class Scores:
 class Evaluator:
     """Everything an evaluation needs but the question how much of it."""
 
-    tasks: Mapping[str, Mapping[str, Task]]  # by split, then by name
+    tasks: Mapping[str, Mapping[str, TaskRows]]  # by split, then by name
     policy: Policy
     processor: Processor
     rollout: RolloutEngine
@@ -128,7 +128,7 @@ class Evaluator:
 
     def scored(
         self,
-        task: Task,
+        task: TaskRows,
         samples: Mapping[int, Sample],
         advance: Callable[[int], None],
         *,

@@ -77,8 +77,8 @@ class _Worker:
     """One process. It ends with this object, and when this process does, for then its input ends."""
 
     def __init__(self) -> None:
-        package = str(Path(__file__).parents[2])
-        paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+        # all that can be imported here: an effect may be from outside of the package
+        paths = os.pathsep.join([str(Path(__file__).parents[2]), *map(os.path.abspath, sys.path)])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vidbridge.media.worker", str(MAX_WORKER_MB)],
             stdin=subprocess.PIPE,

@@ -55,7 +55,7 @@ class VideoReader:
     def confined(self, video: VideoRef | Montage) -> VideoRef | Montage:
         """Return the video with paths that have been followed; VideoError if one leads out of the folder."""
         if isinstance(video, Montage):
-            return replace(video, parts=tuple(self._confined(part) for part in video.parts))
+            return replace(video, sources=tuple(map(self._confined, video.sources)))
         return self._confined(video)
 
     @cached_property

@@ -36,7 +36,7 @@ from vidbridge.memory_plan.tables import cost_table, gb, memory_table, task_tabl
 from vidbridge.policy.loading import resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.shapes_world.create_model import create_folder, texts_of
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 
 NUM_SAMPLED = 8  # rows of each task
 # What an allocator takes beside what is held, as a part of it: measured by experiments/bench/plan.py on a CPU, a guess
@@ -114,7 +114,7 @@ def planned_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or torch.cuda.is_available() else "cpu")
 
 
-def prepare(config: Config, dataset: Dataset, console: Console) -> tuple[Processor, dict[str, Task]]:
+def prepare(config: Config, dataset: Dataset, console: Console) -> tuple[Processor, dict[str, TaskRows]]:
     """Return what the run itself would encode with, or a stand-in for a released model, and its train rows."""
     spec = config.model
     if not spec.random_weights:

@@ -12,7 +12,7 @@ from typing import Callable, Iterator, Mapping, Self, Sequence
 from vidbridge.errors import DataError
 from vidbridge.judges.base import JudgeUnavailable
 from vidbridge.rewards.base import GatedSum
-from vidbridge.tasks.base import Task, as_data_errors
+from vidbridge.tasks.rows import TaskRows, as_data_errors
 from vidbridge.text import prompts
 from vidbridge.types import Completion, Group, RewardBreakdown, Sample
 
@@ -68,7 +68,7 @@ def waits(reward: GatedSum) -> bool:
 
 def _score_group(group: Group, reward: GatedSum) -> Group:
     try:
-        with as_data_errors(group.sample):
+        with as_data_errors(group.sample.uid):
             rewards = reward.score(group.sample, group.completions)
     except JudgeUnavailable:
         rewards = ()
@@ -96,7 +96,7 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
     return {**metrics, "rollout/judge_failed": float(unscored.total())}
 
 
-def self_test(tasks: Mapping[str, Task], reward: GatedSum, *, perfect: bool = True) -> None:
+def self_test(tasks: Mapping[str, TaskRows], reward: GatedSum, *, perfect: bool = True) -> None:
     """Before training: gold answers must earn the most there is, empty ones nothing, and evasions not the judge's best.
 
     The most, but for terms of style, which a reference need not earn, and for the slack of a judge that is a model.

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 from vidbridge.rewards.style import CONNECTIVES, HEDGES
 from vidbridge.shapes_world.bad_habits import Spoiler
 from vidbridge.shapes_world.language import COLOURS, KINDS, SHAPES, SIZES
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.text import prompts
 from vidbridge.text.options import LETTERS
 
@@ -136,7 +136,7 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def texts_of(tasks: Mapping[str, Task], *, num_samples: int = 400) -> list[str]:
+def texts_of(tasks: Mapping[str, TaskRows], *, num_samples: int = 400) -> list[str]:
     """Everything the embedded model must be able to read and write: prompts, gold and spoilt answers, fixed words.
 
     The fixed words let a researcher reward what the base never says (any connective or hedge of the wording reward).

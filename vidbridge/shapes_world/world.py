@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vidbridge.shapes_world.language import COLOURS, KINDS, LASTING, SHAPES, SIZES
-from vidbridge.tasks.base import Question, Source, TimedEvent
+from vidbridge.tasks.sources import Question, Source, TimedEvent
 from vidbridge.types import Clip
 
 FPS = 8

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
 from vidbridge.errors import DataError
-from vidbridge.tasks.base import check_choice
+from vidbridge.tasks.rows import check_choice
 from vidbridge.text.option_reader import Options, about, question_and_options
 from vidbridge.text.options import LETTERS
 from vidbridge.text.sanitize import check_text, check_unicode, without_placeholder

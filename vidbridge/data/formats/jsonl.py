@@ -14,7 +14,7 @@ import numpy as np
 
 from vidbridge.data.rows import Problems, parse_row
 from vidbridge.errors import DataError
-from vidbridge.tasks.base import MULTIPLE_CHOICE, Row
+from vidbridge.tasks.rows import MULTIPLE_CHOICE, Row
 from vidbridge.text.options import LETTERS
 
 _decode = json.JSONDecoder().raw_decode

@@ -17,7 +17,9 @@ from vidbridge.data.dataset import SPLITS
 from vidbridge.data.file_dataset import FileDataset, check_split, leave_out, without_rows
 from vidbridge.data.formats.jsonl import JsonlIndex, JsonlRows
 from vidbridge.errors import NoRows
-from vidbridge.tasks.base import Row, Task
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class VidbridgeR1(FileDataset):
         if not self.files.get("train"):
             raise ValueError("data.files.train must name a JSONL file")
 
-    def rows(self, task: Task, split: str) -> Sequence[Row]:
+    def rows(self, task: Task, split: str, frames: FrameBudget | None = None) -> Sequence[Row]:
         check_split(split)
         own = self.files.get(split)
         index = self._index(own or self.files["train"])
