@@ -64,3 +64,12 @@ class EvaluateConfig(RunConfig):
 
 # What the yamls of models, tasks and debug=.. also say: evaluate.py leaves it out.
 OF_TRAINING = {each.name for each in fields(Config)} - {each.name for each in fields(EvaluateConfig)}
+
+
+def is_of_training(override: str) -> bool:
+    """Return whether evaluate.py has no such key, but train.py has.
+
+    >>> is_of_training("algo=dapo"), is_of_training("optim.lr=1e-5"), is_of_training("seed=3")
+    (True, True, False)
+    """
+    return override.lstrip("+~").split("=")[0].split(".")[0] in OF_TRAINING
