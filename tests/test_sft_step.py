@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from tests.conftest import SHAPES_FRAMES
-from vidbridge.config.schema import SftStage
+from vidbridge.config.schema import OptimConfig, SftStage
 from vidbridge.errors import DataError
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
@@ -51,9 +51,8 @@ def test_the_same_seed_makes_the_same_weights(folder, shapes_tasks, tmp_path):
 def make_step(tasks, folder, stages, max_packed_tokens=512):
     module = load_model(str(folder), device="cpu")
     processor = Processor.from_folder(folder, SHAPES_FRAMES)
-    policy = Policy(
-        module, processor, LocalEngine(module, lr=2e-3, total_updates=100), max_packed_tokens=max_packed_tokens
-    )
+    engine = LocalEngine(module, OptimConfig(lr=2e-3), total_updates=100)
+    policy = Policy(module, processor, engine, max_packed_tokens=max_packed_tokens)
     return SftStep(stages, tasks=tasks, processor=processor, policy=policy, prompts_per_step=8, seed=0)
 
 

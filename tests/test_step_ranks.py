@@ -51,10 +51,10 @@ STEPS = {
 }
 
 
-def sharded(module, **settings):
+def sharded(module, optim, *, total_updates):
     from vidbridge.policy.engines.zero import DeepSpeedEngine  # takes seconds to import
 
-    return DeepSpeedEngine(module, stage=3, kept_whole=0, **settings)
+    return DeepSpeedEngine(module, optim, total_updates=total_updates, stage=3, kept_whole=0)
 
 
 ENGINES = {"local": LocalEngine, "zero3": sharded}

@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Mapping
+from typing import Any, Callable, ContextManager, Mapping, Sequence
 
 from torch.profiler import profile
 
@@ -64,6 +64,7 @@ class Trainer:
     run_dir: Path
     labels: Mapping[str, Any]  # what tells this run from others, copied into the summary
     record: Mapping[str, Any]  # the configuration; a checkpoint of another one is not gone on from
+    free: Sequence[str]  # the keys of it that may differ
     signals: StopSignals = field(default_factory=StopSignals)
 
     def run(self) -> dict[str, Any]:
@@ -145,7 +146,7 @@ class Trainer:
         if found is None:
             self.tracker.console.say(f"no checkpoint to go on from in {self.checkpointer.root}: starting")
         else:
-            check_same(found.state["record"], self._record(), found.path)
+            check_same(found.state["record"], self._record(), found.path, self.free)
         return found
 
     def _start(self, found: Checkpoint | None) -> Progress:
@@ -173,7 +174,7 @@ class Trainer:
             "position": self.tracker.position(),
             "random": collectives.all_gather(random_state()),  # by rank
             "record": self._record(),
-            "fingerprint": fingerprint(self._record()),
+            "fingerprint": fingerprint(self._record(), self.free),
             "wandb_id": self.tracker.wandb_id,
         }
         self.checkpointer.save(progress.step, state, self.policy.engine.snapshot(), wait=wait)

@@ -20,6 +20,8 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 import vidbridge
+from vidbridge.config.choices import Schedule
+from vidbridge.config.schema import OptimConfig
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
@@ -193,7 +195,7 @@ def write_folder(folder: Path, shape: Shape, device: torch.device) -> None:
 
 
 def engine_for(module: PreTrainedModel) -> LocalEngine:
-    return LocalEngine(module, lr=1e-6, total_updates=100, schedule="constant")
+    return LocalEngine(module, OptimConfig(lr=1e-6, schedule=Schedule.constant), total_updates=100)
 
 
 def all_words(vocab_size: int) -> PreTrainedTokenizerFast:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -9,14 +10,14 @@ import pytest
 import torch
 import wandb
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from tests.composing import composed, config_of
+from tests.composing import composed, config_of, evaluation
 from vidbridge.algo.advantages import SCALES, group_advantages
 from vidbridge.algo.objectives import OBJECTIVES
 from vidbridge.algo.token_weights import token_weights
 from vidbridge.config.checks import did_you_mean
 from vidbridge.config.choices import WandbMode
-from vidbridge.config.instantiate import check_targets
 from vidbridge.config.schema import GrpoConfig, TrackConfig
 from vidbridge.errors import ConfigError
 from vidbridge.runtime import launch
@@ -27,17 +28,20 @@ CHOICES = sorted(
     if path.parent != launch.CONF and path.parent.name not in ("task", "local") and not path.stem.startswith("_")
     and "hydra" not in path.relative_to(launch.CONF).parts  # of Hydra itself
 )
+CHOSEN_BY = {  # the groups in the defaults lists of both doors
+    door: {str(group) for entry in OmegaConf.load(launch.CONF / f"{door}.yaml").defaults for group in entry}
+    for door in ("config", "evaluate")
+}
 TASKS = ["qa", "caption", "dark_event_infer", "mix_vid_qa"]
 
 
 @pytest.mark.parametrize("group, name", CHOICES)
-def test_every_yaml_makes_a_valid_configuration_of_allowed_targets(group, name):
-    config = config_of(f"{group}={name}")
-    nodes = [config.data, config.judge, *config.tasks.values(), vars(config.rollout), vars(config.engine)]
-    for reward in (config.reward, config.eval.reward):
-        nodes += [node for part in ("gates", "terms") for node in reward[part].values() if node is not None]
-    for node in nodes:
-        assert check_targets("node", node, ("vidbridge.",))
+def test_every_yaml_makes_a_valid_configuration(group, name):
+    """Of train.py, or of evaluate.py, or of both."""
+    doors = [door for door in ("config", "evaluate") if group in CHOSEN_BY[door]]
+    assert doors
+    for door in doors:
+        launch.to_dataclasses(composed(f"{group}={name}", config_name=door))
 
 
 def test_sweeps_can_go_to_a_cluster():
@@ -129,6 +133,15 @@ def test_the_large_experiments_are_the_papers(size):
     assert math.ceil(sum(config.task_mix.shares.values()) / config.prompts_per_step) == 338
 
 
+def test_what_evaluate_leaves_out_is_what_the_yamls_say_about_training():
+    """A model's yaml has a learning rate, a task's a weight to train with, debug=.. a number of steps."""
+    cfg = evaluation("model=qwen2_5_vl_7b", "+task=temporal_order", "debug=overfit")
+    config, record = launch.to_dataclasses(cfg), launch.public(cfg)
+    assert {"optim", "engine", "prompts_per_step", "reward", "steps"} <= set(cfg) - set(record)
+    assert (config.rollout.max_completion_tokens, config.frames.max_frames) == (2048, 16)
+    assert config.eval.reward["temporal_order"] == {"verdict": 1.0} and config.train_rows == 2
+
+
 def test_tasks_can_be_left_out():
     config = config_of("task=[qa]", "task_mix=qa")
     assert list(config.tasks) == ["qa"] and "caption" in config.reward
@@ -144,6 +157,25 @@ def test_a_value_can_be_overridden_deep_inside():
 
 MISTAKES = {
     "reward.captoin.wording=1": ["reward.captoin", "Did you mean 'caption'?"],
+    "rollout.max_row=3": ["rollout.max_row", "Did you mean 'max_rows'?"],
+    "+rollout.max_row=3": ["rollout: there is no argument 'max_row'. Did you mean 'max_rows'?"],
+    "rollout.max_rows=few": ["rollout.max_rows must be of type int, got 'few'"],
+    "rollout.max_rows=0": ["rollout.max_rows must be positive"],
+    "rollout.top_p=1.5": ["rollout.top_p must lie in (0, 1]"],
+    "~rollout.max_completion_tokens": ["rollout.max_completion_tokens is missing: SharedPrefixConfig needs it"],
+    "rollout._target_=vidbridge.tasks.qa.QA": ["rollout: there is no argument"],
+    "engine.stage=3": ["engine.stage", "no such key"],
+    "+engine.stage=3": ["engine: there is no argument 'stage'"],
+    "engine=zero2 engine.stage=4": ["engine.stage must be 2, or 3"],
+    "engine.max_packed_tokens=0": ["engine.max_packed_tokens must be positive"],
+    "+data.rot=x": ["data: there is no argument 'rot'. Did you mean 'root'?"],
+    "data.num_rows={train: many}": ["data.num_rows must be of type", "'many'"],
+    "judge=openai +judge.answers.modle=x": ["judge.answers: there is no argument 'modle'. Did you mean 'model'?"],
+    "judge=openai judge.answers.timeout_s=soon": ["judge.answers.timeout_s must be of type float"],
+    "judge._target_=os.system": ["judge._target_: 'os.system' is not allowed"],
+    "tasks.mix_vid_qa.piece_s=2": ["tasks.mix_vid_qa.piece_s must be of type tuple[float, float], got 2"],
+    "reward.terms.event_precision.lenient=1": ["reward.terms.event_precision.lenient must be of type bool, got 1"],
+    "+reward.terms.format={_target_: vidbridge.rewards.rules.Format}": ["'format' is both a gate and a term"],
     "+reward.captoin.wording=1": ["no task 'captoin'", "Did you mean 'caption'?"],
     "reward.qa.choice=often": ["reward.qa.choice must be a finite number", "often"],
     "reward.qa.choice=nan": ["reward.qa.choice must be a finite number"],
@@ -176,6 +208,8 @@ MISTAKES = {
     "+task_mix.shares.poetry=1": ["no task 'poetry'"],
     "task_mix=qa task_mix.shares.qa=0": ["at least one task a share above 0"],
     "task=[qa,caption]": ["task_mix.shares: there is no task 'dark_event_infer'"],
+    "algo=sft algo.stages=[{steps: 1, shares: {qa: 0}}]": ["algo.stages[0].shares must give at least one task"],
+    "algo=sft algo.stages=[{steps: 200, shares: {captoin: 1}}]": ["algo.stages[0].shares: there is no task 'captoin'"],
     "algo=sft steps=100000": ["steps=100000", "end after 1000"],
     "model.path=${oc.env:VIDBRIDGE_NOT_SET}": ["model.path", "VIDBRIDGE_NOT_SET"],
     "seed=[": ["'['"],
@@ -186,10 +220,10 @@ MISTAKES = {
 def launched(monkeypatch, tmp_path, capsys):
     """Run launch.main with these arguments and a body; returns exit status and stderr."""
 
-    def launch_with(body, *arguments):
+    def launch_with(body, *arguments, **settings):
         monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}/run", *arguments])
         with pytest.raises(SystemExit) as end:
-            launch.main(body)
+            launch.main(body, **settings)
         del os.environ["HYDRA_FULL_ERROR"]  # set by launch.main for the rest of its process
         return end.value.code, capsys.readouterr().err
 
@@ -231,13 +265,34 @@ def test_letters_of_a_project_are_refused_where_the_installed_wandb_does_it(lett
     assert refused_by_us(project=f"a{letter}b") == refused_by_wandb(project=f"a{letter}b")
 
 
-@pytest.mark.parametrize("overrides", MISTAKES)
-def test_a_mistake_in_the_configuration_is_one_message_and_status_2(overrides, launched):
-    status, stderr = launched(must_not_run, *overrides.split())
+MISTAKES_OF_EVALUATION = {
+    "algo=dapo": ["algo"],
+    "optim.rl=1": ["optim.rl"],
+    "+nonsense=1": ["no key 'nonsense'"],
+    "steps=3": ["steps: there is no such key"],
+    "benchmark.num_item=3": ["benchmark.num_item", "Did you mean 'num_items'?"],
+    "benchmark=qa_jsonl +benchmark.data.flie=x": ["benchmark.data: there is no argument 'flie'. Did you mean 'file'?"],
+    "benchmark=qa_jsonl benchmark.data.workers=many": ["benchmark.data.workers must be of type int"],
+    "benchmark=qa_jsonl ~benchmark.reward.qa": ["benchmark.reward has no weights for the task 'qa'"],
+    "+benchmark.tasks.qa._target_=vidbridge.tasks.qa.QA": ["benchmark.data: a benchmark with tasks or a reward"],
+    "+judge@agreement.judge=labels agreement.judge.path=3": ["agreement.judge.path must be of type"],
+    "+task=temporal_order ~eval.reward.temporal_order": ["eval.reward has no weights for the task 'temporal_order'"],
+}
+
+
+def words(overrides):
+    """At the spaces that separate ``key=value``s."""
+    return re.split(r" (?=[+~]?[\w.@]+=|~)", overrides)
+
+
+@pytest.mark.parametrize("door, overrides", [("config", each) for each in MISTAKES]
+                         + [("evaluate", each) for each in MISTAKES_OF_EVALUATION])
+def test_a_mistake_in_the_configuration_is_one_message_and_status_2(door, overrides, launched):
+    status, stderr = launched(must_not_run, *words(overrides), config_name=door)
     assert status == 2
     assert stderr.startswith("error: ") and stderr.count("error:") == 1 and "Traceback" not in stderr
     assert len(stderr.splitlines()) <= 3
-    for part in MISTAKES[overrides]:
+    for part in {"config": MISTAKES, "evaluate": MISTAKES_OF_EVALUATION}[door][overrides]:
         assert part in stderr
 
 

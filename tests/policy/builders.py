@@ -8,6 +8,8 @@ from typing import Sequence
 import torch
 
 from tests.conftest import random_clip, video_prompt
+from vidbridge.config.choices import Schedule
+from vidbridge.config.schema import OptimConfig
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
@@ -29,7 +31,7 @@ def make_policy(
     **loading,
 ):
     module = load_model(str(folder), device=device, **loading)
-    engine = LocalEngine(module, lr=lr, total_updates=10, schedule="constant")
+    engine = LocalEngine(module, OptimConfig(lr=lr, schedule=Schedule.constant), total_updates=10)
     processor = Processor.from_folder(folder, FRAMES)
     return Policy(
         module, processor, engine, temperature=temperature, max_packed_tokens=max_packed_tokens

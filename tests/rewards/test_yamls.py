@@ -18,8 +18,9 @@ MIX = sample("mix_vid_qa", "the square grows")
 
 
 def build(name, *overrides):
-    """The reward of one yaml, as a run builds it."""
-    return build_reward(config_of(f"reward={name}", *overrides), "reward", ExactJudge())
+    """The reward of one yaml."""
+    config = config_of(f"reward={name}", *overrides)
+    return build_reward(config, "reward", config.reward, ExactJudge())
 
 
 def total(reward, sample, completions):

@@ -61,7 +61,7 @@ class Subject:
 
     @cached_property
     def rollout(self) -> RolloutEngine:
-        return common.build_rollout(self.config, self.policy)
+        return self.config.rollout.build(self.policy)
 
     @property
     def sampling(self) -> SamplingParams:
@@ -120,12 +120,13 @@ def build_subject(config: Config) -> Subject:
     """Everything that is checked; ConfigError for what only a run with many ranks, or no model yet, could be."""
     if collectives.world_size() > 1:
         raise ConfigError(f"nproc={collectives.world_size()}: a model is checked on one rank, leave nproc out")
-    if config.model.random_weights or config.model.checkpoint is not None:
+    if config.model.random_weights:
         raise ConfigError("a model is checked as it is saved: model.path=<folder or hub id>, such as <run>/model")
     seed_everything(config.seed)
     processor, dataset = common.build_processor(config), common.build_dataset(config)
     tasks = common.build_tasks(config, dataset, {SPLIT}, processor)[SPLIT]
-    policy = common.build_policy(config, processor, trains=False)
+    policy = common.build_policy(config, processor)
+    policy.max_packed_tokens = config.engine.max_packed_tokens
     return Subject(config=config, processor=processor, policy=policy, tasks=tasks)
 
 

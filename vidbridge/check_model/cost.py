@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 
 import torch
 
 from vidbridge.check_model.base import Item, Row
 from vidbridge.check_model.peak import pages_of_their_own, peak_extra_bytes, seconds_of
+from vidbridge.config.schema import OptimConfig
 from vidbridge.memory_plan.memory import Groups, Memory
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.policy import Policy
@@ -75,7 +77,7 @@ def check_step(
             engine.backward(-(logprobs * batch.token_weights).mean())
 
     def step() -> dict[str, float]:
-        engine = LocalEngine(policy.module, lr=0.0, total_updates=2)
+        engine = LocalEngine(policy.module, OptimConfig(lr=sys.float_info.min), total_updates=2)
         engine.update()  # on no gradient: the optimizer makes its tensors
         return {"learner": seconds_of(lambda: learn(engine)), "update": seconds_of(engine.update)}
 

@@ -56,6 +56,8 @@ class ModelJudge(Judge):
     Raises JudgeLost when more than ``max_unscored_frac`` of the last ``window`` requests have no reply.
     """
 
+    free = ("cache", "window", "max_unscored_frac", "slack")  # keys that may differ when a run is resumed
+
     def __init__(
         self,
         *,

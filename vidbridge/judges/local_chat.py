@@ -29,6 +29,7 @@ class LocalChat:
     """
 
     waits = False
+    free = ("device", "batch_size")  # keys that may differ when a run is resumed
     deadline_s = math.inf
     last_failure = notes = ""
 

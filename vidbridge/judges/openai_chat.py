@@ -59,6 +59,10 @@ class OpenAIChat:
     """
 
     waits = True
+    free = (  # keys that may differ when a run is resumed: which model it is decides the numbers, not where it is
+        "base_url", "api_key_env", "max_concurrent", "requests_per_minute", "tokens_per_minute", "timeout_s",
+        "deadline_s",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -27,7 +27,6 @@ from vidbridge.build.train import num_steps
 from vidbridge.config.schema import Config, GrpoConfig, SftConfig
 from vidbridge.data.dataset import Dataset
 from vidbridge.data.loader import BadSamples, Loader
-from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.memory_plan import stand_in
 from vidbridge.memory_plan.memory import Groups, Memory, Moment, Sharding
 from vidbridge.memory_plan.model_size import ModelSize
@@ -119,7 +118,7 @@ def prepare(config: Config, dataset: Dataset, console: Console) -> tuple[Process
     spec = config.model
     if not spec.random_weights:
         if spec.shape.text and not stand_in.is_at_hand(spec.path):
-            processor = stand_in.processor_of(spec, FrameBudget(**vars(config.frames)))
+            processor = stand_in.processor_of(spec, config.frames.budget())
             tell = f"{spec.path} is not here: planned by the numbers of model.shape, text tokens estimated"
         else:
             processor = common.build_processor(config)  # quick to refuse, while the rows may have to be made
@@ -150,8 +149,8 @@ def task_shares(config: Config) -> dict[str, float]:
 def sharding_of(config: Config) -> Sharding:
     """Return what the engine divides, and among how many ranks: torchrun's, or those that we start."""
     return Sharding(
-        stage=getattr(config.engine, "stage", None) or 0,
-        offload=getattr(config.engine, "offload", None) or False,
+        stage=getattr(config.engine, "stage", 0),
+        offload=getattr(config.engine, "offload", False),
         ranks=int(os.environ.get("WORLD_SIZE", config.nproc)),
     )
 

@@ -1,9 +1,12 @@
-"""What the training step and the evaluation ask of a sampler."""
+"""What the training step and the evaluation ask of a sampler, and what its configuration says."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Callable, Protocol, Sequence
 
+from vidbridge.config.checks import require_positive
+from vidbridge.errors import ConfigError
 from vidbridge.policy.policy import Policy
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 
@@ -36,3 +39,35 @@ class RolloutEngine(Protocol):
 
     def sync(self, policy: Policy) -> None:
         """Sample from the weights as they are now; called by all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """The keys of every rollout engine; each has a subclass, with its own keys, that its yaml's ``_target_`` names."""
+
+    max_completion_tokens: int
+    max_rows: int  # completions in flight on a rank
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: Sequence[str] = ()  # strings that end a completion, besides EOS
+
+    def __post_init__(self) -> None:
+        require_positive("rollout", self, "max_rows")
+        try:
+            self.sampling()
+        except ValueError as error:
+            raise ConfigError(f"rollout.{error}") from error
+
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(
+            max_completion_tokens=self.max_completion_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            stop=tuple(self.stop),
+        )
+
+    def build(self, policy: Policy) -> RolloutEngine:
+        """Return the engine; called by all ranks."""
+        raise NotImplementedError

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Sequence
 
 import torch
 
 from vidbridge.policy.policy import Policy
-from vidbridge.rollout.base import Ended, Progress
+from vidbridge.rollout.base import Ended, Progress, RolloutConfig
 from vidbridge.rollout.decode_step import DecodeStep, prefill
 from vidbridge.rollout.sampling import StopStrings, choose, uniforms_of
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 
 _WORTH_LEAVING = 0.75  # ended rows leave the batch once no more than this part of it need remain
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPrefixConfig(RolloutConfig):
+    def build(self, policy: Policy) -> SharedPrefixRollout:
+        return SharedPrefixRollout(policy, max_rows=self.max_rows)
 
 
 class SharedPrefixRollout:
@@ -26,8 +33,6 @@ class SharedPrefixRollout:
     """
 
     def __init__(self, policy: Policy, *, max_rows: int = 128):
-        if max_rows < 1:
-            raise ValueError(f"max_rows must be positive, got {max_rows}")
         self.sync(policy)
         self.max_rows = max_rows
         self._stop: StopStrings | None = None  # the last ones asked for, with what is known of their tokens
