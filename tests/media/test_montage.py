@@ -202,6 +202,21 @@ def test_an_effect_that_does_not_do_what_it_must_is_named(params, message):
         played(Numbered(8), effects=[Effect(**params)])
 
 
+def test_a_look_that_draws_into_the_picture_changes_no_other_frame():
+    """At half the speed every picture is shown twice; the first time it is painted over."""
+    effects = [Effect(name=f"{__name__}.painted", start_s=k / 4, end_s=k / 4 + 0.125) for k in range(4)]
+    numbers, _ = played(Numbered(4), segments=[part(0, 0.0, 0.5, 0.5)], effects=effects)
+    assert numbers == [99, 1, 99, 2, 99, 3, 99, 4]
+
+
+def painted(frames):
+    def look(pixels):
+        pixels[:] = 99
+        return pixels
+
+    return [frame.with_look(look) for frame in frames]
+
+
 def half(frames):
     return frames[::2]
 

@@ -118,8 +118,8 @@ def interval(effect: Effect, times_s: np.ndarray) -> slice:
 def looked(frame: PlannedFrame, pixels: np.ndarray) -> np.ndarray:
     """Return the picture with all that is done to it; ValueError where that changes its shape or its type."""
     shape = pixels.shape
-    if frame.hidden:
-        pixels = np.zeros_like(pixels)
+    # a copy for looks that draw into the picture, which other frames may show too
+    pixels = np.zeros_like(pixels) if frame.hidden else pixels.copy() if frame.looks else pixels
     for look in frame.looks:
         pixels = look(pixels)
     if pixels.shape != shape or pixels.dtype != np.uint8:
