@@ -217,10 +217,10 @@ class Echo:
     def sync(self, policy):
         pass
 
-    def generate(self, prompts, group_size, sampling, *, seed, places=None, ended=None, progress=None):
+    def generate(self, prompts, group_size, sampling, *, seed, indices=None, ended=None, progress=None):
         texts = [self.text + "it " * number for number in range(group_size)]
         group = tuple(Completion(text=text, token_ids=self.processor.encode_completion(text)) for text in texts)
-        for index in places or range(len(prompts)):
+        for index in indices or range(len(prompts)):
             if ended:
                 ended(index, group)
         return [group] * len(prompts)

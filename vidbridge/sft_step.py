@@ -121,9 +121,9 @@ class SftStep:
         """Return groups of one completion, drawn for its index in the batch: the same on whatever rank."""
         spoiler = self.spoilers[self._stage(step)]
         groups = []
-        for place, each in loaded.items():
+        for index, each in loaded.items():
             with as_data_errors(each.sample.uid):
-                text = spoiler.completion(each.sample, np.random.default_rng([self.seed, step, place]))
+                text = spoiler.completion(each.sample, np.random.default_rng([self.seed, step, index]))
                 completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
             groups.append(
                 Group(sample=each.sample, prompt=each.prompt, encoded=each.encoded, completions=(completion,))

@@ -109,7 +109,7 @@ class GrpoStep:
                     self.algo.group_size,
                     self.sampling,
                     seed=seed,
-                    places=list(prompts),
+                    indices=list(prompts),
                     ended=ended,
                 )
             with clock("reward"):

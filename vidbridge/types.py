@@ -251,7 +251,7 @@ class Batch:
     pixel_values: torch.Tensor  # [patches, D] float32, all prompts' videos in order
     video_grid_thw: torch.Tensor  # [V, 3] int64
     completion_ids: torch.Tensor  # [N, T] int64, right-padded
-    predictors: torch.Tensor  # [N, T] int64, place in the packed row whose output predicts this completion token
+    predictors: torch.Tensor  # [N, T] int64, index in the packed row whose output predicts this completion token
     sampled_mask: torch.Tensor  # [N, T] bool, False on padding
     loss_mask: torch.Tensor  # [N, T] bool, the same without completions that do not count (Group.scored)
     advantages: torch.Tensor  # [N] float32

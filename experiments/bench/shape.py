@@ -290,10 +290,10 @@ def random_group(
     prompt = random_prompt(video_tokens, seed=seed)
     allowed = torch.ones(processor.config.text_config.vocab_size, dtype=torch.bool)
     allowed[processor.suppressed_ids] = allowed[processor.eos_id] = False
-    places = torch.randint(
+    indices = torch.randint(
         int(allowed.sum()), (group_size, completion_tokens), generator=torch.Generator().manual_seed(seed)
     )
-    rows = allowed.nonzero().flatten()[places].tolist()
+    rows = allowed.nonzero().flatten()[indices].tolist()
     return Group(
         sample=Sample(uid=f"random/{seed}", task="random", question=QUESTION, answer="", videos=()),
         prompt=prompt,

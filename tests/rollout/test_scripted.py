@@ -15,7 +15,7 @@ def test_a_completion_is_chosen_by_its_number_in_the_batch(random_qwen_folder):
     encoded = [processor.encode(video_prompt())] * 2
     sampling = SamplingParams(max_completion_tokens=3)
     groups = rollout.generate(
-        encoded, 2, sampling, seed=0, places=[3, 1], ended=lambda index, group: told.append((index, group))
+        encoded, 2, sampling, seed=0, indices=[3, 1], ended=lambda index, group: told.append((index, group))
     )
     # prompt 3 has the numbers 6 and 7, prompt 1 has 2 and 3: of three texts the first two, and the third and the first
     assert [[done.text for done in group] for group in groups] == [["the square", "red"], ["it spins", "the square"]]

@@ -126,8 +126,8 @@ def test_the_seed_decides(policy, encoded):
 def test_prompts_in_calls_of_their_own_draw_the_same_numbers(policy, encoded):
     rollout = make_rollout(policy)
     places = [5, 7, 6]
-    together = rollout.generate(encoded, 2, seed=6, places=places)
-    apart = [rollout.generate([prompt], 2, seed=6, places=[at])[0] for prompt, at in zip(encoded, places, strict=True)]
+    together = rollout.generate(encoded, 2, seed=6, indices=places)
+    apart = [rollout.generate([prompt], 2, seed=6, indices=[at])[0] for prompt, at in zip(encoded, places, strict=True)]
     assert [[c.token_ids for c in group] for group in together] == [[c.token_ids for c in group] for group in apart]
 
 
@@ -140,7 +140,7 @@ def test_a_prompt_is_told_as_soon_as_its_last_completion_has_ended(policy, encod
         told[place] = completions, round(40 * shares[-1])
 
     rollout = make_rollout(policy, max_completion_tokens=40)
-    groups = rollout.generate(encoded, 1, seed=5, places=places, ended=ended, progress=shares.append)
+    groups = rollout.generate(encoded, 1, seed=5, indices=places, ended=ended, progress=shares.append)
     lengths = [max(len(done.token_ids) for done in group) for group in groups]
     assert [told[place] for place in places] == list(zip(groups, lengths))
     assert len(set(lengths)) > 1

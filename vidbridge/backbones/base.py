@@ -73,7 +73,7 @@ class Backbone(ABC):
         position_ids: torch.Tensor,  # [3, B, S]
         attention: Attends,
     ) -> torch.Tensor:
-        """Return the final hidden states [B, S, hidden], videos in the places of their tokens."""
+        """Return the final hidden states [B, S, hidden], video features at their tokens."""
 
     @abstractmethod
     def next_hidden(

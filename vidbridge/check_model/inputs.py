@@ -279,21 +279,21 @@ def positions_by_token(processor: Processor, encoded: EncodedPrompt, clips: Sequ
     videos = zip(encoded.video_grid_thw.tolist(), clips, strict=True)
     table: list[tuple[int, int, int]] = []
     largest = -1
-    places: Iterator[tuple[int, int, int]] = iter(())  # those of the video that is being read
+    of_video: Iterator[tuple[int, int, int]] = iter(())  # those of the video that is being read
     for id in encoded.input_ids.tolist():
-        place = (largest + 1,) * 3
+        position = (largest + 1,) * 3
         if id == processor.config.video_token_id:
-            found = next(places, None)
+            found = next(of_video, None)
             if found is None:  # the first token of the next video
-                places = video_places(processor, largest + 1, *next(videos))
-                found = next(places)
-            place = found
-        table.append(place)
-        largest = max(largest, *place)
+                of_video = video_positions(processor, largest + 1, *next(videos))
+                found = next(of_video)
+            position = found
+        table.append(position)
+        largest = max(largest, *position)
     return np.array(table)
 
 
-def video_places(
+def video_positions(
     processor: Processor, start: int, grid: Sequence[int], clip: Clip
 ) -> Iterator[tuple[int, int, int]]:
     """Return the position of each token of a video that begins at ``start``."""

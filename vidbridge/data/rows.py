@@ -93,7 +93,7 @@ def parse_row(
     try:
         fields = json.loads(line.decode("utf-8-sig"))  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte 0x{line[error.start]:02x} at place {error.start + 1})") from error
+        raise ValueError(f"not UTF-8 (byte 0x{line[error.start]:02x} at byte {error.start + 1})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
     except RecursionError as error:

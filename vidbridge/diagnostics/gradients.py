@@ -88,11 +88,11 @@ class Look(Probe):
         """Read the gradient of the micro-batch ``index``, whose loss is differentiated inside."""
         share = self.owners[index]
         weights = [weight for weight in self.module.parameters() if weight.requires_grad]
-        places = coordinates([size_of(weight) for weight in weights], NUM_COORDINATES)
-        sums = [torch.zeros(len(place), device=weight.device) for weight, place in zip(weights, places)]
+        chosen = coordinates([size_of(weight) for weight in weights], NUM_COORDINATES)
+        sums = [torch.zeros(len(index), device=weight.device) for weight, index in zip(weights, chosen)]
 
         def read(number: int, gradient: torch.Tensor) -> None:
-            sums[number] += gradient.detach().flatten()[places[number].to(gradient.device)].float()
+            sums[number] += gradient.detach().flatten()[chosen[number].to(gradient.device)].float()
 
         handles = [weight.register_hook(partial(read, number)) for number, weight in enumerate(weights)]
         try:
@@ -118,9 +118,9 @@ def shares_of(groups: Sequence[Group], teaches: torch.Tensor) -> dict[Share, tor
     """Return which groups each share has, [P] bool; together they are ``teaches``, and the same on all ranks."""
     count: Counter[str] = Counter()
     masks: dict[Share, torch.Tensor] = {}
-    for place in teaches.nonzero().flatten().tolist():
-        task = groups[place].sample.task
-        masks.setdefault((task, count[task] % 2), torch.zeros_like(teaches))[place] = True
+    for index in teaches.nonzero().flatten().tolist():
+        task = groups[index].sample.task
+        masks.setdefault((task, count[task] % 2), torch.zeros_like(teaches))[index] = True
         count[task] += 1
     return dict(sorted(masks.items())) or {("", 0): teaches}  # all ranks work on every weight, be it for nothing
 

@@ -160,8 +160,8 @@ class Evaluator:
             num_samples,
             replace(self.sampling, greedy=greedy),
             seed=seed,
-            places=list(loaded),
-            ended=lambda place, done: advance(len(done)),
+            indices=list(loaded),
+            ended=lambda index, done: advance(len(done)),
             progress=lambda share: advance(0),
         )
         if self.direct:

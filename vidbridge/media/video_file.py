@@ -281,12 +281,12 @@ class VideoFile:
         has_sought = False
         for _ in range(3):  # a key frame may have others shown before it, and lead by less
             if keys:
-                place = bisect(keys, wanted) - 1
-                key, lead = keys[max(place, 0)], 0
+                nearest = bisect(keys, wanted) - 1
+                key, lead = keys[max(nearest, 0)], 0
             else:
-                place, lead = index.search_timestamp(wanted - self._lead), self._lead
-                key = index[max(place, 0)].timestamp
-            if place < 0 or float((key + lead) * base) - self._extent.zero_s < here_s + MIN_SKIP_S:
+                nearest, lead = index.search_timestamp(wanted - self._lead), self._lead
+                key = index[max(nearest, 0)].timestamp
+            if nearest < 0 or float((key + lead) * base) - self._extent.zero_s < here_s + MIN_SKIP_S:
                 break
             self._container.seek(key, stream=self._stream)
             self._has_skipped = has_sought = True

@@ -52,10 +52,10 @@ class Groups:
 
     def in_one_row(self, max_packed_tokens: int) -> Groups:
         """As many of them as fit into the learner's budget, and at least one."""
-        return replace(self, number=len(fill_rows([self.places // self.number] * self.number, max_packed_tokens)[0]))
+        return replace(self, number=len(fill_rows([self.tokens // self.number] * self.number, max_packed_tokens)[0]))
 
     @property
-    def places(self) -> int:
+    def tokens(self) -> int:
         """In a packed row, where the last token of a completion takes none."""
         return self.number * (self.prompt_tokens + self.siblings * (self.completion_tokens - 1))
 
@@ -101,7 +101,7 @@ class Memory:
         b, text = self.model.itemsize, self.model.config.text_config
         tokens, patches = groups.number * groups.prompt_tokens, groups.number * groups.patches
         of_a_token = 2 * b * text.num_hidden_layers * self.model.key_width  # key and value
-        # in the widest place of a layer: residual, its input, and three tensors of the MLP
+        # where a layer is widest: residual, its input, and three tensors of the MLP
         reading = b * tokens * 3 * (text.hidden_size + text.intermediate_size)
         seeing = patches * self._vision_forward() + b * tokens * text.hidden_size
         pixels = patches * (FLOAT * self.model.patch_numbers + self._cast_patch)
@@ -186,13 +186,13 @@ class Memory:
     def _saved_text(self, row: Groups) -> float:
         """For the backward pass, of all layers and what follows them."""
         b, text = self.model.itemsize, self.model.config.text_config
-        layer = b * row.places * text.hidden_size if self.model.checkpointing else self._text_layer(row)
-        last_norm = row.places * (FLOAT + b) * text.hidden_size
+        layer = b * row.tokens * text.hidden_size if self.model.checkpointing else self._text_layer(row)
+        last_norm = row.tokens * (FLOAT + b) * text.hidden_size
         predicting = b * row.rows * row.completion_tokens * text.hidden_size
         return text.num_hidden_layers * layer + last_norm + predicting
 
     def _text_layer(self, row: Groups) -> float:
-        saved = row.places * self.model.saved_text
+        saved = row.tokens * self.model.saved_text
         if self.on_gpu:
             return saved
         # attention.PackedSdpa: queries again, and keys and values with those of the prompt before them
@@ -204,7 +204,7 @@ class Memory:
         """While a layer is differentiated: gradients in its MLP, and what checkpointing computes again."""
         text = self.model.config.text_config
         again = self._text_layer(row) if self.model.checkpointing else 0.0
-        return again + self.model.itemsize * row.places * (2 * text.hidden_size + 3 * text.intermediate_size)
+        return again + self.model.itemsize * row.tokens * (2 * text.hidden_size + 3 * text.intermediate_size)
 
     def _saved_vision(self, row: Groups) -> float:
         """All blocks and the merger; nothing where the tower is frozen."""
@@ -229,7 +229,7 @@ class Memory:
         return b * max(12 * vision.hidden_size, 2 * vision.hidden_size + 3 * vision.intermediate_size)
 
     def _norm(self, width: int) -> float:
-        """Saved by a norm for one place: its input in 32 bits, what it makes of it, and that times the scale."""
+        """Saved by a norm for one token: its input in 32 bits, what it makes of it, and that times the scale."""
         return (FLOAT + 2 * self.model.itemsize) * width
 
     @property

@@ -198,12 +198,12 @@ def offered(device: torch.device, *, local_ranks: int) -> Offer:
     if device.type != "cuda":
         name = "the memory of this machine" + (f" for {local_ranks} ranks" if local_ranks > 1 else "")
         return Offer(kind="cpu", name=name, device=host, host=host)
-    places = range(local_ranks) if device.index is None else [device.index]
+    numbers = range(local_ranks) if device.index is None else [device.index]
     found = torch.cuda.device_count()
-    if found <= max(places):
+    if found <= max(numbers):
         return Offer(kind="cuda", name=f"{found} CUDA devices for {local_ranks} ranks", device=0.0, host=host)
-    free = min(torch.cuda.mem_get_info(place)[0] for place in places)
-    return Offer(kind="cuda", name=torch.cuda.get_device_name(places[0]), device=free, host=host)
+    free = min(torch.cuda.mem_get_info(number)[0] for number in numbers)
+    return Offer(kind="cuda", name=torch.cuda.get_device_name(numbers[0]), device=free, host=host)
 
 
 def available_ram() -> float:
@@ -218,9 +218,9 @@ def available_ram() -> float:
 def too_much(moment: Moment, offer: Offer) -> list[str]:
     """A line for each memory that is too small at this moment, with what fills it and which key to turn."""
     lines = []
-    places = [(moment.device, offer.device, offer.name, SPARE[offer.kind])]
-    places += [(moment.host, offer.host, "the memory of the CPU", SPARE["cpu"])]
-    for held, there, name, spare in places:
+    numbers = [(moment.device, offer.device, offer.name, SPARE[offer.kind])]
+    numbers += [(moment.host, offer.host, "the memory of the CPU", SPARE["cpu"])]
+    for held, there, name, spare in numbers:
         needed = sum(held.values()) * (1 + spare)
         if needed > there:
             largest = max(held, key=lambda part: held[part])

@@ -29,8 +29,8 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     shown = [(title, matching(keys, start, end)) for title, start, end in PANELS]
     shown = [(title, labels) for title, labels in shown if labels]
     figure = Figure(figsize=(12, 3.2 * ((len(shown) + 2) // 3)), layout="constrained")
-    for place, (title, labels) in enumerate(shown, start=1):
-        draw_panel(figure.add_subplot((len(shown) + 2) // 3, 3, place, title=title), lines, labels)
+    for number, (title, labels) in enumerate(shown, start=1):
+        draw_panel(figure.add_subplot((len(shown) + 2) // 3, 3, number, title=title), lines, labels)
     figure.savefig(path, dpi=110)
 
 

@@ -27,13 +27,13 @@ def score_groups(groups: Sequence[Group], reward: GatedSum) -> list[Group]:
     Raises DataError naming the row that a reward or the judge cannot work with, and JudgeLost.
     """
     with Scorer(reward) as scorer:
-        for place, group in enumerate(groups):
-            scorer.add(place, group)
+        for index, group in enumerate(groups):
+            scorer.add(index, group)
         return list(scorer.groups().values())
 
 
 class Scorer:
-    """``score_groups`` of groups that come one by one, each with its place; use as a context.
+    """``score_groups`` of groups that come one by one, each with its index; use as a context.
 
     Where the judge is one to wait for, a group goes to it when it comes and beside the others, while the caller does
     something else; otherwise when it is asked for.
@@ -51,15 +51,15 @@ class Scorer:
         if self._pool is not None:
             self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
-    def add(self, place: int, group: Group) -> None:
+    def add(self, index: int, group: Group) -> None:
         if self._pool is None:
-            self._results[place] = partial(_score_group, group, self._reward)
+            self._results[index] = partial(_score_group, group, self._reward)
         else:
-            self._results[place] = self._pool.submit(_score_group, group, self._reward).result
+            self._results[index] = self._pool.submit(_score_group, group, self._reward).result
 
     def groups(self) -> dict[int, Group]:
-        """All of them, scored, by place."""
-        return {place: result() for place, result in self._results.items()}
+        """All of them, scored, by index."""
+        return {index: result() for index, result in self._results.items()}
 
 
 def waits(reward: GatedSum) -> bool:

@@ -10,14 +10,14 @@ from vidbridge.errors import ConfigError
 from vidbridge.policy.policy import Policy
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 
-Ended = Callable[[int, tuple[Completion, ...]], None]  # told the place of a prompt, and all of its completions
+Ended = Callable[[int, tuple[Completion, ...]], None]  # told the index of a prompt, and all of its completions
 Progress = Callable[[float], None]  # told the share of the work done so far, in (0, 1]
 
 
 class RolloutEngine(Protocol):
     """Samples completions. The result is a function of weights, prompts and seed, and of nothing else.
 
-    The random numbers of a prompt come from ``seed`` and its place (None: 0, 1, ..): how prompts are cut into calls and
+    The random numbers of a prompt come from ``seed`` and its index (None: 0, 1, ..): how prompts are cut into calls and
     dealt to ranks changes nothing. A rank generates without the others.
     """
 
@@ -28,7 +28,7 @@ class RolloutEngine(Protocol):
         sampling: SamplingParams,
         *,
         seed: int,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         ended: Ended | None = None,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:

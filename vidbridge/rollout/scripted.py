@@ -39,12 +39,12 @@ class ScriptedRollout:
         sampling: SamplingParams,
         *,
         seed: int,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         ended: Ended | None = None,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
         groups = []
-        for index in range(len(prompts)) if places is None else places:
+        for index in range(len(prompts)) if indices is None else indices:
             numbers = range(index * group_size, (index + 1) * group_size)
             groups.append(tuple(self._completion(number, sampling.max_completion_tokens) for number in numbers))
             if ended is not None:

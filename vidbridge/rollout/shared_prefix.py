@@ -48,16 +48,16 @@ class SharedPrefixRollout:
         sampling: SamplingParams,
         *,
         seed: int,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         ended: Ended | None = None,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
-        places = range(len(prompts)) if places is None else places
+        indices = range(len(prompts)) if indices is None else indices
         chunk_size = max(1, self.max_rows // group_size)
         completions: list[tuple[Completion, ...]] = []
         for start in range(0, len(prompts), chunk_size):
             chunk = prompts[start : start + chunk_size]
-            here = places[start : start + chunk_size]
+            here = indices[start : start + chunk_size]
             limit = sampling.max_completion_tokens
             drawn = None if sampling.greedy else uniforms_of(seed, here, group_size, limit)
 

@@ -81,9 +81,9 @@ def _hashed(root: Path, folder: Path) -> dict[str, str]:
     seen = collectives.all_gather({str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()})
     digests: dict[str, str] = {}
     with _together(root):
-        for place, name in enumerate(sorted(set().union(*seen))):
+        for number, name in enumerate(sorted(set().union(*seen))):
             sees = [rank for rank, names in enumerate(seen) if name in names]
-            if sees[place % len(sees)] == collectives.rank():
+            if sees[number % len(sees)] == collectives.rank():
                 _sync(folder / name)
                 digests[name] = sha256(folder / name)
     shares = collectives.all_gather(digests)

@@ -119,7 +119,7 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     words |= {" " + word for word in words if word[0].isalnum()} | {word.lstrip(" ") for word in words if word != " "}
     # tags come from the added tokens; their letters would otherwise be split and take up entries
     vocabulary = [*SPECIAL_TOKENS, "<unk>", *sorted(words - set(TAGS))]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({word: id for id, word in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])

@@ -59,8 +59,8 @@ def read_annotations(
     for where, make in _entries(path, text, video_name):
         try:
             known = make()
-            if (place := uids.setdefault(known.uid, f"{path}:{where}")) != f"{path}:{where}":
-                raise ValueError(f"uid {known.uid!r} is that of {place} already")
+            if (first := uids.setdefault(known.uid, f"{path}:{where}")) != f"{path}:{where}":
+                raise ValueError(f"uid {known.uid!r} is that of {first} already")
             found.append(known)
         except (ValueError, KeyError) as error:
             detail = f"field {error} is missing" if isinstance(error, KeyError) else error
@@ -225,7 +225,7 @@ def _json(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (at place {error.start + 1})") from error
+        raise ValueError(f"not UTF-8 (at byte {error.start + 1})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
     except RecursionError as error:

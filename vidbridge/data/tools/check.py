@@ -108,8 +108,8 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
 
 def spread(samples: Sequence[Sample]) -> list[Sample]:
     """At most so many of them as are measured, evenly spread."""
-    places = np.unique(np.linspace(0, len(samples) - 1, _MAX_MEASURED).astype(int)).tolist()
-    return [samples[place] for place in places]
+    indices = np.unique(np.linspace(0, len(samples) - 1, _MAX_MEASURED).astype(int)).tolist()
+    return [samples[index] for index in indices]
 
 
 def paths_of(sample: Sample) -> set[str]:

@@ -202,8 +202,8 @@ def zero_config(
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = kept_whole
     if offload:
-        place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-        zero |= {"offload_optimizer": place, "offload_param": place}
+        on_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero |= {"offload_optimizer": on_cpu, "offload_param": on_cpu}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,  # an update is when we say so
