@@ -173,6 +173,9 @@ MISTAKES = {
     "judge=openai +judge.answers.modle=x": ["judge.answers: there is no argument 'modle'. Did you mean 'model'?"],
     "judge=openai judge.answers.timeout_s=soon": ["judge.answers.timeout_s must be of type float"],
     "judge._target_=os.system": ["judge._target_: 'os.system' is not allowed"],
+    "+tasks.quiz._target_=vidbridge.tasks.qa.QA +reward.quiz.choice=1 +eval.reward.quiz.choice=1": [
+        "tasks.quiz builds the task 'qa': call the key and the task the same"
+    ],
     "tasks.mix_vid_qa.piece_s=2": ["tasks.mix_vid_qa.piece_s must be of type tuple[float, float], got 2"],
     "reward.terms.event_precision.lenient=1": ["reward.terms.event_precision.lenient must be of type bool, got 1"],
     "+reward.terms.format={_target_: vidbridge.rewards.rules.Format}": ["'format' is both a gate and a term"],

@@ -76,9 +76,6 @@ def build_plain_tasks(
     """Return the tasks of the configuration, without rows; without a processor frames keep their size."""
     frames = processor.frames if processor else config.frames.budget()
     tasks = {name: make(config, f"tasks.{name}", node) for name, node in config.tasks.items()}
-    for name, task in tasks.items():
-        if task.name != name:
-            raise ConfigError(f"tasks.{name} builds the task '{task.name}': call the key and the task the same")
     return {
         name: TaskRows(
             task=task, template=config.prompt.template(name, prompting), frames=frames, read=dataset.reader

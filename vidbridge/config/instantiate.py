@@ -69,6 +69,8 @@ def checked(config: AnyConfig) -> AnyConfig:
     for where, of_tasks in tasks.items():
         for name, node in of_tasks.items():
             task = make_a(Task, config, f"{where}.{name}", node)  # type: ignore[type-abstract]
+            told = f"{where}.{name} builds the task '{task.name}': call the key and the task the same"
+            require(task.name == name, told)
             config.prompt.check(name, task.placeholders)
     return replace(config, **named)
 
