@@ -150,7 +150,7 @@ class Trainer:
         return found
 
     def _start(self, found: Checkpoint | None) -> Progress:
-        """From nothing, or from ``found``, of the same configuration."""
+        """Start from nothing, or from ``found``, a checkpoint of the same configuration."""
         if found is None:
             self.tracker.rewind({})
             return Progress()

@@ -219,16 +219,16 @@ class Group:
 
     @property
     def scored(self) -> tuple[bool, ...]:
-        """Whether each completion counts; before scoring all do."""
+        """Return whether each completion counts; before scoring all do."""
         return tuple(reward.scored for reward in self.rewards) or (True,) * len(self.completions)
 
     @property
     def is_scored(self) -> bool:
-        """Whether any completion counts."""
+        """Return whether any completion counts."""
         return any(self.scored)
 
     def light(self) -> Group:
-        """Without frames and tensors: what the other ranks are told about it."""
+        """Return the group without frames and tensors: what the other ranks are told about it."""
         import torch
 
         no = torch.empty(0, dtype=torch.long)
@@ -261,7 +261,7 @@ class Batch:
     ref_logprobs: torch.Tensor | None = None  # [N, T] or None: kl_beta 0
 
     def to(self, device: torch.device) -> Batch:
-        """The same there; itself if it is there already."""
+        """Return the same batch on ``device``; itself if it is there already."""
         there: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         there = {name: None if tensor is None else tensor.to(device) for name, tensor in there.items()}
         return replace(self, **there)

@@ -61,7 +61,7 @@ def _attend_in_windows(
     cu_seq_lens_q: torch.Tensor,  # [W + 1], where the windows begin and end
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """For the vision tower: windows of the same size in one call, where transformers would make one for each."""
+    """Return the attention of the vision tower, in one call for all windows of the same size."""
     lengths = cu_seq_lens_q.diff().tolist()
     if len(set(lengths)) == 1:  # nothing need be sorted, nor copied
         alike = (tensor[0].transpose(0, 1).unflatten(0, (-1, lengths[0])) for tensor in (query, key, value))
@@ -82,7 +82,7 @@ AttentionInterface.register(WINDOWS, _attend_in_windows)
 
 
 def use_our_attention(text_model: Any, vision_tower: Any) -> None:
-    """From now on the language model takes ``shared_prefix=``; a tower on sdpa computes its windows together."""
+    """Change both: the language model takes ``shared_prefix=``, a tower on sdpa computes its windows together."""
     text_model.config._attn_implementation = NAME
     if vision_tower.config._attn_implementation == "sdpa":
         vision_tower.config._attn_implementation = WINDOWS

@@ -48,7 +48,7 @@ from vidbridge.types import StepResult
 
 
 def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> Trainer:
-    """Everything of a training run; ``public`` is the configuration for the record, without secrets."""
+    """Return everything of a training run; ``public`` is the configuration for the record, without secrets."""
     seed_everything(config.seed)
     # first what is quick to refuse, then the data, which may take minutes to make
     resolve_device(config.model.device)

@@ -65,7 +65,7 @@ class Subject:
 
     @property
     def sampling(self) -> SamplingParams:
-        """As the run samples, but for the length."""
+        """Return how the run samples, but for the length."""
         tokens = min(self.config.rollout.max_completion_tokens, MAX_SAMPLED)
         return replace(self.config.rollout.sampling(), max_completion_tokens=tokens)
 
@@ -96,7 +96,7 @@ CHECKS: Mapping[str, Callable[[Subject], Row]] = {
 
 
 def check_step(it: Subject) -> Row:
-    """On one rank that holds everything, with the longest of the prompts."""
+    """Return the row about a training step on one rank that holds everything, with the longest prompt."""
     config, device = it.config, it.policy.module.device
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -117,7 +117,7 @@ def check_step(it: Subject) -> Row:
 
 
 def build_subject(config: Config) -> Subject:
-    """Everything that is checked; ConfigError for what only a run with many ranks, or no model yet, could be."""
+    """Return everything that is checked; ConfigError for what only a run with many ranks, or no model yet, could be."""
     if collectives.world_size() > 1:
         raise ConfigError(f"nproc={collectives.world_size()}: a model is checked on one rank, leave nproc out")
     if config.model.random_weights:
@@ -131,7 +131,7 @@ def build_subject(config: Config) -> Subject:
 
 
 def rows_of(subject: Subject, announce: Callable[[str], object]) -> list[Row]:
-    """All rows of the table; ``announce`` is told what is being looked at."""
+    """Return all rows of the table; ``announce`` is told what is being looked at."""
     rows: list[Row] = []
     for number, (name, check) in enumerate(CHECKS.items(), start=1):
         announce(f"{number} of {len(CHECKS)}: {name} ..")

@@ -105,7 +105,7 @@ def packed_view(policy: Policy, groups: Sequence[Group]) -> View:
 def view_of(
     policy: Policy, forward: Callable[[Sequence[Group]], torch.Tensor], parts: Sequence[Sequence[Group]]
 ) -> View:
-    """From ``forward``, which gives log-probabilities [N, T] of a part; every other completion counts against."""
+    """Return the view by ``forward``, which gives log-probabilities [N, T] of a part; every second one counts against."""
     weights = watched(policy.module)
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     logprobs: list[torch.Tensor] = []
@@ -188,7 +188,7 @@ def check_greedy(
 
 @torch.no_grad()
 def margins_of(policy: Policy, prompt: EncodedPrompt, done: Completion) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much likelier than each token [T] the plain model's likeliest is, given those before, and which that is."""
+    """Return how much likelier than each token [T] the plain model's likeliest is, and which that is."""
     with as_library(policy.module):
         logits, ids = repeated_logits(policy.module.eval(), [prompt], [done])
     scaled = (logits[0].float() / policy.temperature).index_fill(1, policy.suppressed_ids, -torch.inf)

@@ -94,7 +94,7 @@ def placeholder_problems(processor: Processor, encoded: EncodedPrompt) -> list[s
 
 
 def runs_of(ids: Sequence[int], token: int) -> list[tuple[int, int]]:
-    """Where ``token`` stands without a gap, as (start, stop)."""
+    """Return where ``token`` stands without a gap, as (start, stop)."""
     edges = np.flatnonzero(np.diff([0, *(id == token for id in ids), 0]))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 

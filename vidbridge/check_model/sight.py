@@ -107,7 +107,7 @@ def check_answers(policy: Policy, tasks: Mapping[str, TaskRows]) -> Row:
 
 
 def against_others(policy: Policy, task: TaskRows) -> Iterator[tuple[Item, list[float]]]:
-    """Each row with how much likelier its answer is than those of the rows after it, where they differ."""
+    """Return each row with how much likelier its answer is than those of the rows after it, where they differ."""
     for item in read_items(task):
         following = (task.sample(item.sample.index + n) for n in range(1, len(task)))
         others = (gold for gold in map(task.gold, following) if gold != item.gold)
@@ -118,7 +118,7 @@ def against_others(policy: Policy, task: TaskRows) -> Iterator[tuple[Item, list[
 
 
 def measure(differences: Iterable[tuple[Item, list[float]]]) -> Differences:
-    """As many rows as it takes until the interval of every quantity is on one side of 0."""
+    """Measure as many rows as it takes until the interval of every quantity is on one side of 0."""
     rows: list[list[float]] = []
     sources: list[str] = []
     found = Differences(values=np.empty((1, 0)), sources=sources)

@@ -71,7 +71,7 @@ class BadSamples:
             return frozenset(self._uids)
 
     def passes(self, sample: Sample) -> bool:
-        """Whether the sample is worth trying; every sample that is asked for goes through here once."""
+        """Return whether the sample is worth trying; every sample that is asked for goes through here once."""
         with self._lock:
             self._news.num_asked += 1
             if sample.uid not in self._uids:

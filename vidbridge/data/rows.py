@@ -28,7 +28,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_rows(path: Path, problem_type: str) -> list[Row]:
-    """All rows of a task's file, or a DataError that lists every bad line with its field and what is wrong."""
+    """Return all rows of a task's file; DataError lists every bad line with its field and what is wrong."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     rows: list[Row] = []

@@ -175,7 +175,7 @@ def entropy_metrics(groups: Sequence[Group], processor: Processor) -> dict[str, 
 
 
 def reasoning_tokens(completion: Completion, processor: Processor) -> int:
-    """How many tokens come before the answer; all where there is none."""
+    """Return how many tokens come before the answer; all where there is none."""
     start = answer_start(completion.text)
     if start is None:
         return len(completion.token_ids)

@@ -123,7 +123,7 @@ class Evaluator:
         return Scores(mean=normalised_mean(scores.values()), tasks=scores, shown=tuple(shown), items=items)
 
     def num_completions(self, split: str, num_items: int, num_samples: int = 1) -> int:
-        """How many there are in all, known ones too."""
+        """Return how many there are in all, known ones too."""
         return sum(min(num_items, len(task)) for task in self.tasks[split].values()) * num_samples
 
     def scored(

@@ -71,7 +71,7 @@ def headline(task: str, maximum: float, items: Sequence[Mapping[str, np.ndarray]
 
 
 def table(task: str, maximum: float, items: Sequence[Mapping[str, np.ndarray]], sources: Sequence[str]) -> Table:
-    """All numbers of a task; an item is what its samples earned by term, [samples], nan where not scored.
+    """Return all numbers of a task; an item is what its samples earned by term, [samples], nan where not scored.
 
     Several samples make each number a mean@n, and where an item is right or wrong there is pass@k too, for k = 2, 4, ..
     and the items that have as many scored samples.

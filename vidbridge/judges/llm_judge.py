@@ -36,11 +36,11 @@ class ChatModel(Protocol):
 
     @property
     def identity(self) -> str:
-        """All that decides a reply beside the prompt, as far as it is known: a server may not take all of it."""
+        """Return all that decides a reply beside the prompt, as far as it is known: a server may not take all of it."""
 
     @property
     def where(self) -> str:
-        """For messages: what it is called and where it is."""
+        """Return what it is called and where it is, for messages."""
 
     @property
     def notes(self) -> str:

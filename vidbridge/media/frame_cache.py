@@ -105,7 +105,7 @@ def write_entry(path: Path, clip: Clip) -> int:
 
 
 def read_entry(path: Path) -> Clip | None:
-    """None if it is not there or not whole; what is read counts as used now."""
+    """Return the clip; None if it is not there or not whole; what is read counts as used now."""
     try:
         with path.open("rb") as file:
             num_frames, height, width, channels = json.loads(file.readline())

@@ -37,7 +37,7 @@ class WorkerPool:
             self._idle.put(None)
 
     def decode(self, video: VideoRef | Montage, frames: FrameBudget) -> Clip:
-        """As ``decode.decode``, and VideoError with reason deadline, crashed or memory."""
+        """Return what ``decode.decode`` gives; VideoError with reason deadline, crashed or memory."""
         head, payload = self._ask(to_request(video, frames), video.path)
         num_frames = head["shape"][0]
         times_s = payload[: 8 * num_frames].view(np.float64)

@@ -64,7 +64,7 @@ class VideoFile:
         self._container.close()
 
     def frames_at(self, times_s: Iterable[float]) -> Iterator[np.ndarray]:
-        """For each of the rising times the frame on show then, [H, W, 3] uint8, RGB, upright.
+        """Yield the frame on show at each of the rising times, [H, W, 3] uint8, RGB, upright.
 
         Decodes forward and keeps the last frame at or before each time, which is right for variable frame rates;
         where a key frame lies in between, what comes before it is skipped.
@@ -141,7 +141,7 @@ class VideoFile:
         self._ahead = next(self._frames, None)
 
     def _decoded_from_start(self) -> Iterator[av.VideoFrame]:
-        """All frames but those before the first good one, which need what was cut off.
+        """Return all frames but those before the first good one, which need what was cut off.
 
         Once something was not good that is a key frame, and a bad key frame is damage: it needs nothing before it.
         """
@@ -232,7 +232,7 @@ class VideoFile:
                     raise
 
     def _is_early(self) -> bool:
-        """Whether the decoder may complain because of what was cut off before the beginning."""
+        """Return whether the decoder may complain because of what was cut off before the beginning."""
         return self._ahead is not None and float(self._ahead.time or 0.0) < self._extent.start_s + TOLERANCE_S
 
     def _reached(self, time_s: float) -> av.VideoFrame:
@@ -249,7 +249,7 @@ class VideoFile:
         return shown
 
     def _is_lost(self, shown: av.VideoFrame, time_s: float) -> bool:
-        """Whether a frame between ``shown`` and ``time_s`` went into the decoder and never came out.
+        """Return whether a frame between ``shown`` and ``time_s`` went into the decoder and never came out.
 
         Only where packets and frames have the same times: in indexed files, but for pictures of two fields, each of
         which may be a packet.

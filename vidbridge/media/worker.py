@@ -23,7 +23,7 @@ from vidbridge.types import Clip, Effect, Montage, Segment, VideoRef
 
 
 def to_request(video: VideoRef | Montage, frames: FrameBudget | None) -> dict[str, Any]:
-    """As JSON can hold it; without a budget the reply tells how long and large the video is."""
+    """Return the request as JSON can hold it; without a budget the reply tells how long and large the video is."""
     return {
         "kind": type(video).__name__,
         "video": asdict(video),

@@ -51,12 +51,12 @@ class Groups:
     patches: int  # of the videos of one prompt
 
     def in_one_row(self, max_packed_tokens: int) -> Groups:
-        """As many of them as fit into the learner's budget, and at least one."""
+        """Return as many of them as fit into the learner's budget, and at least one."""
         return replace(self, number=len(fill_rows([self.tokens // self.number] * self.number, max_packed_tokens)[0]))
 
     @property
     def tokens(self) -> int:
-        """In a packed row, where the last token of a completion takes none."""
+        """Return the tokens of a packed row, in which the last token of a completion is not."""
         return self.number * (self.prompt_tokens + self.siblings * (self.completion_tokens - 1))
 
     @property
@@ -184,7 +184,7 @@ class Memory:
         return Gradients(held=held, first=first, last=first + b * embedding, gathering=first + b * embedding)
 
     def _saved_text(self, row: Groups) -> float:
-        """For the backward pass, of all layers and what follows them."""
+        """Return the bytes that all layers and what follows them keep for the backward pass."""
         b, text = self.model.itemsize, self.model.config.text_config
         layer = b * row.tokens * text.hidden_size if self.model.checkpointing else self._text_layer(row)
         last_norm = row.tokens * (FLOAT + b) * text.hidden_size
@@ -201,13 +201,13 @@ class Memory:
         return saved + self.model.itemsize * row.rows * again
 
     def _text_work(self, row: Groups) -> float:
-        """While a layer is differentiated: gradients in its MLP, and what checkpointing computes again."""
+        """Return the bytes while a layer is differentiated: gradients in its MLP, what checkpointing computes again."""
         text = self.model.config.text_config
         again = self._text_layer(row) if self.model.checkpointing else 0.0
         return again + self.model.itemsize * row.tokens * (2 * text.hidden_size + 3 * text.intermediate_size)
 
     def _saved_vision(self, row: Groups) -> float:
-        """All blocks and the merger; nothing where the tower is frozen."""
+        """Return the bytes that all blocks and the merger keep; 0 where the tower is frozen."""
         if not self.model.trains_vision:
             return 0.0
         b, vision = self.model.itemsize, self.model.config.vision_config

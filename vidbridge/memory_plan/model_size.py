@@ -57,7 +57,7 @@ class ModelSize:
 
     @property
     def in_vocabulary(self) -> int:
-        """In the projection to the vocabulary, and as many in the embedding."""
+        """Return the numbers in the projection to the vocabulary; the embedding has as many."""
         return self.config.text_config.vocab_size * self.config.text_config.hidden_size
 
     @property

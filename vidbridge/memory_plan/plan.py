@@ -207,7 +207,7 @@ def offered(device: torch.device, *, local_ranks: int) -> Offer:
 
 
 def available_ram() -> float:
-    """In bytes: what Linux could give without swapping; elsewhere all there is."""
+    """Return the bytes that Linux could give without swapping; elsewhere all there are."""
     info = Path("/proc/meminfo")
     for line in info.read_text().splitlines() if info.exists() else []:
         if line.startswith("MemAvailable:"):

@@ -25,7 +25,7 @@ class TaskSizes:
 
 
 def look_at(task: TaskRows, loader: Loader, *, num_rows: int, share: float) -> TaskSizes:
-    """At ``num_rows`` rows, evenly spread; with those that training cannot use it is as it is in training."""
+    """Return the sizes of ``num_rows`` rows, evenly spread; what training cannot use is replaced as it is there."""
     tokens, of_video, patches, num_bytes = [], [], [], []
     rows = np.unique(np.linspace(0, len(task) - 1, num_rows).astype(int)).tolist()
     for each in loader.load({row: task.sample(row) for row in rows}).values():

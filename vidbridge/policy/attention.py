@@ -71,7 +71,7 @@ class PackedSdpa:
 
 
 def _completion_mask(lengths: list[int]) -> torch.Tensor:
-    """To be added to scores [G, 1, T, L + T]: each completion sees the prompt and its own past.
+    """Return what is added to scores [G, 1, T, L + T]: each completion sees the prompt and its own past.
 
     Padding stands at the end of a completion, where its own past hides it from all that counts.
     """

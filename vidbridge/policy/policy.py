@@ -89,7 +89,7 @@ class Policy:
         self.suppressed_ids = processor.suppressed_ids.to(module.device)
 
     def collate(self, groups: Sequence[Group], advantages: torch.Tensor, token_weights: torch.Tensor) -> Batch:
-        """All ``groups`` as one packed row; advantages [N], token_weights [N, T or wider]."""
+        """Return all ``groups`` as one packed row; advantages [N], token_weights [N, T or wider]."""
         return pack(groups, advantages, token_weights, suppressed_ids=self.processor.suppressed_ids)
 
     def micro_batches(
@@ -99,7 +99,7 @@ class Policy:
         token_weights: torch.Tensor,
         teaches: Sequence[bool] | None = None,
     ) -> list[Batch]:
-        """The same in rows of at most ``max_packed_tokens``, the longest groups first; a group is not divided.
+        """Return the groups in rows of at most ``max_packed_tokens``, the longest first; a group is not divided.
 
         They wait in the memory of the CPU. The losses of the parts, and those of all ranks, add up to the loss of the
         whole. Groups that do not teach (None: all do) are left out. On every rank there are equally many, at least one:

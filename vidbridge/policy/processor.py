@@ -68,7 +68,7 @@ class Processor:
         return processor
 
     def sized(self) -> Processor:
-        """The same for clips that are read in their final size; its ``frames`` is the budget to read them with."""
+        """Return the processor for clips that are read in their final size, with the budget in ``frames``."""
         multiple = self.numbers["patch_size"] * self.numbers["merge_size"]
         return replace(self, frames=replace(self.frames, multiple=multiple))
 
@@ -111,7 +111,7 @@ class Processor:
 
     @cached_property
     def chat_tokens(self) -> ChatTokens:
-        """How texts become tokens; what a text spells is never one of the control tokens, placeholders included."""
+        """Return how texts become tokens. No text spells a control token, nor a placeholder."""
         return ChatTokens(self.tokenizer, self.config.video_token_id, self.config.image_token_id)
 
     @cached_property

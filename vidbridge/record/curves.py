@@ -56,7 +56,7 @@ def keys_of(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def trailing_means(values: list[float]) -> list[float]:
-    """Each with those before it, a twentieth of all at most: what a batch happens to hold shall not hide the trend.
+    """Return the mean of each with those before it, a twentieth of all at most, so that noise does not hide the trend.
 
     >>> trailing_means([1.0, 2.0, 3.0])
     [1.0, 2.0, 3.0]

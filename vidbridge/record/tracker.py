@@ -121,7 +121,7 @@ class Tracker:
             self.wandb.log(step, metrics)
 
     def position(self) -> dict[str, int]:
-        """How long the record is now, by file."""
+        """Return how long the record is now, by file."""
         paths = [self.run_dir / name for name in RECORD]
         return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
 

@@ -22,7 +22,7 @@ MAX_THREADS = 64  # groups that wait for the judge at the same time
 
 
 def score_groups(groups: Sequence[Group], reward: GatedSum) -> list[Group]:
-    """Each group with its rewards. One that the judge could not score stays, with totals of nan.
+    """Return each group with its rewards. One that the judge could not score stays, with totals of nan.
 
     Raises DataError naming the row that a reward or the judge cannot work with, and JudgeLost.
     """
@@ -58,7 +58,7 @@ class Scorer:
             self._results[index] = self._pool.submit(_score_group, group, self._reward).result
 
     def groups(self) -> dict[int, Group]:
-        """All of them, scored, by index."""
+        """Return all groups, scored, by index."""
         return {index: result() for index, result in self._results.items()}
 
 

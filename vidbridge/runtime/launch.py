@@ -146,7 +146,7 @@ def check_outside(config: RunConfig, hydra_overrides: Sequence[str]) -> None:
 
 
 def run_here(run: Run) -> None:
-    """On this rank, one of many or the only one."""
+    """Run on this rank, one of many or the only one."""
     with StopSignals().installed(), ranks.joined(run.config), ExitStack() as stack:
         with collectives.fail_together():
             if collectives.is_rank_0():
@@ -298,7 +298,7 @@ def explain(error: Exception) -> str:
 
 
 def readable(text: str) -> str:
-    """Without OmegaConf's notes about its own types.
+    """Return the text without OmegaConf's notes about its own types.
 
     >>> readable("Value 'abc' is no number\\n    full_key: optim.lr\\n    object_type=OptimConfig")
     "Value 'abc' is no number"

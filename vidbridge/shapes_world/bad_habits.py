@@ -30,7 +30,7 @@ class Spoiler:
 
     @classmethod
     def from_rates(cls, rates: Mapping[str, float]) -> Spoiler:
-        """From a yaml's ``spoil``; ValueError names a habit that there is not."""
+        """Return the habits of a yaml's ``spoil``; ValueError names a habit that there is not."""
         unknown = sorted(set(rates) - set(cls.__dataclass_fields__))
         if unknown:
             known = ", ".join(cls.__dataclass_fields__)

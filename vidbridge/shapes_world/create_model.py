@@ -137,7 +137,7 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def texts_of(tasks: Mapping[str, TaskRows], *, num_samples: int = 400) -> list[str]:
-    """Everything the embedded model must be able to read and write: prompts, gold and spoilt answers, fixed words.
+    """Return all that the embedded model must read and write: prompts, gold and spoilt answers, fixed words.
 
     The fixed words let a researcher reward what the base never says (any connective or hedge of the wording reward).
     """

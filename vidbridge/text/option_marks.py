@@ -77,12 +77,12 @@ def _as_mark(match: re.Match[str]) -> Mark | None:
 
 
 def stands_out(mark: Mark) -> bool:
-    """Whether it is a mark inside a line too, where a small letter or a number must be in brackets."""
+    """Return whether it is a mark inside a line too, where a small letter or a number must be in brackets."""
     return mark.kind == UPPER or bool(mark.style[0] and mark.style[1][0] in ")]}）】")
 
 
 def in_order(marks: Sequence[Mark]) -> bool:
-    """Whether the marks are alike, and A, B, C .. or 1, 2, 3 .."""
+    """Return whether the marks are alike, and A, B, C .. or 1, 2, 3 .."""
     alike = all((mark.kind, mark.style) == (marks[0].kind, marks[0].style) for mark in marks)
     return alike and [mark.index for mark in marks] == [*range(len(marks))]
 

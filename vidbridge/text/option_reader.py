@@ -224,7 +224,7 @@ def _by_key(found: Mapping[Any, Any]) -> tuple[bool, list[Any]]:
 
 
 def _may_end(before: str, after: str) -> bool:
-    """Whether the question may end where in the same line options seem to begin; "Did Dr. A. Smith .." goes on."""
+    """Return whether a question may end where options seem to begin in its line; "Did Dr. A. Smith .." goes on."""
     before = before.rstrip(" \t")
     told = before[-1:] in (".", "。") and len(before.split()) > 2 and not re.search("[?？]", after)
     return before == "" or before[-1] in "?!:？！：\n" or told

@@ -47,7 +47,7 @@ class Raw(FileDataset):
             raise ValueError(f"data.max_duration_ratio must be at least 1, got {self.max_duration_ratio}")
 
     def rows(self, task: Task, split: str, frames: FrameBudget | None = None) -> Sequence[Row]:
-        """Which events can be hidden depends on the frames that are seen."""
+        """Return the rows of a task. Which events can be hidden depends on the frames that are seen."""
         assert frames is not None, "rows of annotated videos are drawn for a frame budget"
         check_split(split)
         rows = self._rows_of(task, split, frames, self.held_out_frac)
@@ -87,7 +87,7 @@ class Raw(FileDataset):
 
     @cached_property
     def annotated(self) -> list[Annotation]:
-        """All videos, or parts of them, that can be opened; none goes on after the end of its file."""
+        """Return all videos, or parts of them, that can be opened; none goes on after the end of its file."""
         self.refuse(self._read[1])
         durations, unreadable = self._durations
         if unreadable:
@@ -137,7 +137,7 @@ class Raw(FileDataset):
 
     @cached_property
     def _read(self) -> tuple[list[Annotation], list[str]]:
-        """All files, and what is wrong with them."""
+        """Return the annotations of all files, and what is wrong with them."""
         found: list[Annotation] = []
         problems: list[str] = []
         uids: dict[str, str] = {}
@@ -148,7 +148,7 @@ class Raw(FileDataset):
 
     @cached_property
     def _durations(self) -> tuple[dict[str, float | None], list[str]]:
-        """How long each file is, whatever its annotation says; None, and a problem, for what cannot be opened."""
+        """Return how long each file is, whatever its annotation says; None and a problem for what does not open."""
         videos = list(dict.fromkeys(each.video for each in self._read[0]))
         problems: list[str] = []
 

@@ -46,7 +46,7 @@ class Annotation:
 def read_annotations(
     path: Path, video_name: str, uids: dict[str, str] | None = None
 ) -> tuple[list[Annotation], list[str]]:
-    """All of a file, and what is wrong with it, by line or id. DataError when there is no such file.
+    """Return all annotations of a file, and what is wrong with it, by line or id. DataError when there is no such file.
 
     ``uids``: those of other files and where they are; those of this one are added.
     """
@@ -71,7 +71,7 @@ def read_annotations(
 
 
 def _entries(path: Path, text: bytes, video_name: str) -> Iterator[tuple[str, Callable[[], Annotation]]]:
-    """Where each entry stands and how it is read."""
+    """Return where each entry stands and how it is read."""
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):

@@ -87,7 +87,7 @@ class BenchmarkFile(FileDataset):
         return rows
 
     def _lines(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Each row with where it stands."""
+        """Return each row with where it stands."""
         pattern = Path(self.file)
         paths = [pattern] if pattern.is_file() else sorted(pattern.parent.glob(pattern.name))
         if not paths:

@@ -98,7 +98,7 @@ def _plain(line: bytes) -> tuple[str, str] | None:
 
 
 def _is_plain_choice(problem: str, letter: str) -> bool:
-    """Whether a question is followed by options on lines of their own, as ``A. grows``, to the end; one is the answer.
+    """Return whether options on lines of their own, as ``A. grows``, follow a question to its end; one is the answer.
 
     Where anything about it is unusual the answer is no, and the close look decides.
     """

@@ -107,7 +107,7 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
 
 
 def spread(samples: Sequence[Sample]) -> list[Sample]:
-    """At most so many of them as are measured, evenly spread."""
+    """Return at most as many of them as are measured, evenly spread."""
     indices = np.unique(np.linspace(0, len(samples) - 1, _MAX_MEASURED).astype(int)).tolist()
     return [samples[index] for index in indices]
 
@@ -150,7 +150,7 @@ def draw(samples: Samples, durations: Mapping[str, float], tokens: Mapping[str, 
 
 
 def _duration(job: Job) -> Callable[[str], tuple[str, float | VideoError]]:
-    """How long a video is, or what is wrong with it."""
+    """Return how long a video is, or what is wrong with it."""
     reader = job.dataset.reader
 
     def duration_s(path: str) -> tuple[str, float | VideoError]:

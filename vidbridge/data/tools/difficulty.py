@@ -90,7 +90,7 @@ def score(reward: RewardBreakdown, most: float) -> float:
 
 
 def stays(scores: Sequence[float], task: str, spread: str, threshold: float) -> bool:
-    """Whether there is something to learn from a sample whose answers scored this; not where none could be scored.
+    """Return whether a sample whose answers scored this has something to teach; not where none could be scored.
 
     >>> [stays(scores, "qa", "range", 0.2) for scores in ([1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [])]
     [False, True, True, False]

@@ -155,7 +155,7 @@ def write_some(job: Job, chunk: Sequence[Annotation], write: Write) -> Iterator[
 
 
 def sheet_of(uid: str) -> str:
-    """Where the frames are shown, from the folder of the command.
+    """Return where the frames are shown, from the folder of the command.
 
     >>> sheet_of("clips/7")
     'sheets/clips_7.png'

@@ -118,7 +118,7 @@ class Updates:
         return metrics | {"policy/skipped_updates": float(self.skipped_updates)}
 
     def counts(self) -> dict[str, str]:
-        """For the metadata of a safetensors file."""
+        """Return the counts for the metadata of a safetensors file."""
         names = ("updates", "skipped_updates", "skipped_in_a_row")
         return {name: str(getattr(self, name)) for name in names}
 

@@ -61,7 +61,7 @@ class LogprobModel(nn.Module):
         return token_logprobs(self.module, self._with_video(batch), temperature, suppressed_ids)
 
     def _with_video(self, batch: Batch) -> Batch:
-        """Without any video, one merged patch of nothing that no token refers to: every rank uses every weight."""
+        """Return the batch; one without video gets an empty patch that no token refers to: all ranks use all weights."""
         if len(batch.video_grid_thw) > 0:
             return batch
         side = self.module.config.vision_config.spatial_merge_size
@@ -158,7 +158,7 @@ class DeepSpeedEngine(Updates):
         return list(parts)
 
     def _pieces(self) -> list[list[Piece]]:
-        """For each of ``_parts`` the pieces of weights that it is made of."""
+        """Return the pieces of weights that each of ``_parts`` is made of."""
         zero, rank = self.deepspeed.optimizer, collectives.rank()
         names = {weight: name for name, weight in self.module.named_parameters()}
         found = []
