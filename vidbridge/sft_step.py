@@ -97,7 +97,7 @@ class SftStep:
         return torch.where(sees, conclusion + notes, 2 * conclusion) / 2 * share
 
     def _notes_end(self, group: Group) -> int:
-        """Return how many tokens of the completion are notes on the video; 0 where a sample has no notes, or skips them."""
+        """Return how many tokens of the completion are notes on the video; 0 where there are none."""
         notes = group.sample.meta.get("notes")
         opening = f"<think>{notes}"
         if not notes or not group.completions[0].text.startswith(opening):

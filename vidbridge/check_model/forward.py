@@ -105,7 +105,7 @@ def packed_view(policy: Policy, groups: Sequence[Group]) -> View:
 def view_of(
     policy: Policy, forward: Callable[[Sequence[Group]], torch.Tensor], parts: Sequence[Sequence[Group]]
 ) -> View:
-    """Return the view by ``forward``, which gives log-probabilities [N, T] of a part; every second one counts against."""
+    """Return the view by ``forward``, which gives log-probabilities [N, T] of a part; every second counts against."""
     weights = watched(policy.module)
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     logprobs: list[torch.Tensor] = []

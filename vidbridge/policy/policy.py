@@ -72,10 +72,6 @@ class Policy:
         reference: PreTrainedModel | None = None,
         saved_dtype: torch.dtype | None = None,
     ):
-        if temperature <= 0 or max_packed_tokens < 1:
-            raise ValueError(
-                f"temperature must be > 0 and max_packed_tokens >= 1, got {temperature} and {max_packed_tokens}"
-            )
         if type(module.lm_head) is not nn.Linear:  # token_logprobs multiplies by its weight, a few tokens at a time
             kind = type(module.lm_head).__name__
             raise ValueError(f"lm_head is a {kind} in the place of a Linear: an adapter there would not be trained")

@@ -61,7 +61,7 @@ class LogprobModel(nn.Module):
         return token_logprobs(self.module, self._with_video(batch), temperature, suppressed_ids)
 
     def _with_video(self, batch: Batch) -> Batch:
-        """Return the batch; one without video gets an empty patch that no token refers to: all ranks use all weights."""
+        """Return the batch; one without video gets an empty patch that no token means: all ranks use all weights."""
         if len(batch.video_grid_thw) > 0:
             return batch
         side = self.module.config.vision_config.spatial_merge_size
