@@ -12,7 +12,7 @@ import torch
 from tests.composing import config_of
 from tests.doors import ROOT
 from vidbridge.backbones import qwen2_5_vl
-from vidbridge.backbones.qwen2_5_vl import mrope_positions
+from vidbridge.backbones.mrope import mrope_positions
 from vidbridge.check_model import command, forward, inputs, sight
 from vidbridge.memory_plan.memory import Memory
 from vidbridge.policy import policy as policy_module

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.backbones.positions_oracle import FILE, MERGE, VIDEO, ids_of
-from vidbridge.backbones.qwen2_5_vl import mrope_positions
+from vidbridge.backbones.mrope import mrope_positions
 
 
 def positions_of(case):

@@ -30,17 +30,17 @@ def next_hidden(
     hidden = model.embed_tokens(token_ids)
     cos, sin = _turns(model.rotary_emb, positions, hidden.dtype)
     for number, layer in enumerate(model.layers):
-        own, mlp = layer.self_attn, layer.mlp
+        own = layer.self_attn
         rows = normed(layer.input_layernorm, hidden)
         query, key, value = (
             linear(each, rows).unflatten(1, (-1, own.head_dim)) for each in (own.q_proj, own.k_proj, own.v_proj)
         )  # [N, heads, D]
+        if hasattr(own, "q_norm"):  # Qwen3: each head by itself
+            query, key = normed(own.q_norm, query), normed(own.k_norm, key)
         query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
         seen = attention.attend(number, query[:, :, None], key[:, :, None], value[:, :, None], own.scaling)
         hidden = hidden + linear(own.o_proj, seen.flatten(1))
-        rows = normed(layer.post_attention_layernorm, hidden)
-        gate, up = linear(mlp.gate_proj, rows), linear(mlp.up_proj, rows)
-        hidden = hidden + linear(mlp.down_proj, mlp.act_fn(gate) * up)
+        hidden = hidden + _mlp(layer.mlp, normed(layer.post_attention_layernorm, hidden))
     return normed(model.norm, hidden)
 
 
@@ -50,6 +50,12 @@ def linear(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
         return layer(rows)
     out = (layer.weight @ rows.T).T
     return out if layer.bias is None else out + layer.bias
+
+
+def _mlp(module: Any, rows: torch.Tensor) -> torch.Tensor:
+    if not hasattr(module, "gate_proj"):  # a router and experts
+        return module(rows[:, None])[:, 0]
+    return linear(module.down_proj, module.act_fn(linear(module.gate_proj, rows)) * linear(module.up_proj, rows))
 
 
 def _turns(rotary: Any, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

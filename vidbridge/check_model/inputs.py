@@ -256,7 +256,7 @@ def check_positions(processor: Processor, items: Sequence[Item]) -> Row:
         name="positions",
         ok=not problems,
         found="; ".join(dict.fromkeys(problems)) or f"{len(prompts)} prompts, {num_tokens:,} tokens by the rule",
-        advice="see tokens_per_second in config.json and the rule in vidbridge/backbones/qwen2_5_vl.py"
+        advice="see tokens_per_second in config.json and the rule in vidbridge/backbones/mrope.py"
         if problems
         else "",
     )

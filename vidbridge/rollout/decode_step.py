@@ -50,7 +50,7 @@ class DecodeStep:
         self.cache.reserve(column + 1)
         # filled there: a tensor made of a Python number would be waited for
         inputs = (token_ids, positions, torch.full((1,), column, device=token_ids.device))
-        if not token_ids.is_cuda:
+        if not (token_ids.is_cuda and self.backbone.can_be_captured):
             return self._forward(inputs, visible=column + 1)
         if self._captured_for != self.cache.version:
             self._capture(inputs)
