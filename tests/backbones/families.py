@@ -51,18 +51,18 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the text mo
 }
 
 
-def write_family(model_type: str, folder: Path, **of_text: Any) -> Path:
+def write_family(model_type: str, folder: Path, *, text: Any = (), vision: Any = ()) -> Path:
     """Write a model of a few thousand random weights; norms, biases and gates are away from their neutral start."""
     tokenizer = small_tokenizer()
     tokenizer.add_tokens(["<", ">", "seconds", *"0123456789"])
     tokenizer.save_pretrained(folder)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     tokens = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
-    text, vision = SETTINGS[model_type]
+    of_text, of_vision = SETTINGS[model_type]
     config = AutoConfig.for_model(
         model_type,
-        text_config={**TEXT, **text, **tokens, "vocab_size": len(tokenizer) + 5, **of_text},
-        vision_config={**VISION, **vision},
+        text_config={**TEXT, **of_text, **tokens, "vocab_size": len(tokenizer) + 5, **dict(text)},
+        vision_config={**VISION, **of_vision, **dict(vision)},
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],

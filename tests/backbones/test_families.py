@@ -11,6 +11,11 @@ from tests.policy.builders import make_policy, ragged_prompts, random_groups, sa
 from tests.policy.test_attention import CASES, assert_same_learner
 from tests.rollout.builders import sampler
 from vidbridge.backbones import FAMILIES, backbone_of
+from vidbridge.config.choices import Dtype
+from vidbridge.config.schema import ModelConfig
+from vidbridge.memory_plan.memory import Groups, Memory, Sharding
+from vidbridge.memory_plan.model_size import ModelSize
+from vidbridge.policy.model_folder import read_config
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -66,3 +71,39 @@ def test_the_sampler_reports_the_learners_log_probabilities(policy):
     for row, logprobs, mask in zip(rows, learner, batch.loss_mask, strict=True):
         torch.testing.assert_close(torch.tensor(row.sampler_logprobs), logprobs[mask], atol=1e-4, rtol=0)
         assert not set(row.token_ids) & set(policy.suppressed_ids.tolist())
+
+
+def test_the_plan_counts_what_a_forward_pass_saves(folder, policy, tmp_path):
+    """Wide enough that what the arithmetic leaves out is small."""
+    model_type = policy.module.config.model_type
+    wide = write_family(
+        model_type,
+        tmp_path,
+        text={"hidden_size": 128, "num_attention_heads": 16, "intermediate_size": 256, "moe_intermediate_size": 128},
+        vision={"hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 128, "num_heads": 4},
+    )
+    policy = make_policy(wide)
+    (group,) = random_groups(policy, [[30] * 6])
+    batch = whole_batch(policy, [group])
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*policy.module.parameters(), batch.pixel_values)}
+    saved = {}  # by storage: views of one count once; kept, so that no address is used again
+
+    def keep(tensor):
+        if (address := tensor.untyped_storage().data_ptr()) not in known:
+            saved.setdefault(address, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy.logprobs(batch)
+    counted = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    model = ModelSize.of(read_config(str(wide)), ModelConfig(name="", path="", dtype=Dtype.float32))
+    memory = Memory(model=model, sharding=Sharding(), on_gpu=False)
+    row = Groups(
+        number=1,
+        siblings=6,
+        prompt_tokens=len(group.encoded.input_ids),
+        completion_tokens=30,
+        patches=len(group.encoded.pixel_values),
+    )
+    assert row.tokens == len(batch.input_ids)
+    assert memory._saved_text(row) + memory._saved_vision(row) == pytest.approx(counted, rel=0.1)

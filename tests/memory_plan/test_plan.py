@@ -119,7 +119,7 @@ def test_costs_by_hand(random_qwen_folder):
     model = memory.model
     # of 32 x 32 query and output, 16 x 32 key and value, biases, 3 of 32 x 64, two norms
     text = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 32 + 2 * 16 + 3 * 32 * 64 + 2 * 32)
-    assert model.in_text_layers == text
+    assert model.active_in_text == text
     assert (found["learner tokens"], found["rollout tokens"]) == (70 + 8 * 5, 70 + 8 * 6)
     vocabulary, vision = model.in_vocabulary, model.in_vision_blocks
     assert found["learner, TFLOP"] * 1e12 == pytest.approx(6 * (110 * text + 48 * vocabulary + 64 * vision))

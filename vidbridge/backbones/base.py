@@ -106,6 +106,17 @@ class Backbone(ABC):
         """Return the final hidden states [N, hidden] of one text token [N] a row at positions [N]."""
         return layers.next_hidden(self.text_model(module), self.norm_class, token_ids, positions, attention)
 
+    # -- arithmetic of plan=true --------------------------------------------------------------------------------------
+
+    def mlp_width(self, config: PretrainedConfig) -> int:
+        """Return the inner numbers of the MLP that work on one token."""
+        width: int = config.text_config.intermediate_size
+        return width
+
+    def active_weights(self, module: PreTrainedModel) -> float:
+        """Return how many numbers of the decoder layers work on one token."""
+        return sum(weight.numel() for weight in self.text_model(module).layers.parameters())
+
     # -- files --------------------------------------------------------------------------------------------------------
 
     def released_config(self, content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -102,7 +102,7 @@ class Memory:
         tokens, patches = groups.number * groups.prompt_tokens, groups.number * groups.patches
         of_a_token = 2 * b * text.num_hidden_layers * self.model.key_width  # key and value
         # where a layer is widest: residual, its input, and three tensors of the MLP
-        reading = b * tokens * 3 * (text.hidden_size + text.intermediate_size)
+        reading = b * tokens * 3 * (text.hidden_size + self.model.mlp_width)
         seeing = patches * self._vision_forward() + b * tokens * text.hidden_size
         pixels = patches * (FLOAT * self.model.patch_numbers + self._cast_patch)
         # rows that have ended leave by a copy of those that stay, made before the old ones go
@@ -204,7 +204,7 @@ class Memory:
         """Return the bytes while a layer is differentiated: gradients in its MLP, what checkpointing computes again."""
         text = self.model.config.text_config
         again = self._text_layer(row) if self.model.checkpointing else 0.0
-        return again + self.model.itemsize * row.tokens * (2 * text.hidden_size + 3 * text.intermediate_size)
+        return again + self.model.itemsize * row.tokens * (2 * text.hidden_size + 3 * self.model.mlp_width)
 
     def _saved_vision(self, row: Groups) -> float:
         """Return the bytes that all blocks and the merger keep; 0 where the tower is frozen."""

@@ -21,7 +21,8 @@ class ModelSize:
 
     config: PretrainedConfig
     weights: int
-    in_text_layers: int
+    active_in_text: float  # numbers of the decoder layers that work on one token
+    mlp_width: int  # inner numbers of a decoder layer's MLP that work on one token
     in_vision_blocks: int
     trained: int
     trains_vision: bool
@@ -38,13 +39,14 @@ class ModelSize:
         with torch.device("meta"):
             module = backbone.model_class(copy.deepcopy(config)).to(dtype)
         backbone.prepare(module)
-        text_model, vision_tower = backbone.text_model(module), backbone.vision_tower(module)
+        vision_tower = backbone.vision_tower(module)
         saved_text, saved_vision = saved.text_layer(backbone, module), saved.vision_block(backbone, module)
         freeze(module, spec.frozen)
         return cls(
             config=config,
             weights=_numbers(module),
-            in_text_layers=_numbers(text_model.layers),
+            active_in_text=backbone.active_weights(module),
+            mlp_width=backbone.mlp_width(config),
             in_vision_blocks=_numbers(vision_tower.blocks),
             trained=sum(weight.numel() for weight in module.parameters() if weight.requires_grad),
             trains_vision=any(weight.requires_grad for weight in vision_tower.parameters()),

@@ -237,7 +237,7 @@ def costs(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> dict[st
     A weight costs 2 operations a token, 6 with the backward pass, and 8 if that computes the forward pass again; what
     attention does beside its weights is left out.
     """
-    model, text = memory.model, memory.model.in_text_layers
+    model, text = memory.model, memory.model.active_in_text
     num_prompts, limit = config.prompts_per_step, config.rollout.max_completion_tokens
     completions = num_prompts * siblings(config)
     prompt_tokens, patches = (

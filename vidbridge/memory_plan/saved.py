@@ -1,7 +1,7 @@
 """Bytes that one layer keeps for its backward pass: counted on tensors that have a shape and no memory.
 
 So no formula has to follow what each family's layers do. Attention is counted as a fused kernel: it keeps query, key,
-value and its output.
+value and its output. Experts are counted as if each token's were computed one by one.
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from vidbridge.backbones.base import Backbone
 
-COUNTED = "flash_counted"  # an attention of the vision tower; "flash": it is given all windows in one call
+COUNTED = "flash_counted"  # an attention of the vision tower ("flash": it is given all windows in one call), and experts
 NUMBER = 64  # tokens, and patches, that are counted
 
 
 def text_layer(backbone: Backbone, module: PreTrainedModel) -> float:
     """Return the bytes a token that a decoder layer of ``module``, which lies on the meta device, keeps."""
     model = backbone.text_model(module)
+    model.config._experts_implementation = COUNTED
     with torch.device("meta"):
         hidden = torch.zeros(1, NUMBER, model.config.hidden_size, dtype=module.dtype, requires_grad=True)
         turns = model.rotary_emb(hidden, torch.zeros(3, 1, NUMBER, dtype=torch.long))
@@ -86,4 +89,15 @@ def _counted_windows(
     return _Kernel.apply(query, key, value).transpose(1, 2), None
 
 
+def _counted_experts(
+    module: Any, hidden: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Return a mixture of experts [tokens, hidden], all of them the first: which they are changes no size."""
+    rows = hidden.repeat_interleave(experts.shape[1], dim=0)
+    gate, up = F.linear(rows, module.gate_up_proj[0]).chunk(2, dim=-1)
+    out = F.linear(module.act_fn(gate) * up, module.down_proj[0]) * weights.reshape(-1, 1)
+    return out.unflatten(0, (-1, experts.shape[1])).sum(dim=1)
+
+
 AttentionInterface.register(COUNTED, _counted_windows)
+ALL_EXPERTS_FUNCTIONS.register(COUNTED, _counted_experts)
