@@ -7,8 +7,9 @@ How it differs from the textbook (arXiv 2402.03300):
 - On policy by default: one update on a batch, so the ratio is 1 and nothing is clipped. The log-probabilities of the
   policy that sampled come from the learner's own first forward pass, never from the sampler.
 - No KL penalty and no reference model, unless ``algo.kl_beta`` asks for them.
-- The prompt of a group is computed once, in sampling and in learning, forward and backward; its siblings share it.
-- What no judge could score is masked, not punished. Groups whose siblings all earned the same cost no forward pass.
+- The prompt of a group is computed once in sampling and once in learning, forward and backward, for all siblings.
+- A completion that no judge could score is masked, not punished. A group whose siblings all earned the same is left
+  out of the learner, unless a penalty (KL, length) tells them apart.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ from vidbridge.runtime import collectives
 from vidbridge.step_metrics import Clock, LearnerMetrics, rollout_metrics
 from vidbridge.types import Completion, Group, SamplingParams, StepResult
 
-_REFILLS_FROM = 10**6  # steps down the deck: farther than any run goes
+_REFILLS_FROM = 10**6  # refill r of step n takes batch n + r times this: farther than any run goes
 
 
 @dataclass(kw_only=True)
 class GrpoStep:
-    """``step(n)`` samples, scores and learns from the n-th batch; it depends on (weights, seed, n) alone."""
+    """``step(n)`` samples, scores and learns from batch n, from 0, and returns a StepResult; called by all ranks.
+
+    For the same weights, prompts and completions depend on (seed, n) alone.
+    """
 
     mixture: Mixture
     loader: Loader
@@ -55,7 +59,7 @@ class GrpoStep:
     objective: Objective
     advantage_scale: Scale
     diagnostics: Diagnostics
-    last: int | None = None  # number of the last step; None: not known
+    last: int | None = None  # index of the last step; None: not known
 
     def __post_init__(self) -> None:
         self.prompts = Prefetch(self._prompts, last=self.last)
@@ -93,7 +97,7 @@ class GrpoStep:
         return self.mixture.seed * 1_000_003 + step
 
     def _sample(self, prompts: Mapping[int, Loaded], clock: Clock, *, seed: int) -> list[Group]:
-        """Return a scored group for each prompt of every rank, in the order of the batch; others' have no tensors."""
+        """Sync the rollout, sample and score; return the groups of all ranks by index, others' without tensors."""
         with clock("sync"):
             self.rollout.sync(self.policy)
         with collectives.fail_together(), Scorer(self.reward) as scorer:
@@ -103,7 +107,7 @@ class GrpoStep:
                 group = Group(sample=of.sample, prompt=of.prompt, encoded=of.encoded, completions=completions)
                 scorer.add(index, group)
 
-            with clock("rollout"):  # a group goes to the judge while others are still decoded
+            with clock("rollout"):  # a judge that waits for a server gets a group while others are decoded
                 self.rollout.generate(
                     [each.encoded for each in prompts.values()],
                     self.algo.group_size,
@@ -119,9 +123,9 @@ class GrpoStep:
     def _resampled(
         self, step: int, clock: Clock, own: Collection[int], refill: int, idle: Sequence[int]
     ) -> list[Group]:
-        """Return other groups for the indices ``idle`` of the batch; those of ``own`` are sampled by this rank.
+        """Return other groups, of any task, for the indices ``idle`` of the batch; this rank samples those in ``own``.
 
-        They come from far down the same endless deck, so that they too are a function of (seed, step).
+        ``refill``, from 1, chooses a batch far down the mixture, so that they too depend on (seed, step) alone.
         """
         at = refill * _REFILLS_FROM + step
         with clock("data"), collectives.fail_together():
@@ -132,7 +136,7 @@ class GrpoStep:
     def _learn(
         self, groups: list[Group], advantages: torch.Tensor, own: Collection[int], probe: Probe
     ) -> dict[str, float]:
-        """Make ``ppo_epochs`` updates on these completions, this rank with its ``own`` groups; advantages [P, G]."""
+        """Make ``ppo_epochs`` updates, this rank with its ``own`` groups; return metrics. Advantages are [P, G]."""
         # made of all groups, so that leaving some out, or to other ranks, changes no denominator
         weights = token_weights(loss_mask(groups), self.algo.loss_norm, self.sampling.max_completion_tokens)
         is_scored = torch.tensor([group.is_scored for group in groups])
@@ -151,7 +155,7 @@ class GrpoStep:
                 batch = batch.to(self.policy.module.device)
                 logprobs, entropy = self.policy.logprobs(batch)
                 if epoch == 0:
-                    # what this forward gives is the policy that sampled: no extra forward for old_logprobs
+                    # the weights are those that sampled, so this forward pass gives old_logprobs
                     batch = replace(
                         batch, old_logprobs=logprobs.detach(), ref_logprobs=self.policy.ref_logprobs(batch)
                     )

@@ -149,7 +149,7 @@ REFUSED = {
     "prompt.tasks.caption='{question}'": "prompt.tasks.caption",
     "prompt=qwan": "prompt: there is no 'qwan'. Did you mean 'qwen'?",
     "prompt=???": "You must specify 'prompt'",  # as with a model's yaml that chooses none
-    "tasks.qa._target_=vidbridge.rewards.rules.Choice": "vidbridge.rewards.rules.Choice is no Task",
+    "tasks.qa._target_=vidbridge.rewards.rules.Choice": "vidbridge.rewards.rules.Choice is not a Task",
 }
 
 

@@ -1,4 +1,4 @@
-"""What vidbridge asks of a family of video language models.
+"""The interface to a family of video language models.
 
 A family says how frames and text become a prompt, how its layers are called with our attention inside them, how its
 files are laid out, and where its parts are. Everything else in vidbridge is the same for all of them.
@@ -22,9 +22,9 @@ from vidbridge.types import Clip
 
 
 class Backbone(ABC):
-    """A family; it holds no weights and no state. Methods with a body are what the families of Qwen have in common.
+    """One family; it holds no weights and no state. What has a body is common to the families of Qwen.
 
-    Letters in shapes: B rows, S tokens of a row, N rows of one new token each.
+    Letters in shapes: B rows, S tokens of a row, L tokens of a prompt, N rows of one new token each.
     """
 
     model_class: ClassVar[type[PreTrainedModel]]  # with lm_head; its config_class has text_config and vision_config
@@ -37,7 +37,8 @@ class Backbone(ABC):
     def patchify(self, frames: np.ndarray, **numbers: Any) -> tuple[np.ndarray, tuple[int, int, int]]:
         """Cut frames [T, H, W, 3] uint8 into patch vectors [patches, D] float32 and their grid (t, h, w).
 
-        ``numbers`` are those of preprocessor_config.json, with the limits ``min_pixels`` and ``max_pixels`` of a frame.
+        Keywords: patch_size, merge_size, temporal_patch_size, image_mean, image_std; min_pixels and max_pixels of a
+        frame, and resizes, whether frames may be brought within them. ValueError for frames of another form.
         """
         return patchify(frames, **numbers)
 
@@ -45,7 +46,7 @@ class Backbone(ABC):
     def video_ids(
         self, config: PretrainedConfig, tokens: ChatTokens, clip: Clip, grid: Sequence[int]
     ) -> Sequence[int]:
-        """Return the token ids that replace a clip's one placeholder in the chat template."""
+        """Return the ids in the place of a clip's placeholder, a video_token_id for each merged patch of its grid."""
 
     @abstractmethod
     def positions(
@@ -59,15 +60,15 @@ class Backbone(ABC):
     # -- the model ----------------------------------------------------------------------------------------------------
 
     def text_model(self, module: nn.Module) -> Any:
-        """Return the language model without its head: ``layers`` and a ``config`` of its own."""
+        """Return the language model without lm_head, a module with ``layers`` and a ``config`` of its own."""
         return module.get_submodule("model.language_model")
 
     def vision_tower(self, module: nn.Module) -> Any:
-        """Return the vision tower: ``blocks`` and a ``config`` of its own."""
+        """Return the vision tower, a module with ``blocks`` and a ``config`` of its own."""
         return module.get_submodule("model.visual")
 
     def prepare(self, module: PreTrainedModel) -> None:
-        """Change a loaded model so that ``hidden`` works and is fast. Weights, their names and classes stay."""
+        """Change a loaded model in place so that ``hidden`` and ``next_hidden`` work. Weights and classes stay."""
         embed_patches_by_matmul(self.vision_tower(module).get_submodule("patch_embed.proj"))
         use_our_attention(self.text_model(module), self.vision_tower(module))
 
@@ -80,7 +81,7 @@ class Backbone(ABC):
         position_ids: torch.Tensor,  # [3, B, S]
         attention: Attends,
     ) -> torch.Tensor:
-        """Return the final hidden states [B, S, hidden], video features at their tokens."""
+        """Return the hidden states [B, S, hidden] after the last norm; video tokens have the tower's features."""
         embeddings = module.get_input_embeddings()(input_ids)
         more: Mapping[str, Any] = {}
         if len(grids):
@@ -103,7 +104,7 @@ class Backbone(ABC):
     def next_hidden(
         self, module: PreTrainedModel, token_ids: torch.Tensor, positions: torch.Tensor, attention: Attends
     ) -> torch.Tensor:
-        """Return the final hidden states [N, hidden] of one text token [N] a row at positions [N]."""
+        """Return the hidden states [N, hidden] after the last norm of one new text token a row: a decoding step."""
         return layers.next_hidden(self.text_model(module), self.norm_class, token_ids, positions, attention)
 
     # -- arithmetic of plan=true --------------------------------------------------------------------------------------

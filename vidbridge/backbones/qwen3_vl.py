@@ -17,8 +17,8 @@ from vidbridge.types import Clip
 class Qwen3VL(Backbone):
     """Each temporal patch is a picture of its own: its time as text, then its tokens between vision_start and _end.
 
-    What blocks in the middle of the tower saw is added to the tokens of videos after the first decoder layers: DeepStack
-    (arXiv 2406.04334).
+    What blocks in the middle of the tower saw is added to video tokens after the first decoder layers: DeepStack (arXiv
+    2406.04334).
     """
 
     model_class = Qwen3VLForConditionalGeneration

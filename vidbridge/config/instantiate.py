@@ -1,8 +1,8 @@
 """From a node with a ``_target_`` to the object: what may be named, and which arguments it may be given.
 
 A configuration file is data and may not call what it likes: a name must start with "vidbridge." or a prefix in
-``allowed_targets``, and so must the module that the thing named really comes from. All nodes are checked when the
-configuration is composed, before anything is loaded.
+``allowed_targets``, and so must the module that the thing named really comes from. Names and arguments of all
+nodes are checked when the configuration is composed, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ TO_BE_INJECTED = ("judge",)  # parameters of rewards that no configuration gives
 
 
 def checked(config: AnyConfig) -> AnyConfig:
-    """Return the configuration with its rollout and its engine as the dataclasses that they name.
+    """Return ``config`` with its rollout, and its engine if it trains, as the dataclasses that they name.
 
-    ConfigError for any node that could not be built as it is, and for a task that the prompt has no text for.
+    Every other node is checked. ConfigError for a wrong name or argument, a task under another key than its name, and
+    one that the prompt has no text for.
     """
     rewards = {"eval.reward": config.eval.reward}
     tasks = {"tasks": config.tasks}
@@ -76,7 +77,7 @@ def checked(config: AnyConfig) -> AnyConfig:
 
 
 def make(config: RunConfig, where: str, node: Mapping[str, Any], **injected: Any) -> Any:
-    """The object that ``node`` describes, once it has been checked. Nothing else calls Hydra's instantiate.
+    """Check ``node`` and return the object that it describes. ConfigError from the check; the class raises its own.
 
     ``injected`` are objects a configuration cannot hold; those that the target has no parameter for are left out
     (a reward that asks no judge).
@@ -90,12 +91,12 @@ def make(config: RunConfig, where: str, node: Mapping[str, Any], **injected: Any
 
 
 def make_a(kind: type[T], config: RunConfig, where: str, node: Mapping[str, Any]) -> T:
-    """``make`` for an object of this class; ConfigError if it is of another, or refuses its arguments."""
+    """Return what ``make`` gives; ConfigError if that is not a ``kind``, or its class raises ValueError."""
     try:
         found = make(config, where, node)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    require(isinstance(found, kind), f"{where}._target_: {node['_target_']} is no {kind.__name__}")
+    require(isinstance(found, kind), f"{where}._target_: {node['_target_']} is not a {kind.__name__}")
     return cast(T, found)
 
 

@@ -7,9 +7,9 @@ it begins, at equal steps, whatever they show. The rule:
   is left out by a gap between two segments, slow motion is a segment with a speed below 1.
 - An effect changes what the frames of an interval show, not when: a clip that is reversed, shuffled, mirrored or dark
   has the times that it had. A frame at time t is in the interval if start_s <= t < end_s. Effects come in their order.
-- A segment that goes on after the end of its file ends there, and what follows begins so much earlier.
+- A segment that goes on after the end of its file ends there, and later segments begin so much earlier; effects stay.
 
-``planned`` is the only place that knows this. It says which source, and which second of it, each frame shows.
+``in_files`` cuts segments at the ends of their files, ``planned`` says what each frame shows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Fit = Callable[[np.ndarray, tuple[int, int]], np.ndarray]  # a picture to (heigh
 
 
 class FrameSource(Protocol):
-    """A video that frames are taken from, as ``VideoFile`` is one."""
+    """What ``render`` reads frames from, as VideoFile; ``frames_at`` takes rising times and yields [H, W, 3] uint8."""
 
     duration_s: float
     height: int
@@ -41,10 +41,10 @@ class FrameSource(Protocol):
 def render(
     montage: Montage, sources: Mapping[int, FrameSource], frames: FrameBudget, *, fit: Fit = letterboxed
 ) -> Clip:
-    """Return the frames of a montage at the times of the budget; ``sources`` has those that it shows, by their index.
+    """Return a Clip of the montage at the times of the budget; ``sources`` has those that it shows, by their index.
 
     The canvas has the shape of what is shown first; other shapes are framed in black. VideoError when a file ends
-    before anything of it is shown; ValueError when no frame lies in the interval of an effect.
+    before a segment of it begins; ValueError for an effect that is wrong or has no frame, and for bad frame sizes.
     """
     segments = in_files(montage, {index: source.duration_s for index, source in sources.items()})
     for missing in (each for each in in_files(montage) if each.source not in {segment.source for segment in segments}):
@@ -67,9 +67,9 @@ def render(
 
 
 def planned(segments: Sequence[Segment], effects: Sequence[Effect], times_s: np.ndarray) -> list[PlannedFrame]:
-    """Return what is on show at each of the rising times: which source, and which second of its file.
+    """Return a PlannedFrame for each of the rising times: source, second in its file, and what effects do to it.
 
-    ``segments`` are those of ``in_files``. After the last one it goes on.
+    ``segments`` are those of ``in_files``. Times after the end go on with the last segment.
 
     >>> halves = [Segment(source=0, start_s=0.0, end_s=2.0), Segment(source=1, start_s=5.0, end_s=6.0, speed=0.5)]
     >>> [(frame.source, frame.time_s) for frame in planned(halves, (), np.array([0.5, 2.5, 3.5]))]
@@ -89,9 +89,9 @@ def planned(segments: Sequence[Segment], effects: Sequence[Effect], times_s: np.
 
 
 def in_files(montage: Montage, durations_s: Mapping[int, float] | None = None) -> list[Segment]:
-    """Return the segments in the seconds of their files, as far as these go; what starts after that is left out.
+    """Return the segments in seconds of their files, cut at the end of the file; one that starts after it is left out.
 
-    Without ``durations_s``, by the index of the source, files have no end.
+    ``durations_s`` is by index of the source; None: no file ends. ``end_s`` of a source counts without segments alone.
     """
     first = montage.sources[0]
     wanted = [(0, first.start_s, math.inf if first.end_s is None else first.end_s, 1.0)]
@@ -110,7 +110,7 @@ def in_files(montage: Montage, durations_s: Mapping[int, float] | None = None) -
 
 
 def interval(effect: Effect, times_s: np.ndarray) -> slice:
-    """Return which of the rising times an effect is about."""
+    """Return the slice of ``times_s``, which rise, with start_s <= t < end_s."""
     low, high = np.searchsorted(times_s, [effect.start_s, math.inf if effect.end_s is None else effect.end_s])
     return slice(int(low), int(high))
 

@@ -17,7 +17,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from vidbridge.backbones.base import Backbone
 
-COUNTED = "flash_counted"  # an attention of the vision tower ("flash": it is given all windows in one call), and experts
+COUNTED = "flash_counted"  # the tower's attention ("flash": it is given all windows at once), and a way to do experts
 NUMBER = 64  # tokens, and patches, that are counted
 
 

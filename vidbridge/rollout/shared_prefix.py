@@ -1,4 +1,4 @@
-"""Sampling all siblings of many prompts together: each prompt is read once, then all completions grow at once."""
+"""Sampling with shared prefixes: each prompt is read once, then the completions of all are decoded together."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SharedPrefixRollout:
         self._stop: StopStrings | None = None  # the last ones asked for, with what is known of their tokens
 
     def sync(self, policy: Policy) -> None:
-        """Nothing is copied where the engine does not divide the weights: its module is sampled as it is then."""
+        """Sample from ``policy`` from now on. Under ZeRO-3 its weights are gathered; else the module is shared."""
         self.policy, self.module = policy, policy.whole()
 
     def generate(
@@ -156,7 +156,7 @@ class SharedPrefixRollout:
     def _ends(
         self, token_ids: torch.Tensor, rows: torch.Tensor, column: int, stop: StopStrings | None
     ) -> torch.Tensor:
-        """Return whether the token at ``column`` of these rows of ``token_ids`` is their last one, [len(rows)] bool."""
+        """Return which rows end at ``column``, by EOS or a stop string, [len(rows)] bool."""
         ends = token_ids[rows, column] == self.policy.processor.eos_id
         if stop is not None:
             first = max(column + 1 - stop.reach, 0)

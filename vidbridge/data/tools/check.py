@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from vidbridge.data.loader import FIRST
+from vidbridge.data.loader import MIN_ASKED
 from vidbridge.data.prompt_length import estimated_tokens
 from vidbridge.data.tools.job import Job
 from vidbridge.errors import DataError, VideoError
@@ -96,7 +96,7 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
         raise refusal
     if refusal is not None:
         raise DataError(f"training would be refused: {len(problems)} problems, all in {job.folder / PROBLEMS}")
-    if num_bad > job.dataset.max_bad_frac * max(len(asked_for), FIRST):
+    if num_bad > job.dataset.max_bad_frac * max(len(asked_for), MIN_ASKED):
         raise DataError(
             f"{num_bad} of {len(asked_for)} samples cannot be used, more than data.max_bad_frac="
             f"{job.dataset.max_bad_frac:g} allows: a run would stop; all {len(problems)} problems in "
