@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from tests.conftest import SPECIAL, small_tokenizer
+from tests.conftest import SPECIAL, random_clip, small_tokenizer, video_prompt
 from vidbridge.backbones import backbone_of
+from vidbridge.types import Prompt
 
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
@@ -89,3 +90,12 @@ def write_family(model_type: str, folder: Path, *, text: Any = (), vision: Any =
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(numbers))
     return folder
+
+
+def processor_prompts() -> list[Prompt]:
+    """An odd frame count, two videos of other sizes and rates, a rate of 3, a single frame."""
+    return [
+        video_prompt(random_clip(4, 16, 16, seed=1), text="what is next?"),
+        video_prompt(random_clip(5, 24, 16, seed=2), random_clip(2, 16, 32, fps=1.0, seed=3), text="it is red?"),
+        video_prompt(random_clip(3, 16, 24, fps=3.0, seed=4)),
+    ]
