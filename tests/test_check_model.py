@@ -13,7 +13,7 @@ from tests.composing import config_of
 from tests.doors import ROOT
 from vidbridge.backbones import qwen2_5_vl
 from vidbridge.backbones.mrope import mrope_positions
-from vidbridge.check_model import command, forward, inputs, sight
+from vidbridge.check_model import command, forward, inputs, positions, sight
 from vidbridge.memory_plan.memory import Memory
 from vidbridge.policy import policy as policy_module
 from vidbridge.policy.attention import packed_attention
@@ -115,7 +115,7 @@ def of_the_library(ids, grids, seconds, **numbers):
 @pytest.mark.parametrize("wrong", [shifted, of_the_library])
 def test_other_positions(subject, monkeypatch, wrong):
     monkeypatch.setattr(qwen2_5_vl, "mrope_positions", wrong)
-    assert inputs.check_positions(subject.processor, subject.items[:2]).ok is False
+    assert positions.check_positions(subject.processor, subject.items[:2]).ok is False
 
 
 def test_siblings_that_see_each_other(subject, monkeypatch):

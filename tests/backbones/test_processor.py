@@ -9,9 +9,11 @@ import pytest
 from tests.backbones.families import processor_prompts, write_family
 from tests.backbones.processor_oracle import FILE, KINDS, summary
 from tests.conftest import random_clip
-from tests.policy.builders import FRAMES
+from tests.policy.builders import FRAMES, SAMPLE
 from vidbridge.backbones import FAMILIES
 from vidbridge.backbones.qwen3_vl import patch_times
+from vidbridge.check_model import inputs, positions
+from vidbridge.check_model.base import Item
 from vidbridge.policy.processor import Processor
 
 
@@ -52,28 +54,22 @@ def test_a_video_of_qwen3_in_words(processor):
     assert f"<|vision_start|>{frame.format('0.5')}{frame.format('1.5')}{frame.format('2.2')}<|vision_end|>" in shown
 
 
-def test_positions_of_qwen3_by_its_rule(processor):
-    """Token by token: text is one further than the largest so far; a picture starts there, counts rows and columns."""
-    config = processor.config
-    if not config.model_type.startswith("qwen3"):
-        pytest.skip("another rule: test_positions.py")
-    for prompt in processor_prompts():
-        encoded = processor.encode(prompt)
-        pictures = [grid for time, *grid in encoded.video_grid_thw.tolist() for _ in range(time)]
-        table, largest, of_picture = [], -1, iter(())
-        for id in encoded.input_ids.tolist():
-            position = (largest + 1,) * 3
-            if id == config.video_token_id:
-                if (found := next(of_picture, None)) is None:
-                    rows, columns = (side // 2 for side in pictures.pop(0))
-                    start = largest + 1
-                    of_picture = iter([(start, start + y, start + x) for y in range(rows) for x in range(columns)])
-                    found = next(of_picture)
-                position = found
-            table.append(position)
-            largest = max(largest, *position)
-        assert encoded.position_ids.T.tolist() == [list(each) for each in table] and not pictures
-        assert encoded.rope_delta == largest + 1 - len(table)
+def test_check_model_finds_the_inputs_right_and_says_no_where_one_is_not(processor, monkeypatch):
+    """Its second implementation of positions goes token by token; its runs of video tokens come from the grids."""
+    items = [Item(sample=SAMPLE, prompt=prompt, gold="A") for prompt in processor_prompts()]
+    assert inputs.check_template(processor, items).ok and positions.check_positions(processor, items).ok
+    rule = type(processor.backbone).positions
+
+    def shifted(self, *args):
+        positions, delta = rule(self, *args)
+        positions[:, -1] += 1
+        return positions, delta
+
+    monkeypatch.setattr(type(processor.backbone), "positions", shifted)
+    assert positions.check_positions(processor, items).ok is False
+    ids = type(processor.backbone).video_ids
+    monkeypatch.setattr(type(processor.backbone), "video_ids", lambda self, *args: list(ids(self, *args))[:-1])
+    assert inputs.check_template(processor, items).ok is False
 
 
 def test_a_text_that_spells_a_time_or_a_border_is_letters(processor):

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from vidbridge.build import common
 from vidbridge.build.common import as_config_errors
-from vidbridge.check_model import cost, forward, inputs, sight
+from vidbridge.check_model import cost, forward, inputs, positions, sight
 from vidbridge.check_model.base import Item, Row, in_turn, read_items
 from vidbridge.config.schema import Config
 from vidbridge.errors import ConfigError, ModelUnfit
@@ -81,7 +81,7 @@ CHECKS: Mapping[str, Callable[[Subject], Row]] = {
     "chat template": lambda it: inputs.check_template(it.processor, it.items),
     "control tokens in texts": lambda it: inputs.check_control_tokens(it.processor, it.items[0]),
     "pixels": lambda it: inputs.check_pixels(it.processor, it.config.model.path),
-    "positions": lambda it: inputs.check_positions(it.processor, it.items),
+    "positions": lambda it: positions.check_positions(it.processor, it.items),
     "packed row = repeated rows": lambda it: forward.check_packed(it.policy, it.reference),
     "greedy rollout": lambda it: forward.check_greedy(
         it.policy, it.rollout, replace(it.sampling, greedy=True), it.items[:2], it.reference.band
