@@ -20,6 +20,8 @@ from vidbridge.config.checks import did_you_mean
 from vidbridge.config.choices import WandbMode
 from vidbridge.config.schema import GrpoConfig, TrackConfig
 from vidbridge.errors import ConfigError
+from vidbridge.memory_plan.model_size import ModelSize
+from vidbridge.memory_plan.stand_in import config_of as config_of_shape
 from vidbridge.runtime import launch
 
 CHOICES = sorted(
@@ -103,18 +105,39 @@ def test_a_pass_has_as_many_rows_as_in_the_paper(name):
     assert mix.size_frac == pytest.approx(rows / 10800, abs=1e-4)
 
 
-@pytest.mark.parametrize("size", [3, 7, 32, 72])
-def test_a_released_model_brings_settings_that_fit_each_other_and_the_paper(size):
-    config = config_of(f"model=qwen2_5_vl_{size}b")
-    assert config.model.path == f"Qwen/Qwen2.5-VL-{size}B-Instruct" and config.prompt.name == "qwen"
-    frames = config.frames  # 16 frames of 128 to 196 patches of 28 x 28
-    assert (frames.max_frames, frames.min_pixels, frames.max_pixels) == (16, 128 * 28 * 28, 196 * 28 * 28)
-    video_tokens = frames.max_frames // 2 * 196
-    assert video_tokens < config.model.max_prompt_tokens
+RELEASED = {f"qwen2_5_vl_{size}b": (f"Qwen/Qwen2.5-VL-{size}B-Instruct", 28) for size in (3, 7, 32, 72)}
+RELEASED |= {f"qwen3_vl_{size}b": (f"Qwen/Qwen3-VL-{size}B-Instruct", 32) for size in (2, 4, 8, 32)}
+RELEASED["qwen3_vl_30b_a3b"] = ("Qwen/Qwen3-VL-30B-A3B-Instruct", 32)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_released_model_brings_settings_that_fit_each_other_and_the_paper(name):
+    path, side = RELEASED[name]  # of a merged patch, in pixels
+    config = config_of(f"model={name}")
+    assert config.model.path == path and config.prompt.name == "qwen" and config.model.name == name
+    assert side == config.model.shape.vision["patch_size"] * config.model.shape.vision["spatial_merge_size"]
+    frames = config.frames  # 16 frames of 128 to 196 merged patches
+    assert (frames.max_frames, frames.min_pixels, frames.max_pixels) == (16, 128 * side**2, 196 * side**2)
+    assert frames.max_frames // 2 * 196 < config.model.max_prompt_tokens
     # a group of the longest completions is packed in one row, and decoded together
     completions = 8 * config.rollout.max_completion_tokens
     assert completions <= config.engine.max_packed_tokens and 8 <= config.rollout.max_rows
     assert config.prompts_per_step * config.algo.group_size == 256
+
+
+WEIGHTS = {  # in billions, as their model cards say
+    "qwen2_5_vl_3b": 3.75, "qwen2_5_vl_7b": 8.29, "qwen3_vl_2b": 2.13, "qwen3_vl_4b": 4.44, "qwen3_vl_8b": 8.77,
+    "qwen3_vl_30b_a3b": 31.07,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_released_shape_has_as_many_weights_as_the_model(name):
+    model = config_of(f"model={name}").model
+    size = ModelSize.of(config_of_shape(model.shape), model)
+    assert size.weights / 1e9 == pytest.approx(WEIGHTS[name], abs=0.01)
+    if name == "qwen3_vl_30b_a3b":  # 8 of 128 experts: 3 billion, with the vocabulary
+        assert (size.active_in_text + size.in_vocabulary) / 1e9 == pytest.approx(3.0, abs=0.1)
 
 
 def test_the_command_line_and_debug_come_after_the_model():
