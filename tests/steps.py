@@ -135,7 +135,7 @@ def scripted_step(tasks, processor, texts, *, reward, prompts_per_step=2, group_
     policy = Policy(module, processor, Unigrams(len(processor.tokenizer)))
     return GrpoStep(
         mixture=Mixture(tasks, dict.fromkeys(tasks, 1), prompts_per_step=prompts_per_step, seed=0),
-        processor=processor,
+        loader=Loader(tasks, processor),
         rollout=ScriptedRollout(processor, texts),
         reward=GatedSum(gates={}, terms={"it": reward}, weights={name: {"it": 1.0} for name in tasks}),
         policy=policy,
@@ -143,4 +143,5 @@ def scripted_step(tasks, processor, texts, *, reward, prompts_per_step=2, group_
         objective=OBJECTIVES["clipped"],
         advantage_scale=SCALES["none"],
         sampling=SamplingParams(max_completion_tokens=limit),
+        diagnostics=Diagnostics(module=module, processor=processor, every=0),
     )

@@ -69,7 +69,8 @@ OF_TRAINING = {each.name for each in fields(Config)} - {each.name for each in fi
 def is_of_training(override: str) -> bool:
     """Return whether evaluate.py has no such key, but train.py has.
 
-    >>> is_of_training("algo=dapo"), is_of_training("optim.lr=1e-5"), is_of_training("seed=3")
-    (True, True, False)
+    >>> [is_of_training(each) for each in ("algo=dapo", "optim.lr=1", "seed=3", "checkpoint.every=1", "checkpoint=run")]
+    [True, True, False, True, False]
     """
-    return override.lstrip("+~").split("=")[0].split(".")[0] in OF_TRAINING
+    section, _, key = override.lstrip("+~").split("=")[0].partition(".")
+    return section in OF_TRAINING or (section == "checkpoint" and key != "")  # a section there, a folder here

@@ -37,7 +37,7 @@ class ModelSize:
         """Return the size of a model, which is made without memory for its weights."""
         backbone, dtype = backbone_of(config.model_type), DTYPES[spec.dtype.value]
         with torch.device("meta"):
-            module = backbone.model_class(copy.deepcopy(config)).to(dtype)
+            module = backbone.model_class(copy.deepcopy(config)).to("meta", dtype)
         backbone.prepare(module)
         vision_tower = backbone.vision_tower(module)
         saved_text, saved_vision = saved.text_layer(backbone, module), saved.vision_block(backbone, module)
