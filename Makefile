@@ -22,7 +22,7 @@ $(STAMP):
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-demo: setup ## the main job on the embedded data and model, about ten minutes on a laptop
+demo: setup ## the main job on the embedded data and model, five to ten minutes on a laptop
 	$(BIN)/python train.py task_mix=proxy reward=combined $(ARGS)
 
 test: setup ## the fast tests

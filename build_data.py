@@ -1,11 +1,10 @@
 """Look at data, check them, write them out: ``python build_data.py check data=vidbridge_r1 data.files.train=..``.
 
-What is configured is configured as for train.py. Results go to the folder of the run (hydra.run.dir); with resume=auto
-what is there already is not made again.
+What is configured is configured as for evaluate.py: rows are read, shown and answered, and nothing is trained. Results
+go to the folder of the run (hydra.run.dir); with resume=auto what is there already is not made again.
 """
 
 import argparse
-import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Callable, Mapping
 
 from vidbridge.build.common import as_config_errors, build_processor
 from vidbridge.build.data_tools import build_job, build_sampler, build_writer, find_processor
-from vidbridge.config.schema import Config
+from vidbridge.config.evaluate import EvaluateConfig
 from vidbridge.data.tools.check import check
 from vidbridge.data.tools.difficulty import SPREADS, filter_rows
 from vidbridge.data.tools.job import alone
@@ -47,14 +46,14 @@ def parser() -> argparse.ArgumentParser:
     return door
 
 
-def run(args: argparse.Namespace, config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
+def run(args: argparse.Namespace, config: EvaluateConfig, public: Mapping[str, Any], run_dir: Path) -> None:
     with as_config_errors():
         work = prepared(args, config, run_dir)
     with alone(run_dir) if collectives.is_rank_0() else nullcontext():
         work()
 
 
-def prepared(args: argparse.Namespace, config: Config, run_dir: Path) -> Callable[[], None]:
+def prepared(args: argparse.Namespace, config: EvaluateConfig, run_dir: Path) -> Callable[[], None]:
     """The command with all that it needs."""
     if collectives.world_size() > 1 and args.command != "filter":
         raise ConfigError(f"nproc={collectives.world_size()}: only filter makes use of more than one rank")
@@ -79,5 +78,5 @@ def prepared(args: argparse.Namespace, config: Config, run_dir: Path) -> Callabl
 
 
 if __name__ == "__main__":
-    known, sys.argv[1:] = parser().parse_known_args()
-    launch.main(partial(run, known))
+    known, overrides = parser().parse_known_args()
+    launch.main(partial(run, known), overrides, config_name="evaluate")

@@ -11,22 +11,22 @@ from typing import Any, Mapping
 
 from vidbridge.build.common import as_config_errors, labels
 from vidbridge.build.evaluation import build_agreement, build_evaluation
-from vidbridge.config.schema import Config
+from vidbridge.config.evaluate import EvaluateConfig
 from vidbridge.evaluation import agreement, benchmark
 from vidbridge.runtime import launch
 
 
-def evaluate(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
+def evaluate(config: EvaluateConfig, public: Mapping[str, Any], run_dir: Path) -> None:
     """Scores and what papers report, in summary.json of ``run_dir`` under "scores" and "benchmark"."""
     with as_config_errors():
         config = benchmark.with_benchmark(config)
         evaluator, tracker = build_evaluation(config, public=public, run_dir=run_dir)
         known = benchmark.items_so_far(config, public, run_dir, tracker)
     with tracker:
-        tracker.finish({**labels(config, trains=False), **benchmark.ask(evaluator, config, tracker, known)})
+        tracker.finish({**labels(config), **benchmark.ask(evaluator, config, tracker, known)})
 
 
-def judge_agreement(config: Config, public: Mapping[str, Any], run_dir: Path) -> None:
+def judge_agreement(config: EvaluateConfig, public: Mapping[str, Any], run_dir: Path) -> None:
     """How often two judges say the same, in agreement.json of ``run_dir``, and where they do not."""
     with as_config_errors():
         first, second, reward = build_agreement(config)
@@ -36,8 +36,6 @@ def judge_agreement(config: Config, public: Mapping[str, Any], run_dir: Path) ->
 
 
 if __name__ == "__main__":
-    # short for a key that train.py has another use for
-    sys.argv[1:] = [f"model.{text}" if text.startswith("checkpoint=") else text for text in sys.argv[1:]]
-    agrees = sys.argv[1:2] == ["judge_agreement"]
-    del sys.argv[1 : 1 + agrees]
-    launch.main(judge_agreement if agrees else evaluate)
+    if sys.argv[1:2] == ["judge_agreement"]:
+        launch.main(judge_agreement, sys.argv[2:], config_name="evaluate")
+    launch.main(evaluate, config_name="evaluate")

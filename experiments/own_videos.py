@@ -17,7 +17,7 @@ import av
 import numpy as np
 
 from vidbridge.shapes_world import world
-from vidbridge.tasks.base import Source
+from vidbridge.tasks.sources import Source
 from vidbridge.types import Clip
 
 CODECS = {".mp4": "libx264", ".mkv": "libx265", ".mov": "mpeg4", ".webm": "libvpx-vp9"}
@@ -55,8 +55,8 @@ def make(folder: Path, number: int = NUMBER, seed: int = 0) -> list[Path]:
 
 def coin_entry(source: Source) -> dict[str, Any]:
     steps = [
-        {"id": str(place), "segment": [event.start_s, event.end_s], "label": event.text}
-        for place, event in enumerate(source.events)
+        {"id": str(index), "segment": [event.start_s, event.end_s], "label": event.text}
+        for index, event in enumerate(source.events)
     ]
     return {"annotation": steps, "duration": source.duration_s, "recipe_type": 7, "subset": "training"}
 

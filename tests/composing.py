@@ -14,14 +14,19 @@ from vidbridge.runtime import launch
 from vidbridge.text.prompts import PromptTemplate
 
 
-def composed(*overrides: str) -> DictConfig:
+def composed(*overrides: str, config_name: str = "config") -> DictConfig:
     launch.register()
     with initialize_config_dir(str(launch.CONF), version_base="1.3"):
-        return compose("config", list(overrides))
+        return compose(config_name, list(overrides))
 
 
 def config_of(*overrides: str) -> Config:
     return launch.to_dataclasses(composed(*overrides))
+
+
+def evaluation(*overrides: str) -> DictConfig:
+    """Composed as for evaluate.py."""
+    return composed(*overrides, config_name="evaluate")
 
 
 @cache
@@ -37,6 +42,11 @@ def templates(prompt: str = "tiny", prompting: Prompting = Prompting.thinking) -
 
 def small_run(model_folder: object, cache: object) -> list[str]:
     """Overrides for a run of seconds on a random model: two rows of each task and split, 16 x 16 pixels."""
+    return [*small_evaluation(model_folder, cache), "algo.group_size=2"]
+
+
+def small_evaluation(model_folder: object, cache: object) -> list[str]:
+    """The part of ``small_run`` that is no matter of training."""
     return [
         "debug=smoke",
         f"model.path='{model_folder}'",
@@ -44,5 +54,4 @@ def small_run(model_folder: object, cache: object) -> list[str]:
         "data.num_rows={train: 2, val: 2, test: 2}",
         "frames={fps: 1.0, max_frames: 8, min_pixels: 256, max_pixels: 256}",
         "rollout.max_completion_tokens=6",
-        "algo.group_size=2",
     ]

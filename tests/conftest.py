@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,10 @@ from tests.composing import templates
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.shapes_world.create_model import create_folder, texts_of
 from vidbridge.shapes_world.shapes import Shapes
-from vidbridge.tasks.base import Task
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import Clip, Prompt
 
 # No time limit for an example: a busy machine is not a bug.
@@ -112,18 +111,18 @@ def random_qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shapes_tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
+def shapes_tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TaskRows]:
     """Three tasks of the embedded world with 12 training rows each, their videos real files."""
     data = Shapes(root=str(tmp_path_factory.mktemp("shapes")), seed=1, num_rows={"train": 12})
     words = templates("tiny")
     return {
-        task.name: replace(task, template=words[task.name]).with_rows(data.rows(task, "train"), SHAPES_FRAMES)
+        task.name: data.filled(TaskRows(task=task, frames=SHAPES_FRAMES, template=words[task.name]), "train")
         for task in (Caption(), MixVidQA(), QA())
     }
 
 
 @pytest.fixture(scope="session")
-def untrained_folder(shapes_tasks: dict[str, Task], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def untrained_folder(shapes_tasks: dict[str, TaskRows], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model before any training, with the words of those rows."""
     folder = tmp_path_factory.mktemp("untrained")
     create_folder(folder, texts_of(shapes_tasks), seed=0)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import nn
 
 from tests.conftest import SHAPES_FRAMES
 from vidbridge.algo.advantages import SCALES
 from vidbridge.algo.objectives import OBJECTIVES
-from vidbridge.config.schema import GrpoConfig
+from vidbridge.config.choices import Schedule
+from vidbridge.config.schema import GrpoConfig, OptimConfig
+from vidbridge.data.loader import Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.diagnostics.gradients import Diagnostics
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
+from vidbridge.policy.policy import Policy, frozen_copy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.rewards.base import GatedSum
+from vidbridge.rollout.scripted import ScriptedRollout
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep
 from vidbridge.types import SamplingParams
@@ -67,16 +71,16 @@ def make_step(
     processor = Processor.from_folder(folder, SHAPES_FRAMES, max_prompt_tokens=1024)
     config = GrpoConfig(**{"group_size": 4, **algo})
     reference = frozen_copy(module) if config.kl_beta > 0 else None
-    policy = QwenVLPolicy(
+    policy = Policy(
         module,
         processor,
-        engine(module, lr=1e-3, total_updates=10, schedule="constant", max_grad_norm=1e9),
+        engine(module, OptimConfig(lr=1e-3, schedule=Schedule.constant, max_grad_norm=1e9), total_updates=10),
         max_packed_tokens=max_packed_tokens,
         reference=reference,
     )
     return GrpoStep(
         mixture=Mixture(tasks, {"caption": 1, "mix_vid_qa": 1}, prompts_per_step=prompts_per_step, seed=0),
-        processor=processor,
+        loader=Loader(tasks, processor, bad),
         rollout=SharedPrefixRollout(policy),
         reward=GatedSum(gates={}, terms={"it": reward()}, weights={name: {"it": 1.0} for name in tasks}),
         policy=policy,
@@ -84,8 +88,7 @@ def make_step(
         objective=OBJECTIVES[config.objective],
         advantage_scale=SCALES[config.advantage_scale],
         sampling=SamplingParams(max_completion_tokens=MAX_TOKENS),
-        bad=bad,
-        diagnostics=Diagnostics(module=module, processor=processor, every=every) if every else None,
+        diagnostics=Diagnostics(module=module, processor=processor, every=every),
     )
 
 
@@ -99,3 +102,46 @@ def same(one, two):
 
 def timeless(metrics):
     return {name: value for name, value in metrics.items() if not name.startswith("time/")}
+
+
+class Unigrams:
+    """An engine whose model is a row of scores, one for each token, whatever stands before it: plain SGD at rate 1."""
+
+    def __init__(self, vocab_size):
+        self.scores = torch.zeros(vocab_size, requires_grad=True)
+        self.updates = 0
+
+    def logprobs(self, batch, temperature, suppressed_ids):
+        logprobs = self.scores.log_softmax(dim=0)
+        entropy = -(logprobs.exp() * logprobs).sum().detach()
+        of_tokens = logprobs[batch.completion_ids] * batch.sampled_mask
+        return of_tokens, entropy.expand_as(of_tokens)
+
+    def backward(self, loss):
+        loss.backward()
+
+    def update(self):
+        self.updates += 1
+        moved, self.scores.grad = self.scores.grad, None
+        with torch.no_grad():
+            self.scores -= moved
+        return {"policy/grad_norm": moved.norm().item()}
+
+
+def scripted_step(tasks, processor, texts, *, reward, prompts_per_step=2, group_size=2, limit=8, **algo):
+    """A step without a model: what is written is known, and what is learnt can be told by hand."""
+    module = nn.Module()
+    module.lm_head, module.device = nn.Linear(1, 1), torch.device("cpu")
+    policy = Policy(module, processor, Unigrams(len(processor.tokenizer)))
+    return GrpoStep(
+        mixture=Mixture(tasks, dict.fromkeys(tasks, 1), prompts_per_step=prompts_per_step, seed=0),
+        loader=Loader(tasks, processor),
+        rollout=ScriptedRollout(processor, texts),
+        reward=GatedSum(gates={}, terms={"it": reward}, weights={name: {"it": 1.0} for name in tasks}),
+        policy=policy,
+        algo=GrpoConfig(group_size=group_size, advantage_scale="none", **algo),
+        objective=OBJECTIVES["clipped"],
+        advantage_scale=SCALES["none"],
+        sampling=SamplingParams(max_completion_tokens=limit),
+        diagnostics=Diagnostics(module=module, processor=processor, every=0),
+    )

@@ -26,20 +26,29 @@ def figures_of(main, path, *options):
     return figures
 
 
-def test_learner(tmp_path):
+def test_learner(tmp_path, monkeypatch):
+    """With a clock that gives the packed side 2 s a completion, the repeated one 5 and that with all logits 6."""
+
+    def clock(calls, repeats):
+        for call in calls.values():
+            call()
+        per_completion = {"packed": 2, "repeated": 5, "all_logits": 6}
+        return {name: per_completion[name.split(",")[0]] * call.__self__.size for name, call in calls.items()}
+
+    monkeypatch.setattr(learner, "medians", clock)
     figures = figures_of(learner.main, tmp_path, "--plot", str(tmp_path / "cost.png"))
     rows = figures["rows"]
     assert [(row["group_size"], row["completion_tokens"], row["video_tokens"]) for row in rows] == [
         (8, 8, 32), (4, 8, 32), (32, 8, 32), (8, 4, 32), (8, 8, 72)
     ]  # fmt: skip
-    for row in rows:
-        assert row["speedup"] == row["repeated_s"] / row["packed_s"] > 0
-        assert 0 < row["grad_rel_err"] < 1e-5
-        assert row["packed_mb"] is None or row["memory_ratio"] == row["packed_mb"] / row["repeated_mb"]
     base, *others = rows
-    assert base["speedup_all_logits"] == base["all_logits_s"] / base["packed_s"] > 0
-    assert not any("speedup_all_logits" in row for row in others)
-    assert figures["growth_8_to_32"] == rows[2]["packed_s"] / rows[0]["packed_s"]
+    for row in rows:
+        assert (row["packed_s"], row["repeated_s"]) == (2 * row["group_size"], 5 * row["group_size"])
+        assert row["speedup"] == 2.5
+        assert 0 < row["grad_rel_err"] < 1e-5
+        assert row["flop_ratio"] > 1 and (row["memory_ratio"] is None or row["memory_ratio"] > 0)
+    assert base["speedup_all_logits"] == 3 and not any("speedup_all_logits" in row for row in others)
+    assert figures["growth_8_to_32"] == 4
     assert (tmp_path / "cost.png").stat().st_size > 0
 
 
@@ -53,17 +62,33 @@ def test_logits_at_every_position_give_the_same_gradients_for_more_products():
     assert learner.gflop(both.all_logits) - learner.gflop(both.repeated) == pytest.approx(more / 1e9)
 
 
-def test_rollout(tmp_path):
+def timed(seconds, calls):
+    """Return a clock that makes each call once and says that it took what ``seconds`` has for its name."""
+
+    def clock(functions, repeats):
+        calls.extend(functions)
+        for function in functions.values():
+            function()
+        return {name: seconds[name] for name in functions}
+
+    return clock
+
+
+def test_rollout(tmp_path, monkeypatch):
+    seconds = {"ours": 2.0, "sequential": 18.0, "num_return_sequences": 5.0}
+    monkeypatch.setattr(rollout, "medians", timed(seconds, calls := []))
     figures = figures_of(rollout.main, tmp_path)
-    for side in ("sequential", "num_return_sequences"):
-        assert figures[f"vs_{side}"] == figures[f"{side}_s"] / figures["ours_s"] > 0
-    assert figures["several_prompts"]["num_prompts"] == 4 and figures["several_prompts"]["vs_num_return_sequences"] > 0
+    assert (figures["vs_sequential"], figures["vs_num_return_sequences"]) == (9, 2.5)
+    several = figures["several_prompts"]
+    assert (several["num_prompts"], several["vs_num_return_sequences"]) == (4, 2.5)
+    assert calls.count("ours") >= 2 and set(calls) == set(seconds)
 
 
 def test_step_without_trl(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "find_spec", lambda name: None)
+    monkeypatch.setattr(step, "medians", timed({"ours": 2.0, "peers' structure": 13.0}, []))
     figures = figures_of(step.main, tmp_path)
-    assert figures["vs_peer_structure"] == figures["peer_structure_s"] / figures["ours_s"] > 0
+    assert figures["vs_peer_structure"] == 6.5
     assert figures["trl_s"] is None and figures["vs_trl"] is None
 
 

@@ -7,11 +7,11 @@ import pytest
 
 import build_data
 from tests import doors
-from tests.composing import config_of
+from tests.composing import evaluation
 from tests.data.exporting import export_annotations, export_released
 from tests.media.videos import counting, cut
 from vidbridge.errors import ConfigError
-from vidbridge.runtime import collectives
+from vidbridge.runtime import collectives, launch
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
@@ -86,7 +86,7 @@ def test_mistakes_are_named_with_status_2(raw, bad, tmp_path):
 
 def test_ranks_that_would_have_nothing_to_do_are_refused(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
-    args, config = build_data.parser().parse_args(["preview"]), config_of(*raw, "nproc=2")
+    args, config = build_data.parser().parse_args(["preview"]), launch.to_dataclasses(evaluation(*raw, "nproc=2"))
     with pytest.raises(ConfigError, match="nproc=2: only filter makes use of more than one rank"):
         build_data.run(args, config, {}, tmp_path)
 
@@ -106,10 +106,10 @@ def test_check_of_a_set_that_is_too_small_to_be_split_names_what_helps(raw, tmp_
     few = tmp_path / "few.jsonl"
     asked = {"question": "What?", "answer": "A", "options": ["A. x", "B. y"]}
     few.write_text("".join(json.dumps({"video": f"shape{number}.mp4", **asked}) + "\n" for number in range(9)))
-    data = ["data=raw", f"data.root={videos}", f"data.annotations=[{few}]", "task=[qa]", "task_mix=qa"]
+    data = ["data=raw", f"data.root={videos}", f"data.annotations=[{few}]", "task=[qa]"]
     done = run("build_data.py", "check", *data, f"hydra.run.dir={tmp_path}/out")
     told = json.loads((tmp_path / "out" / "check.json").read_text())["without_rows"]["test/qa"]
     assert done.returncode == 0 and "0 of 9 videos, with data.held_out_frac=0.02, is empty" in told
-    done = run("build_data.py", "check", *data, "task=[caption]", "task_mix=caption", f"hydra.run.dir={tmp_path}/out2")
+    done = run("build_data.py", "check", *data, "task=[caption]", f"hydra.run.dir={tmp_path}/out2")
     assert done.returncode == 1 and "error: no task has a row in any split" in done.stderr
     assert "no video has what caption needs; of 9, 0 events, 9 a question, 9 options, 0 a caption" in done.stderr

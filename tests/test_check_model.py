@@ -11,12 +11,12 @@ import torch
 
 from tests.composing import config_of
 from tests.doors import ROOT
-from vidbridge.check_model import command, forward, inputs, sight
+from vidbridge.backbones import qwen2_5_vl
+from vidbridge.backbones.mrope import mrope_positions
+from vidbridge.check_model import command, forward, inputs, positions, sight
 from vidbridge.memory_plan.memory import Memory
-from vidbridge.policy import processor as processing
-from vidbridge.policy import qwen_vl
+from vidbridge.policy import policy as policy_module
 from vidbridge.policy.attention import packed_attention
-from vidbridge.policy.positions import mrope_positions
 from vidbridge.text.chat_tokens import ChatTokens
 
 SMALL = ["data.num_rows={train: 40, val: 2, test: 2}", "rollout.max_completion_tokens=24", "prompts_per_step=2"]
@@ -114,14 +114,14 @@ def of_the_library(ids, grids, seconds, **numbers):
 
 @pytest.mark.parametrize("wrong", [shifted, of_the_library])
 def test_other_positions(subject, monkeypatch, wrong):
-    monkeypatch.setattr(processing, "mrope_positions", wrong)
-    assert inputs.check_positions(subject.processor, subject.items[:2]).ok is False
+    monkeypatch.setattr(qwen2_5_vl, "mrope_positions", wrong)
+    assert positions.check_positions(subject.processor, subject.items[:2]).ok is False
 
 
 def test_siblings_that_see_each_other(subject, monkeypatch):
     reference = subject.reference
     monkeypatch.setattr(
-        qwen_vl, "packed_attention", lambda groups, siblings: packed_attention(groups, siblings.clamp(max=1))
+        policy_module, "packed_attention", lambda groups, siblings: packed_attention(groups, siblings.clamp(max=1))
     )
     assert forward.check_packed(subject.policy, reference).ok is False
 

@@ -1,21 +1,87 @@
-"""What adding something takes, done from outside of the package: one file and one yaml; a prompt is one yaml.
+"""What adding something takes, done from outside of the package: one file and one yaml, or a yaml alone.
 
-A task, a reward, an objective, an advantage scale, a judge and a prompt; no file of ours is touched.
+A task, a video edit, a reward, an objective, an advantage scale, a judge and a rollout engine; a prompt and a benchmark
+by a yaml. No file of ours is touched.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 
+import numpy as np
 import pytest
 
+import evaluate
 import train
-from tests.composing import composed, config_of, small_run
+from tests.composing import composed, config_of, evaluation, small_evaluation, small_run
+from tests.conftest import random_clip
+from tests.data.exporting import export_annotations
 from vidbridge.build.common import as_config_errors
+from vidbridge.data.formats.annotated_videos import Raw
 from vidbridge.errors import ConfigError, DataError
+from vidbridge.media.decode import decode
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.media.origins import origins, origins_of
+from vidbridge.media.write import write_mp4
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime import launch
+from vidbridge.runtime.jsonl_log import read_lines
+from vidbridge.tasks.rows import TaskRows
+from vidbridge.types import VideoRef
+
+BUDGET = FrameBudget(fps=4.0, max_frames=64, min_pixels=2304, max_pixels=2304, multiple=16)
+
+SWAPPED = '''
+"""During which event are red and blue swapped?"""
+
+from dataclasses import dataclass
+
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.sources import Draft
+from vidbridge.types import Effect
+
+
+def swap(frames):
+    return [frame.with_look(lambda pixels: pixels[..., ::-1]) for frame in frames]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swapped(Task):
+    name = "swapped"
+    problem_type = "Swapped"
+
+    def construct(self, sources, rng):
+        (source,) = sources
+        if len(source.events) < 3:
+            return None
+        index = int(rng.integers(3))
+        event = source.events[index]
+        return Draft(
+            problem="Which event has the wrong colours?",
+            answer="ABC"[index],
+            options=("first", "second", "third"),
+            effects=(Effect(name="my_swapped.swap", start_s=event.start_s, end_s=event.end_s),),
+            notes=source.notes(),
+        )
+'''
+
+SWAPPED_YAML = """
+# @package _global_
+tasks:
+  swapped: {_target_: my_swapped.Swapped}
+prompt:
+  tasks:
+    swapped: {thinking: "{question}"}
+task_mix:
+  shares: {swapped: 2000}
+reward:
+  swapped: {choice: 1.0}
+eval:
+  reward:
+    swapped: {choice: 1.0}
+"""
 
 BREVITY = '''
 """Pays for short answers."""
@@ -50,7 +116,8 @@ COUNTING = '''
 
 from dataclasses import dataclass
 
-from vidbridge.tasks.base import Draft, Task
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.sources import Draft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +192,52 @@ class Strict(ExactJudge):
         return ['{"score": 0}' if each.kind == "grade" else reply for each, reply in zip(requests, replies)]
 '''
 
+ECHO = '''
+"""A rollout engine that writes the same for every prompt, each sibling a word more."""
+
+from dataclasses import dataclass
+
+from vidbridge.rollout.base import RolloutConfig
+from vidbridge.types import Completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class EchoConfig(RolloutConfig):
+    word: str
+    times: int = 1
+
+    def build(self, policy):
+        return Echo(policy.processor, f"{self.word} " * self.times)
+
+
+class Echo:
+    def __init__(self, processor, text):
+        self.processor, self.text = processor, text
+
+    def sync(self, policy):
+        pass
+
+    def generate(self, prompts, group_size, sampling, *, seed, indices=None, ended=None, progress=None):
+        texts = [self.text + "it " * number for number in range(group_size)]
+        group = tuple(Completion(text=text, token_ids=self.processor.encode_completion(text)) for text in texts)
+        for index in indices or range(len(prompts)):
+            if ended:
+                ended(index, group)
+        return [group] * len(prompts)
+'''
+
+ECHO_YAML = """
+_target_: my_engine.EchoConfig
+word: green
+times: 2
+"""
+
+BENCHMARK_YAML = """
+defaults: [qa_jsonl, _self_]
+name: mine
+data: {id: "{ask}", prompt: "{ask}", options: [a, b], answer_is: index, answer: right, video: "{clip}.mp4"}
+"""
+
 SHORT_YAML = """
 defaults: [tiny, _self_]
 name: short
@@ -140,6 +253,8 @@ def user_folder(tmp_path, monkeypatch):
     files = {
         "my_brevity.py": BREVITY,
         "my_counting.py": COUNTING,
+        "my_swapped.py": SWAPPED,
+        "conf/task/swapped.yaml": SWAPPED_YAML,
         "conf/reward/brevity.yaml": BREVITY_YAML,
         "conf/task/counting.yaml": COUNTING_YAML,
         "conf/prompt/short.yaml": SHORT_YAML,
@@ -147,6 +262,9 @@ def user_folder(tmp_path, monkeypatch):
         "conf/algo/cispo.yaml": CISPO_YAML,
         "my_judge.py": STRICT,
         "conf/judge/strict.yaml": "_target_: my_judge.Strict\n",
+        "my_engine.py": ECHO,
+        "conf/rollout/echo.yaml": ECHO_YAML,
+        "conf/benchmark/mine.yaml": BENCHMARK_YAML,
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -177,6 +295,26 @@ def test_a_new_task(user_folder, random_qwen_folder):
     summary, metrics = run_with(user_folder, random_qwen_folder, "+task=counting", "task_mix=qa", "seed=1")
     assert list(summary["after"]["greedy"]["tasks"])[-1] == "counting" and len(summary["after"]["greedy"]["tasks"]) == 5
     assert "reward/counting/choice" in metrics
+
+
+def test_a_new_video_edit(user_folder, random_qwen_folder):
+    """The shapes world writes it into its files, data=raw shows it while it reads, in a process of its own."""
+    _, metrics = run_with(user_folder, random_qwen_folder, "+task=swapped", "task_mix=qa", "seed=1")
+    assert "reward/swapped/choice" in metrics
+    export_annotations(user_folder, 4)
+    folder, annotations = str(user_folder / "videos"), str(user_folder / "coin.json")
+    data = Raw(root=folder, annotations=[annotations], workers=1, held_out_frac=1e-9)
+    swapped = importlib.import_module("my_swapped").Swapped()
+    task = data.filled(TaskRows(task=swapped, frames=BUDGET, read=data.reader), "train")
+    for sample in map(task.sample, range(4)):
+        (clip,), (video,) = task.prompt(sample).clips, sample.videos
+        plain = decode(VideoRef(path=f"{folder}/{video.path}"), BUDGET)
+        # four frames a second: those of the event, which lasts one
+        first = 4 * "ABC".index(sample.answer)
+        expected = plain.frames.copy()
+        expected[first : first + 4] = expected[first : first + 4, :, :, ::-1]
+        assert np.array_equal(clip.frames, expected) and np.array_equal(clip.times_s, plain.times_s)
+        assert origins(sample, 0, clip.times_s) == origins_of(VideoRef(path=video.path), clip.times_s)
 
 
 def test_a_new_task_without_a_template_is_refused(user_folder):
@@ -227,3 +365,46 @@ def test_a_new_judge(user_folder, random_qwen_folder):
     with pytest.raises(DataError, match="gold answer earns"):
         asked = ("judge=strict", "task_mix=dark_event_infer", "task=[dark_event_infer]")
         run_with(user_folder, random_qwen_folder, *asked)
+
+
+def test_a_new_rollout_engine(user_folder, random_qwen_folder):
+    """It is told what every engine is told, by a model's yaml too, and what it alone knows."""
+    run_with(user_folder, random_qwen_folder, "rollout=echo", "task_mix=caption", "rollout.times=3")
+    rows = read_lines(user_folder / "run" / "completions.jsonl")
+    written = [row["completion"] for row in rows if row["stage"] == "training"]
+    assert written and set(written) == {"green green green ", "green green green it "}
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("+rollout.wrod=red", "rollout: there is no argument 'wrod'. Did you mean 'word'?"),
+        ("rollout.word=3", "rollout.word must be of type str, got 3"),
+        ("~rollout.word", "rollout.word is missing: EchoConfig needs it"),
+        ("rollout.max_completion_tokens=0", "rollout.max_completion_tokens must be positive"),
+        ("rollout._target_=my_engine.Echo", "rollout: there is no argument"),
+    ],
+)
+def test_its_keys_are_checked_when_the_configuration_is_composed(override, message, user_folder):
+    search = f"hydra.searchpath=['file://{user_folder}/conf']"
+    with pytest.raises(ConfigError) as error:
+        config_of(search, "allowed_targets=[my_]", "rollout=echo", override)
+    assert message in str(error.value)
+
+
+def test_a_new_benchmark(user_folder, random_qwen_folder):
+    write_mp4(random_clip(4, 16, 16), user_folder / "film.mp4", fps=2)
+    rows = [{"ask": f"what is {name}?", "a": "red", "b": "green", "right": 1, "clip": "film"} for name in "xyz"]
+    (user_folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = evaluation(
+        *small_evaluation(random_qwen_folder, user_folder / "cache"),
+        f"hydra.searchpath=['file://{user_folder}/conf']",
+        "benchmark=mine",
+        f"benchmark.data.file={user_folder}/rows.jsonl",
+        f"benchmark.data.root={user_folder}",
+    )
+    run_dir = user_folder / "run"
+    run_dir.mkdir()
+    evaluate.evaluate(launch.to_dataclasses(cfg), launch.public(cfg), run_dir)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["benchmark"]["name"] == "mine" and summary["scores"]["greedy"]["tasks"]["qa"]["n"] == 3

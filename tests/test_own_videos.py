@@ -34,8 +34,8 @@ def folder(tmp_path_factory):
 
 
 def own_data(folder):
-    """D of the README, and the paths relative, as people give them."""
-    text = (ROOT / "README.md").read_text()
+    """D of docs/own_videos.md, and the paths relative, as people give them."""
+    text = (ROOT / "docs" / "own_videos.md").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith('D="data=raw')]
     return line[len('D="') : line.rindex('"')].split()
 

@@ -7,12 +7,12 @@ import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from tests.conftest import SHAPES_FRAMES
-from vidbridge.config.schema import SftStage
+from vidbridge.config.schema import OptimConfig, SftStage
 from vidbridge.errors import DataError
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.sft_step import SftStep
 from vidbridge.shapes_world.create_model import TAGS, create_folder, texts_of
 from vidbridge.text.prompts import texts_in
@@ -51,9 +51,8 @@ def test_the_same_seed_makes_the_same_weights(folder, shapes_tasks, tmp_path):
 def make_step(tasks, folder, stages, max_packed_tokens=512):
     module = load_model(str(folder), device="cpu")
     processor = Processor.from_folder(folder, SHAPES_FRAMES)
-    policy = QwenVLPolicy(
-        module, processor, LocalEngine(module, lr=2e-3, total_updates=100), max_packed_tokens=max_packed_tokens
-    )
+    engine = LocalEngine(module, OptimConfig(lr=2e-3), total_updates=100)
+    policy = Policy(module, processor, engine, max_packed_tokens=max_packed_tokens)
     return SftStep(stages, tasks=tasks, processor=processor, policy=policy, prompts_per_step=8, seed=0)
 
 
@@ -74,7 +73,7 @@ def test_micro_batches_give_the_same_loss(tasks, folder):
 
 def test_a_row_whose_gold_answer_cannot_be_given_is_named(tasks, folder):
     row = replace(tasks["caption"].rows[0], solution="<answer>The square grows <|im_end|></answer>")
-    bad = {"caption": tasks["caption"].with_rows([row], SHAPES_FRAMES)}
+    bad = {"caption": replace(tasks["caption"], rows=[row])}
     step = make_step(bad, folder, [SftStage(steps=1, shares={"caption": 1})])
     with pytest.raises(DataError, match="caption/train/0: a completion may not hold"):
         step(0)

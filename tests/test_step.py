@@ -9,15 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.conftest import SHAPES_FRAMES
 from tests.steps import MAX_TOKENS, Same, SameForHalf, SumOfIds, make_step, same, timeless, weights_of
-from vidbridge.algo.advantages import overlong_penalty
+from vidbridge.algo.advantages import lengths_of, overlong_penalty
 from vidbridge.errors import DataError
 from vidbridge.evaluation.evaluator import Evaluator
 from vidbridge.judges.base import Judge, JudgeUnavailable
-from vidbridge.policy.qwen_vl import frozen_copy
+from vidbridge.policy.policy import frozen_copy
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
-from vidbridge.step_metrics import lengths_of
 
 
 class Unreachable:
@@ -193,14 +191,14 @@ def test_what_stands_in_the_place_of_an_unscored_completion_changes_nothing(task
 def test_a_row_that_cannot_be_encoded_is_named(tasks, folder):
     problem, message = "the square " * 1024, "max_prompt_tokens=1024"
     caption = tasks["caption"]
-    bad = caption.with_rows([replace(row, problem=problem) for row in caption.rows], SHAPES_FRAMES)
+    bad = replace(caption, rows=[replace(row, problem=problem) for row in caption.rows])
     step = make_step({**tasks, "caption": bad}, folder)
     with pytest.raises(DataError, match=f"caption/train/[0-9]: .*{message}"):
         step(0)
     evaluator = Evaluator(
         tasks={"train": {"caption": bad}},
         policy=step.policy,
-        processor=step.processor,
+        processor=step.policy.processor,
         rollout=step.rollout,
         sampling=step.sampling,
         reward=step.reward,

@@ -8,12 +8,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from experiments.bench.learner import relative_error
 from tests.steps import MAX_TOKENS, make_step, same, timeless, weights_of
-from vidbridge.algo.advantages import SCALES, group_advantages
+from vidbridge.algo.advantages import SCALES, group_advantages, rewards_of
 from vidbridge.algo.objectives import grpo_loss
 from vidbridge.algo.token_weights import LossNorm, token_weights
 from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.plain import repeated_logprobs
-from vidbridge.step_metrics import LearnerMetrics, rewards_of
+from vidbridge.step_metrics import LearnerMetrics
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 
-from tests.conftest import SHAPES_FRAMES
 from tests.data.test_loader import broken
 from tests.ranks import on_ranks
 from tests.steps import MAX_TOKENS, Same, SameForHalf, SumOfIds, make_step, timeless
@@ -52,10 +51,10 @@ STEPS = {
 }
 
 
-def sharded(module, **settings):
+def sharded(module, optim, *, total_updates):
     from vidbridge.policy.engines.zero import DeepSpeedEngine  # takes seconds to import
 
-    return DeepSpeedEngine(module, stage=3, kept_whole=0, **settings)
+    return DeepSpeedEngine(module, optim, total_updates=total_updates, stage=3, kept_whole=0)
 
 
 ENGINES = {"local": LocalEngine, "zero3": sharded}
@@ -89,7 +88,7 @@ def scores_of(tasks, folder, engine):
     evaluator = Evaluator(
         tasks={"test": tasks},
         policy=step.policy,
-        processor=step.processor,
+        processor=step.policy.processor,
         rollout=SharedPrefixRollout(step.policy),
         sampling=SamplingParams(max_completion_tokens=MAX_TOKENS),
         reward=step.reward,
@@ -116,7 +115,7 @@ def failed_of(tasks, folder):
     if collectives.is_rank_0():
         caption = tasks["caption"]
         rows = [replace(row, problem="the square " * 1024) for row in caption.rows]
-        step = make_step({**tasks, "caption": caption.with_rows(rows, SHAPES_FRAMES)}, folder, prompts_per_step=4)
+        step = make_step({**tasks, "caption": replace(caption, rows=rows)}, folder, prompts_per_step=4)
     with pytest.raises((DataError, RankFailed)) as caught:
         step(0)
     return [type(caught.value).__name__, str(caught.value)]

@@ -17,11 +17,11 @@ from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.data.prefetch import Prefetch
 from vidbridge.policy.packing import loss_mask
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.runtime import collectives
 from vidbridge.shapes_world.bad_habits import Spoiler
-from vidbridge.tasks.base import Task, as_data_errors
+from vidbridge.tasks.rows import TaskRows, as_data_errors
 from vidbridge.types import Completion, Group, Prompt, Sample, StepResult
 
 
@@ -35,9 +35,9 @@ class SftStep:
         self,
         stages: Sequence[SftStage],
         *,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, TaskRows],
         processor: Processor,
-        policy: QwenVLPolicy,
+        policy: Policy,
         prompts_per_step: int,
         seed: int,
         last: int | None = None,  # step that there will be; None: not known
@@ -97,7 +97,7 @@ class SftStep:
         return torch.where(sees, conclusion + notes, 2 * conclusion) / 2 * share
 
     def _notes_end(self, group: Group) -> int:
-        """How many tokens of the completion are notes on the video; none where a sample has no notes, or skips them."""
+        """Return how many tokens of the completion are notes on the video; 0 where there are none."""
         notes = group.sample.meta.get("notes")
         opening = f"<think>{notes}"
         if not notes or not group.completions[0].text.startswith(opening):
@@ -121,9 +121,9 @@ class SftStep:
         """Return groups of one completion, drawn for its index in the batch: the same on whatever rank."""
         spoiler = self.spoilers[self._stage(step)]
         groups = []
-        for place, each in loaded.items():
-            with as_data_errors(each.sample):
-                text = spoiler.completion(each.sample, np.random.default_rng([self.seed, step, place]))
+        for index, each in loaded.items():
+            with as_data_errors(each.sample.uid):
+                text = spoiler.completion(each.sample, np.random.default_rng([self.seed, step, index]))
                 completion = Completion(text=text, token_ids=self.processor.encode_completion(text))
             groups.append(
                 Group(sample=each.sample, prompt=each.prompt, encoded=each.encoded, completions=(completion,))

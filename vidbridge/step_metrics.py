@@ -10,20 +10,10 @@ from typing import Iterator, Mapping, Sequence
 
 import torch
 
-from vidbridge.algo.advantages import degenerate
+from vidbridge.algo.advantages import degenerate, rewards_of
 from vidbridge.runtime import collectives
 from vidbridge.text.tags import read_tags
-from vidbridge.types import Batch, Group
-
-
-def rewards_of(groups: Sequence[Group]) -> torch.Tensor:
-    """Return the total of each completion, [P, G] float64; nan where it could not be scored."""
-    return torch.tensor([[reward.total for reward in group.rewards] for group in groups], dtype=torch.float64)
-
-
-def lengths_of(groups: Sequence[Group]) -> torch.Tensor:
-    """Return the number of tokens of each completion, [P, G] int64."""
-    return torch.tensor([[len(done.token_ids) for done in group.completions] for group in groups])
+from vidbridge.types import Batch, Group, LossOutput
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -87,15 +77,18 @@ class LearnerMetrics:
         for name, value in metrics.items():
             self._values[name].append((value, weight))
 
-    def add_losses(self, loss: float, num_parts: int, metrics: Mapping[str, float], weight: float, epoch: int) -> None:
+    def add_batch(self, batch: Batch, out: LossOutput, entropy: torch.Tensor, *, num_parts: int, epoch: int) -> None:
         """Add the loss of one of ``num_parts`` micro-batches, which is a part of the update's, and its metrics."""
-        self.add({"policy/loss": loss * num_parts * collectives.world_size()})
-        if weight == 0:  # a micro-batch in which nothing is learnt
+        self.add({"policy/loss": out.loss.item() * num_parts * collectives.world_size()})
+        num_tokens = int(batch.loss_mask.sum())
+        if num_tokens == 0:  # nothing is learnt in it
             return
-        for name, value in metrics.items():
+        for name, value in out.metrics.items():
             # in the first epoch the ratio is 1 and nothing can be clipped: it would dilute those that follow
             on_policy = epoch == 0 and name.startswith("policy/clip_")
-            self.add({name: value}, weight=0 if on_policy else weight)
+            self.add({name: value}, weight=0 if on_policy else num_tokens)
+        if epoch == 0:
+            self.add(sampling_metrics(batch, entropy), weight=num_tokens)
 
     def result(self) -> dict[str, float]:
         """Return the metrics of all ranks; called by all."""

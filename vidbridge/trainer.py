@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Mapping
+from typing import Any, Callable, ContextManager, Mapping, Sequence
 
 from torch.profiler import profile
 
@@ -18,7 +18,7 @@ from vidbridge import STARTED
 from vidbridge.config.schema import EvalConfig
 from vidbridge.errors import Stopped
 from vidbridge.evaluation.evaluator import Evaluator, held_out
-from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.policy.policy import Policy
 from vidbridge.record.tracker import Tracker
 from vidbridge.runtime import collectives
 from vidbridge.runtime.checkpoint import Checkpoint, Checkpointer, check_same, fingerprint, newest
@@ -52,7 +52,7 @@ class Trainer:
     """GRPO and supervised fine-tuning differ in ``step_fn`` alone."""
 
     step_fn: Callable[[int], StepResult]  # step number from 0
-    policy: QwenVLPolicy
+    policy: Policy
     evaluator: Evaluator
     tracker: Tracker
     checkpointer: Checkpointer
@@ -64,6 +64,7 @@ class Trainer:
     run_dir: Path
     labels: Mapping[str, Any]  # what tells this run from others, copied into the summary
     record: Mapping[str, Any]  # the configuration; a checkpoint of another one is not gone on from
+    free: Sequence[str]  # the keys of it that may differ
     signals: StopSignals = field(default_factory=StopSignals)
 
     def run(self) -> dict[str, Any]:
@@ -145,11 +146,11 @@ class Trainer:
         if found is None:
             self.tracker.console.say(f"no checkpoint to go on from in {self.checkpointer.root}: starting")
         else:
-            check_same(found.state["record"], self._record(), found.path)
+            check_same(found.state["record"], self._record(), found.path, self.free)
         return found
 
     def _start(self, found: Checkpoint | None) -> Progress:
-        """From nothing, or from ``found``, of the same configuration."""
+        """Start from nothing, or from ``found``, a checkpoint of the same configuration."""
         if found is None:
             self.tracker.rewind({})
             return Progress()
@@ -173,7 +174,7 @@ class Trainer:
             "position": self.tracker.position(),
             "random": collectives.all_gather(random_state()),  # by rank
             "record": self._record(),
-            "fingerprint": fingerprint(self._record()),
+            "fingerprint": fingerprint(self._record(), self.free),
             "wandb_id": self.tracker.wandb_id,
         }
         self.checkpointer.save(progress.step, state, self.policy.engine.snapshot(), wait=wait)

@@ -31,22 +31,65 @@ class VideoRef:
     start_s: float = 0.0
     end_s: float | None = None  # None: to the end of the file
 
+    @property
+    def sources(self) -> tuple[VideoRef, ...]:
+        """Return itself: all that there is to read."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch of one source of a montage, in seconds from where that source starts."""
+
+    source: int  # index
+    start_s: float
+    end_s: float
+    speed: float = 1.0  # 0.5 is slow motion: a second of the source takes two to play
+
+    @property
+    def length_s(self) -> float:
+        """Return how long it plays."""
+        return (self.end_s - self.start_s) / self.speed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """A change of the frames in an interval of played time, by a function of vidbridge/media/effects.py.
+
+    ``Effect(name="dark", start_s=12.5, end_s=18.0)``; ``Effect(name="my_effects.blur", params={"radius": 3})``.
+    """
+
+    name: str  # of the function; a dotted one is found outside of the package
+    start_s: float = 0.0
+    end_s: float | None = None  # None: to the end of the clip
+    params: Mapping[str, Any] = field(default_factory=dict)  # its keyword arguments, of types that JSON has
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Montage:
-    """Parts of videos shown one after another as one video, made while it is read: no new file.
+    """Segments of videos shown one after another as one video, then changed by effects in their order.
 
-    MixVidQA takes parts of two videos in turn. DarkEventInfer takes one video and an interval of it in which the screen
-    is black: ``Montage(parts=(VideoRef(path="a.mp4", end_s=30.0),), dark_s=(12.5, 18.0))``.
+    It is made while it is read: there is no new file. vidbridge/media/montage.py says what plays when. MixVidQA has
+    segments of two sources in turn; DarkEventInfer one source and ``effects=(Effect(name="dark", ..),)``.
     """
 
-    parts: tuple[VideoRef, ...]  # each with its end_s
-    dark_s: tuple[float, float] | None = None  # seconds of the whole
+    sources: tuple[VideoRef, ...]
+    segments: tuple[Segment, ...] = ()  # none: the first source as it is
+    effects: tuple[Effect, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("a montage needs a source")
+        for segment in self.segments:
+            if segment.source not in range(len(self.sources)):
+                raise ValueError(f"{segment}: source must be an index of the {len(self.sources)} sources")
+            if not (0 <= segment.start_s < segment.end_s and 0 < segment.speed < math.inf):
+                raise ValueError(f"{segment}: 0 <= start_s < end_s and a positive speed are needed")
 
     @property
     def path(self) -> str:
-        """The path of its first part, by which it goes in tables and messages."""
-        return self.parts[0].path
+        """Return the path of what is shown first, by which it goes in tables and messages."""
+        return self.sources[self.segments[0].source if self.segments else 0].path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,16 +219,16 @@ class Group:
 
     @property
     def scored(self) -> tuple[bool, ...]:
-        """Whether each completion counts; before scoring all do."""
+        """Return whether each completion counts; before scoring all do."""
         return tuple(reward.scored for reward in self.rewards) or (True,) * len(self.completions)
 
     @property
     def is_scored(self) -> bool:
-        """Whether any completion counts."""
+        """Return whether any completion counts."""
         return any(self.scored)
 
     def light(self) -> Group:
-        """Without frames and tensors: what the other ranks are told about it."""
+        """Return the group without frames and tensors: what the other ranks are told about it."""
         import torch
 
         no = torch.empty(0, dtype=torch.long)
@@ -208,7 +251,7 @@ class Batch:
     pixel_values: torch.Tensor  # [patches, D] float32, all prompts' videos in order
     video_grid_thw: torch.Tensor  # [V, 3] int64
     completion_ids: torch.Tensor  # [N, T] int64, right-padded
-    predictors: torch.Tensor  # [N, T] int64, place in the packed row whose output predicts this completion token
+    predictors: torch.Tensor  # [N, T] int64, index in the packed row whose output predicts this completion token
     sampled_mask: torch.Tensor  # [N, T] bool, False on padding
     loss_mask: torch.Tensor  # [N, T] bool, the same without completions that do not count (Group.scored)
     advantages: torch.Tensor  # [N] float32
@@ -218,7 +261,7 @@ class Batch:
     ref_logprobs: torch.Tensor | None = None  # [N, T] or None: kl_beta 0
 
     def to(self, device: torch.device) -> Batch:
-        """The same there; itself if it is there already."""
+        """Return the same batch on ``device``; itself if it is there already."""
         there: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         there = {name: None if tensor is None else tensor.to(device) for name, tensor in there.items()}
         return replace(self, **there)

@@ -15,7 +15,7 @@ _STYLES = {"greedy": {"markerfacecolor": "C0", "color": "C0"}, "sampled": {"mark
 def draw(
     cells: Sequence[Cell], titles: Mapping[str, str], columns: Mapping[str, str], *, baseline: str, path: Path
 ) -> None:
-    places = {row: -place for place, row in enumerate(titles)}
+    indices = {row: -index for index, row in enumerate(titles)}
     figure = Figure(figsize=(2.6 + 2.9 * len(columns), 1.4 + 0.42 * len(titles)), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, (task, title) in zip(panels, columns.items()):
@@ -26,11 +26,11 @@ def draw(
             means = [each.mean for each in these.values()]
             below = [each.mean - each.low for each in these.values()]
             above = [each.high - each.mean for each in these.values()]
-            at = [places[row] + offset for row in these]
+            at = [indices[row] + offset for row in these]
             dots = {"fmt": "o", "markersize": 4, "linewidth": 1.2, "capsize": 2, **style}
             axes.errorbar(means, at, xerr=[below, above], label=kind, **dots)
         axes.set_title(title, fontsize="medium")
-        axes.set_yticks(list(places.values()), list(titles.values()))
+        axes.set_yticks(list(indices.values()), list(titles.values()))
         axes.grid(axis="x", alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower right", ncols=len(labels), fontsize="small", frameon=False)

@@ -113,10 +113,10 @@ def check(manifest: Manifest) -> None:
                         f"{key} shall be equal, but is {value} in rows.{name} and {expected} in rows.{first}; "
                         f"if the row is there to vary it, say so in rows.{name}.unequal"
                     )
-    for place, claim in enumerate(manifest.claims):
+    for index, claim in enumerate(manifest.claims):
         for row_name in (claim.higher, claim.lower):
-            require_known("row", row_name, manifest.rows, f"claims[{place}]")
-            require_known("task", claim.task, tasks[row_name], f"claims[{place}]")
+            require_known("row", row_name, manifest.rows, f"claims[{index}]")
+            require_known("task", claim.task, tasks[row_name], f"claims[{index}]")
 
 
 def composed(name: str, overrides: List[str]) -> Config:

@@ -22,6 +22,7 @@ from typing import Any
 from experiments.ablations import results
 from experiments.ablations.manifest import Manifest
 from experiments.ablations.results import Settings
+from vidbridge.config.evaluate import is_of_training
 from vidbridge.config.schema import WANDB_NAME
 from vidbridge.errors import ConfigError
 from vidbridge.record.console import Console
@@ -52,7 +53,8 @@ class Run:
         door = "train.py" if self.settings.trains else "evaluate.py"
         group = quoted(f"ablations {self.study}"[:WANDB_NAME])
         own = [f"seed={self.settings.seed}", f"track.group={group}", "resume=auto"]
-        return [sys.executable, door, *self.settings.overrides, *own, f"hydra.run.dir={quoted(self.run_dir)}"]
+        overrides = [text for text in self.settings.overrides if self.settings.trains or not is_of_training(text)]
+        return [sys.executable, door, *overrides, *own, f"hydra.run.dir={quoted(self.run_dir)}"]
 
 
 @dataclass(frozen=True, slots=True)

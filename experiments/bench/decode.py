@@ -161,8 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for place, file in enumerate(files):
-            path = folder / f"{place}.mp4"
+        for index, file in enumerate(files):
+            path = folder / f"{index}.mp4"
             write(file, path)
             ours = decode(VideoRef(path=str(path)), PAPER).frames
             assert np.array_equal(ours, full_decode(path)), "the frames are the same"
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if theirs is not None:
                 assert theirs(path).shape[:2] == (PAPER.max_frames, 3) and theirs(path).shape[2:] == ours.shape[1:3]
                 sides["qwen_vl_utils"] = partial(theirs, path)
-            seconds = medians(sides, args.repeats) | cache_seconds(path, folder / f"cache{place}", args.repeats)
+            seconds = medians(sides, args.repeats) | cache_seconds(path, folder / f"cache{index}", args.repeats)
             rows.append({"file": file.name, **{f"{name}_s": value for name, value in seconds.items()}})
         started = time.monotonic()
         opened = opening(folder / "rows.jsonl", num_rows)

@@ -46,10 +46,10 @@ from experiments.bench.shape import (
     write_settings,
 )
 from experiments.bench.step import grpo_step
-from vidbridge.policy.attention import enable_shared_prefix
-from vidbridge.policy.loading import embed_patches_by_matmul, freeze
+from vidbridge.backbones import backbone_of
+from vidbridge.policy.loading import freeze
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.types import Group, SamplingParams
 
@@ -78,7 +78,7 @@ QUICK = Work(video_tokens=32, group_size=2, completion_tokens=4, copied=2**20, m
 class Bench:
     """Every method is a part and returns its row."""
 
-    policy: QwenVLPolicy
+    policy: Policy
     work: Work
     repeats: int
 
@@ -215,15 +215,14 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 }
 
 
-def load_policy(shape: Shape, device: torch.device) -> QwenVLPolicy:
+def load_policy(shape: Shape, device: torch.device) -> Policy:
     """Made where it runs: the same module that load_model makes of a folder."""
     with TemporaryDirectory() as folder:
         config = write_settings(Path(folder), shape)
         processor = Processor.from_folder(folder, FRAMES)
     module = random_module(config, device)
-    embed_patches_by_matmul(module)
-    enable_shared_prefix(module)
-    return QwenVLPolicy(module, processor)
+    backbone_of(config.model_type).prepare(module)
+    return Policy(module, processor)
 
 
 def num_compilations() -> int:

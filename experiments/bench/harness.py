@@ -95,8 +95,8 @@ def finish(figures: Mapping[str, Any], args: argparse.Namespace) -> None:
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, note: str = "") -> None:
     """A table; all columns but the first hold numbers."""
     table = Table()
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", no_wrap=True)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     CONSOLE.print(title, table, note, sep="\n")

@@ -189,8 +189,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     sizes = [row["group_size"] for row in line]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = (("s", "forward and backward, s"), ("mb", "peak memory beyond the weights, MB"))
-    for place, (unit, title) in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, 2, place, title=title, xlabel="completions of one prompt", xticks=sizes)
+    for index, (unit, title) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, 2, index, title=title, xlabel="completions of one prompt", xticks=sizes)
         for side in ("repeated", "packed"):
             axes.plot(sizes, [row[f"{side}_{unit}"] for row in line], label=side, marker="o", markersize=3)
         axes.set_ylim(bottom=0)
@@ -210,8 +210,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for point in points(QUICK_AXES if args.quick else AXES)
     }
     learners = {
-        name: Learner(sides, random_group(sides.policy.processor, **point), with_all_logits=place == 0)
-        for place, (name, point) in enumerate(sizes.items())
+        name: Learner(sides, random_group(sides.policy.processor, **point), with_all_logits=index == 0)
+        for index, (name, point) in enumerate(sizes.items())
     }
     measured = measure(learners, args.repeats)
     rows = [{**point, **measured[name]} for name, point in sizes.items()]

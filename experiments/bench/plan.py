@@ -26,8 +26,9 @@ from experiments.bench.shape import MEDIUM, TINY, Shape, load_policy, never_end
 from experiments.bench.step import Sizes, grpo_step
 from vidbridge.config.choices import Dtype
 from vidbridge.config.schema import ModelConfig
-from vidbridge.memory_plan.memory import Groups, Memory, ModelSize, Moment, Sharding
-from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.memory_plan.memory import Groups, Memory, Moment, Sharding
+from vidbridge.memory_plan.model_size import ModelSize
+from vidbridge.policy.policy import Policy
 from vidbridge.rollout.sampling import StopStrings
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep
@@ -80,7 +81,7 @@ PAGES_OF_THEIR_OWN = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # bytes from which gli
 class EndingEarly(SharedPrefixRollout):
     """A quarter of the completions end just before the limit: then the cache is largest, and copied without them."""
 
-    def __init__(self, policy: QwenVLPolicy, completion_tokens: int) -> None:
+    def __init__(self, policy: Policy, completion_tokens: int) -> None:
         super().__init__(policy)
         self.completion_tokens = completion_tokens
 
@@ -149,7 +150,7 @@ def predictions(setting: Setting, step: GrpoStep) -> dict[str, Moment]:
         gradient_checkpointing=setting.gradient_checkpointing,
     )
     memory = Memory(
-        model=ModelSize.of(step.processor.config, spec), sharding=Sharding(), on_gpu=setting.device != "cpu"
+        model=ModelSize.of(step.policy.processor.config, spec), sharding=Sharding(), on_gpu=setting.device != "cpu"
     )
     groups = Groups(
         number=len(prompts),

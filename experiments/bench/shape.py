@@ -20,11 +20,13 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 import vidbridge
+from vidbridge.config.choices import Schedule
+from vidbridge.config.schema import OptimConfig
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.shapes_world.create_model import SPECIAL_TOKENS, word_tokenizer
 from vidbridge.text.prompts import PromptTemplate
 from vidbridge.types import Clip, Completion, EncodedPrompt, Group, Prompt, Sample
@@ -149,7 +151,7 @@ class Sides:
     """The same weights twice."""
 
     plain: PreTrainedModel  # as it comes from from_pretrained
-    policy: QwenVLPolicy
+    policy: Policy
 
 
 def load_sides(shape: Shape) -> Sides:
@@ -162,10 +164,10 @@ def load_sides(shape: Shape) -> Sides:
         plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=torch.float32).train()
         module = load_model(name, device="cpu")
         processor = Processor.from_folder(name, FRAMES)
-    return Sides(plain=plain, policy=QwenVLPolicy(module, processor, engine_for(module)))
+    return Sides(plain=plain, policy=Policy(module, processor, engine_for(module)))
 
 
-def load_policy(shape: Shape, *, max_packed_tokens: int, **loading: object) -> QwenVLPolicy:
+def load_policy(shape: Shape, *, max_packed_tokens: int, **loading: object) -> Policy:
     """Our side alone, on the device and in the dtype that ``loading`` says."""
     disable_progress_bar()
     with TemporaryDirectory() as name:
@@ -174,7 +176,7 @@ def load_policy(shape: Shape, *, max_packed_tokens: int, **loading: object) -> Q
         Qwen2_5_VLForConditionalGeneration(config).save_pretrained(name)
         module = load_model(name, **loading)
         processor = Processor.from_folder(name, FRAMES)
-    return QwenVLPolicy(module, processor, engine_for(module), max_packed_tokens=max_packed_tokens)
+    return Policy(module, processor, engine_for(module), max_packed_tokens=max_packed_tokens)
 
 
 def random_module(config: Qwen2_5_VLConfig, device: torch.device) -> PreTrainedModel:
@@ -193,7 +195,7 @@ def write_folder(folder: Path, shape: Shape, device: torch.device) -> None:
 
 
 def engine_for(module: PreTrainedModel) -> LocalEngine:
-    return LocalEngine(module, lr=1e-6, total_updates=100, schedule="constant")
+    return LocalEngine(module, OptimConfig(lr=1e-6, schedule=Schedule.constant), total_updates=100)
 
 
 def all_words(vocab_size: int) -> PreTrainedTokenizerFast:
@@ -288,10 +290,10 @@ def random_group(
     prompt = random_prompt(video_tokens, seed=seed)
     allowed = torch.ones(processor.config.text_config.vocab_size, dtype=torch.bool)
     allowed[processor.suppressed_ids] = allowed[processor.eos_id] = False
-    places = torch.randint(
+    indices = torch.randint(
         int(allowed.sum()), (group_size, completion_tokens), generator=torch.Generator().manual_seed(seed)
     )
-    rows = allowed.nonzero().flatten()[places].tolist()
+    rows = allowed.nonzero().flatten()[indices].tolist()
     return Group(
         sample=Sample(uid=f"random/{seed}", task="random", question=QUESTION, answer="", videos=()),
         prompt=prompt,
@@ -300,7 +302,7 @@ def random_group(
     )
 
 
-def never_end(policy: QwenVLPolicy) -> list[int]:
+def never_end(policy: Policy) -> list[int]:
     """From now on no completion of ``policy`` ends early; returns what others must suppress for the same effect."""
     eos = torch.tensor([policy.processor.eos_id], device=policy.suppressed_ids.device)
     policy.suppressed_ids = torch.cat([policy.suppressed_ids, eos])

@@ -20,20 +20,21 @@ from experiments.bench import peers
 from experiments.bench.harness import CONSOLE, arguments, finish, medians, show_seconds
 from experiments.bench.rollout import sampling_options
 from experiments.bench.shape import QUESTION, SMALL, TINY, Sides, engine_for, load_sides, never_end, random_prompt
-from vidbridge.algo.advantages import group_advantages, group_std
-from vidbridge.algo.objectives import grpo_loss
+from vidbridge.algo.advantages import group_advantages, group_std, rewards_of
+from vidbridge.algo.objectives import clipped, grpo_loss
 from vidbridge.algo.token_weights import LossNorm, token_weights
 from vidbridge.config.schema import GrpoConfig
+from vidbridge.data.loader import Loader
 from vidbridge.data.mixture import Mixture
+from vidbridge.diagnostics.gradients import Diagnostics
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.plain import repeated_logprobs
-from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
+from vidbridge.policy.policy import Policy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rewards.scoring import score_groups
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep
-from vidbridge.step_metrics import rewards_of
 from vidbridge.types import Completion, Group, Prompt, Sample, SamplingParams
 
 TASK = "random"
@@ -85,15 +86,19 @@ def score(token_ids: Sequence[int]) -> float:
 REWARD = GatedSum(gates={}, terms={"sum": SumOfIds()}, weights={TASK: {"sum": 1.0}})
 
 
-def grpo_step(policy: QwenVLPolicy, rollout: SharedPrefixRollout, sizes: Sizes) -> GrpoStep:
+def grpo_step(policy: Policy, rollout: SharedPrefixRollout, sizes: Sizes) -> GrpoStep:
     """vidbridge's own, as train.py runs it, on the same prompts every time."""
+    tasks = {TASK: RandomVideos(sizes)}
     return GrpoStep(
-        mixture=Mixture({TASK: RandomVideos(sizes)}, {TASK: 1}, prompts_per_step=sizes.num_prompts, seed=0),
-        processor=policy.processor,
+        mixture=Mixture(tasks, {TASK: 1}, prompts_per_step=sizes.num_prompts, seed=0),
+        loader=Loader(tasks, policy.processor),
         rollout=rollout,
         reward=REWARD,
         policy=policy,
         algo=GrpoConfig(group_size=sizes.group_size),
+        objective=clipped,
+        advantage_scale=group_std,
+        diagnostics=Diagnostics(module=policy.module, processor=policy.processor, every=0),
         sampling=SamplingParams(max_completion_tokens=sizes.completion_tokens),
         last=0,  # nothing is loaded ahead: that would be time taken from the others
     )

@@ -51,16 +51,16 @@ def damaged(content: bytes, other: bytes, rng: np.random.Generator) -> tuple[str
     size = len(content)
     match int(rng.integers(6)):
         case 0:
-            for place in rng.integers(size, size=(count := int(rng.integers(1, 9)))):
-                changed[place] ^= 1 << int(rng.integers(8))
+            for index in rng.integers(size, size=(count := int(rng.integers(1, 9)))):
+                changed[index] ^= 1 << int(rng.integers(8))
             return f"{count} bits", bytes(changed)
         case 1:
             start, length = int(rng.integers(size)), int(rng.integers(1, 600))
             changed[start : start + length] = rng.bytes(len(changed[start : start + length]))
             return f"{length} random bytes at {start}", bytes(changed)
         case 2:  # headers are a small part of a file, and the worst one
-            for place in rng.integers(min(size, 1200), size=(count := int(rng.integers(1, 5)))):
-                changed[place] = int(rng.choice([0, 1, 127, 128, 255]))
+            for index in rng.integers(min(size, 1200), size=(count := int(rng.integers(1, 5)))):
+                changed[index] = int(rng.choice([0, 1, 127, 128, 255]))
             return f"{count} bytes of the header", bytes(changed)
         case 3:
             return f"cut at {(end := int(rng.integers(size)))}", content[:end]
@@ -111,8 +111,8 @@ def problem_of(path: Path, spec: Spec, made: Made, pool: WorkerPool, second: Sec
         order = np.arange(len(order))
     for time_s, number in wrong:
         first, last = np.searchsorted(times_s, [time_s - 0.02, time_s + 0.02], side="right") - 1
-        places = np.clip(np.arange(first - near, last + near + 1), 0, len(order) - 1)
-        seen = [read[1][order[place]] for place in places]
+        indices = np.clip(np.arange(first - near, last + near + 1), 0, len(order) - 1)
+        seen = [read[1][order[index]] for index in indices]
         if number not in seen:
             return f"shows {number} at {time_s:.3f} s, the other reader {seen}: {numbers}", "contradicted"
     return None, "as the other reader"

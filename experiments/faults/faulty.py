@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from vidbridge.rollout.shared_prefix import SharedPrefixRollout
+from vidbridge.policy.policy import Policy
+from vidbridge.rollout.shared_prefix import SharedPrefixConfig, SharedPrefixRollout
 
 _calls = count(1)  # of all instances: evaluation has its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultyConfig(SharedPrefixConfig):
+    def build(self, policy: Policy) -> FaultyRollout:
+        return FaultyRollout(policy, max_rows=self.max_rows)
 
 
 class FaultyRollout(SharedPrefixRollout):

@@ -34,7 +34,7 @@ from experiments.faults.harness import (
 
 LIMIT_S = 60.0
 HANG_S = 15.0
-FAULTY = ("rollout._target_=experiments.faults.faulty.FaultyRollout", "allowed_targets=[experiments.]")
+FAULTY = ("rollout._target_=experiments.faults.faulty.FaultyConfig", "allowed_targets=[experiments.]")
 BEFORE = 8  # calls of the rollout that the evaluation before training makes: 4 tasks, sampled and greedy
 
 

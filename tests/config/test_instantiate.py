@@ -1,13 +1,14 @@
 """What a configuration may name, and with which arguments."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Mapping, Sequence
 
 import pytest
 
 from tests.composing import config_of
 from vidbridge.build import common
 from vidbridge.build.common import as_config_errors
-from vidbridge.config.instantiate import check_arguments, check_targets
+from vidbridge.config.instantiate import check, free_keys
 from vidbridge.errors import ConfigError
 
 OURS = ("vidbridge.",)
@@ -18,6 +19,8 @@ class Thing:
     size: int
     rate: float = 1.0
     parts: tuple = ()
+    bounds: tuple[float, float] = (0, 1)
+    names: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
 
 
 def free(**anything):
@@ -35,22 +38,22 @@ def free(**anything):
 )
 def test_what_is_not_a_class_or_function_of_ours_is_refused(path):
     with pytest.raises(ConfigError, match="judge._target_"):
-        check_targets("judge", {"_target_": path}, OURS)
+        check("judge", {"_target_": path}, OURS)
 
 
 def test_a_forbidden_target_deep_inside_is_found():
     inner = {"list": [{"deep": {"_target_": "os.system"}}]}
     with pytest.raises(ConfigError, match="os.system"):
-        check_targets("data", {"_target_": "vidbridge.tasks.qa.QA", "rows": inner}, OURS)
+        check("data", {"_target_": "vidbridge.tasks.qa.QA", "rows": inner}, OURS)
 
 
 def test_a_prefix_of_the_user_is_allowed():
-    assert check_targets("data", {"_target_": f"{__name__}.Thing"}, (*OURS, "tests.")) is Thing
+    assert check("data", {"_target_": f"{__name__}.Thing", "size": 3}, (*OURS, "tests.")) is Thing
 
 
 def test_a_node_without_target_is_refused():
     with pytest.raises(ConfigError, match="needs a _target_"):
-        check_targets("data", {"size": 3}, OURS)
+        check("data", {"size": 3}, OURS)
 
 
 @pytest.mark.parametrize(
@@ -61,17 +64,44 @@ def test_a_node_without_target_is_refused():
         ({"size": "1"}, "thing.size must be of type int"),
         ({"size": True}, "thing.size must be of type int"),
         ({"size": 1, "rate": "fast"}, "thing.rate must be of type float"),
+        ({"size": 1, "bounds": [1, 2, 3]}, "thing.bounds must be of type tuple[float, float], got [1, 2, 3]"),
+        ({"size": 1, "bounds": "12"}, "thing.bounds must be of type tuple[float, float]"),
+        ({"size": 1, "names": {"a": "b"}}, "thing.names must be of type typing.Mapping[str, "),
     ],
 )
 def test_arguments_are_checked_against_the_signature(node, message):
     with pytest.raises(ConfigError) as error:
-        check_arguments("thing", Thing, node, {})
+        check("thing", {"_target_": f"{__name__}.Thing", **node}, ("tests.",))
     assert message in str(error.value)
 
 
 def test_what_fits_passes():
-    check_arguments("thing", Thing, {"_target_": "x", "rate": 2, "parts": [1]}, {"size": 3})
-    check_arguments("free", free, {"whatever": 1}, {})
+    arguments = {"rate": 2, "parts": [1], "bounds": [1, 2.5], "names": {"a": ["b"], "c": None}}
+    check("thing", {"_target_": f"{__name__}.Thing", **arguments}, ("tests.",), injected=["size"])
+    check("free", {"_target_": f"{__name__}.free", "whatever": 1}, ("tests.",))
+
+
+@dataclass
+class Part:
+    place: str = field(default="here", metadata={"free": True})
+    size: int = 0
+
+
+@dataclass
+class Whole:
+    part: Part = field(default_factory=Part)
+    judge: object = None
+    number: int = field(default=0, metadata={"free": True})
+
+
+class Remote:
+    free = ("address",)
+
+
+def test_what_may_differ_is_said_where_the_key_is_defined():
+    """By the metadata of a dataclass, by ``free`` of a class that a node names, however deep."""
+    judge = {"_target_": f"{__name__}.free", "answers": {"_target_": f"{__name__}.Remote", "model": "m"}}
+    assert list(free_keys(Whole(judge=judge))) == ["part.place", "judge.answers.address", "number"]
 
 
 @pytest.mark.parametrize(

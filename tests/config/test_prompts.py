@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 
 from tests import doors
-from tests.composing import composed, config_of, small_run, templates
+from tests.composing import composed, config_of, evaluation, small_evaluation, templates
 from vidbridge.build.evaluation import build_evaluation
-from vidbridge.build.train import build_trainer
 from vidbridge.config.choices import Prompting
 from vidbridge.config.prompt import check_template
 from vidbridge.errors import CheckpointError, ConfigError
@@ -29,6 +28,7 @@ from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.tasks.temporal_order import TemporalOrder
 from vidbridge.text.prompts import PromptTemplate, texts_in
 from vidbridge.types import Sample
@@ -54,8 +54,7 @@ def sample(task, question="What next?", options=("grows", "spins")):
 def asked(prompt, task, prompting, **texts):
     """The messages of a sample, as the chosen yaml puts it."""
     template = templates(prompt, prompting)[task]
-    bound = type(TASKS[task])(template=template)
-    return bound.messages(sample(task, **texts), num_videos=1)
+    return TaskRows(task=TASKS[task], template=template).messages(sample(task, **texts), num_videos=1)
 
 
 def user(text):
@@ -144,15 +143,20 @@ REFUSED = {
     "~prompt.tasks.caption": "prompt.tasks.caption.thinking is missing: the text that asks 'caption', with {question}",
     "~prompt.tasks.caption.direct ~prompt.tasks.caption.thinking": "prompt.tasks.caption.thinking is missing",
     "+task=temporal_order ~prompt.tasks.temporal_order": "prompt.tasks.temporal_order.thinking is missing",
-    "benchmark=qa_jsonl task=[caption] task_mix=caption ~prompt.tasks.qa": "prompt.tasks.qa.thinking is missing",
     "+prompt.tasks.caption.dirct='{question}'": "there is no variant 'dirct'. Did you mean 'direct'?",
     "prompt.tasks.captoin.thinking=x": "prompt.tasks.captoin: there is no such key. Did you mean 'caption'?",
     "prompt.tasks.caption.thinking=null": "prompt.tasks.caption.thinking must be a text, got None",
     "prompt.tasks.caption='{question}'": "prompt.tasks.caption",
     "prompt=qwan": "prompt: there is no 'qwan'. Did you mean 'qwen'?",
     "prompt=???": "You must specify 'prompt'",  # as with a model's yaml that chooses none
-    "tasks.qa._target_=vidbridge.rewards.rules.Choice": "vidbridge.rewards.rules.Choice is no task",
+    "tasks.qa._target_=vidbridge.rewards.rules.Choice": "vidbridge.rewards.rules.Choice is not a Task",
 }
+
+
+def test_the_tasks_of_a_benchmark_need_a_text_too():
+    cfg = evaluation("benchmark=qa_jsonl", "task=[caption]", "~prompt.tasks.qa")
+    with pytest.raises(ConfigError, match="prompt.tasks.qa.thinking is missing"):
+        launch.to_dataclasses(cfg)
 
 
 def split(overrides):
@@ -192,7 +196,7 @@ TEXT = st.text(st.sampled_from("{}question options!:.0 \n"), max_size=20)
 @given(TEXT, TEXT)
 def test_the_texts_of_data_are_taken_as_they_are(question, option):
     template = PromptTemplate(text="1 {question} 2 {options} 3 {{options}}", system="{{}}")
-    system, text = texts_in(QA(template=template).messages(sample("qa", question, (option, "no"))))
+    system, text = texts_in(TaskRows(task=QA(), template=template).messages(sample("qa", question, (option, "no"))))
     assert system == "{}"
     assert text == "1 " + question + " 2 A. " + option + "\nB. no 3 {options}"
 
@@ -235,16 +239,16 @@ def test_a_task_may_have_placeholders_of_its_own():
     with pytest.raises(ConfigError, match="prompt.tasks.hinted.thinking is missing.*{question} and {hint}"):
         config_of(*own)
     config = config_of(*own, "+prompt.tasks.hinted.thinking='{hint}: {question}'")
-    task = Hinted(template=config.prompt.template("hinted", Prompting.direct))
+    task = TaskRows(task=Hinted(), template=config.prompt.template("hinted", Prompting.direct))
     shown = Sample(uid="x", task="hinted", question="Who?", answer="she", videos=(), meta={"hint": "{question}"})
     assert task.messages(shown) == (user("{question}: Who?"),)
 
 
 def test_a_run_of_another_prompt_is_another_run(tmp_path):
     one, other = launch.public(composed()), launch.public(composed("prompt.tasks.qa.thinking='{options} {question}'"))
-    check_same(one, launch.public(composed()), tmp_path)
+    check_same(one, launch.public(composed()), tmp_path, free=())
     with pytest.raises(CheckpointError, match="(?s)prompt.tasks.qa.thinking: {question}.* -> {options} {question}"):
-        check_same(one, other, tmp_path)
+        check_same(one, other, tmp_path, free=())
 
 
 @pytest.fixture(scope="module")
@@ -254,22 +258,14 @@ def cache(tmp_path_factory):
 
 @pytest.mark.parametrize("prompting", Prompting)
 def test_evaluate_asks_in_the_variant_of_the_benchmark(prompting, random_qwen_folder, cache, tmp_path):
-    chosen = ["task=[caption]", "task_mix=caption", "track=none", f"benchmark.prompting={prompting.value}"]
-    cfg = composed(*small_run(random_qwen_folder, cache), *chosen)
+    chosen = ["task=[caption]", "track=none", f"benchmark.prompting={prompting.value}"]
+    cfg = evaluation(*small_evaluation(random_qwen_folder, cache), *chosen)
     evaluator, _ = build_evaluation(
         launch.to_dataclasses(cfg), public=launch.public(cfg), run_dir=tmp_path
     )
     (task,) = evaluator.tasks["test"].values()
     assert task.template == templates("tiny", prompting)["caption"]
     assert evaluator.direct == (prompting is Prompting.direct) == (task.template.system is None)
-
-
-def test_training_reasons_whatever_the_benchmark_asks_for(random_qwen_folder, cache, tmp_path):
-    chosen = ["task=[caption]", "task_mix=caption", "track=none", "benchmark.prompting=direct"]
-    cfg = composed(*small_run(random_qwen_folder, cache), *chosen)
-    trainer = build_trainer(launch.to_dataclasses(cfg), public=launch.public(cfg), run_dir=tmp_path)
-    tasks = [*trainer.step_fn.mixture.tasks.values(), *trainer.evaluator.tasks["test"].values()]
-    assert {task.template for task in tasks} == {templates("tiny")["caption"]} and not trainer.evaluator.direct
 
 
 def test_what_the_model_reads_has_a_place_for_the_video_and_ends_where_its_reply_begins(untrained_folder):

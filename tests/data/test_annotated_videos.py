@@ -19,6 +19,7 @@ from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import VideoRef
 
 BUDGET = FrameBudget(fps=2.0, max_frames=64, min_pixels=2304, max_pixels=2304, multiple=16)
@@ -38,8 +39,7 @@ def raw(folder, *files, **options):
 
 
 def with_rows(data, task, split="train", budget=BUDGET):
-    task = task.with_rows((), budget, data.reader)
-    return task.with_rows(data.rows(task, split), budget, data.reader)
+    return data.filled(TaskRows(task=task, frames=budget, read=data.reader), split)
 
 
 @pytest.mark.parametrize("file", ["coin.json", "captions.json"])
@@ -49,14 +49,14 @@ def test_one_event_is_dark_for_exactly_its_time_and_is_the_answer(folder, file):
     assert len(task) >= 8
     for sample in map(task.sample, range(len(task))):
         (shown,) = sample.videos
-        (path,) = {part.path for part in shown.parts}
-        hidden = [event for event in known[path].events if event[:2] == shown.dark_s]
+        (path,), (dark,) = {source.path for source in shown.sources}, shown.effects
+        hidden = [event for event in known[path].events if event[:2] == (dark.start_s, dark.end_s)]
         assert [sample.answer] == [event[2] for event in hidden]
         plain = decode(VideoRef(path=str(folder / "videos" / path)), BUDGET)
         (clip,) = task.prompt(sample).clips
-        dark = (clip.times_s >= shown.dark_s[0]) & (clip.times_s < shown.dark_s[1])
-        assert dark.sum() == 2 and not clip.frames[dark].any()  # a second at 2 frames a second
-        assert np.array_equal(clip.frames[~dark], plain.frames[~dark]) and np.array_equal(clip.times_s, plain.times_s)
+        black = (clip.times_s >= dark.start_s) & (clip.times_s < dark.end_s)
+        assert black.sum() == 2 and not clip.frames[black].any()  # a second at 2 frames a second
+        assert np.array_equal(clip.frames[~black], plain.frames[~black]) and np.array_equal(clip.times_s, plain.times_s)
 
 
 def test_two_videos_are_mixed_in_pieces_and_every_part_is_shown_once(folder):
@@ -67,8 +67,8 @@ def test_two_videos_are_mixed_in_pieces_and_every_part_is_shown_once(folder):
         asked, other = sample.meta["sources"]
         assert asked != other and known[asked].question == sample.question and known[asked].answer == sample.answer
         by_path = {asked: [], other: []}
-        for part in shown.parts:
-            by_path[part.path].append((part.start_s, part.end_s))
+        for segment in shown.segments:
+            by_path[shown.sources[segment.source].path].append((segment.start_s, segment.end_s))
         lengths = {}
         for path, pieces in by_path.items():
             assert pieces[0][0] == 0.0 and all(one[1] == two[0] for one, two in zip(pieces, pieces[1:]))
@@ -186,7 +186,7 @@ def test_all_faults_are_listed_in_one_pass(tmp_path):
     assert len(read_annotations(tmp_path / "f.jsonl", "{id}.mp4")[1]) == 8
     strict = Raw(root=str(tmp_path), annotations=[str(tmp_path / "f.jsonl")])
     with pytest.raises(DataError) as error:
-        strict.rows(Caption().with_rows((), BUDGET), "train")
+        strict.rows(Caption(), "train", BUDGET)
     assert len(str(error.value).splitlines()) == 9 and str(error.value).endswith("skip_bad_rows=true leaves them out")
     assert len(strict.lenient().row_problems()) == 8
 
@@ -199,8 +199,8 @@ def test_a_uid_that_is_there_already_is_named_with_both_places_and_can_be_skippe
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(line))
     data = raw(tmp_path, "f.jsonl", "g.jsonl", held_out_frac=1e-9)
     with pytest.raises(DataError, match="g.jsonl:1: uid 'x' is that of .*f.jsonl:1 already"):
-        data.rows(Caption().with_rows((), BUDGET), "train")
-    (row,) = data.lenient().rows(Caption().with_rows((), BUDGET), "train")
+        data.rows(Caption(), "train", BUDGET)
+    (row,) = data.lenient().rows(Caption(), "train", BUDGET)
     assert row.answer == "a"
 
 
@@ -211,7 +211,7 @@ def test_what_begins_after_the_end_is_told(tmp_path, capsys):
     lines = [{**part, "start_s": 4}, {**part, "start_s": 1, "events": [[1, 2, "cut"], [3.5, 4, "stir"]]}]
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, lines)))
     data = raw(tmp_path, "f.jsonl", held_out_frac=1e-9)
-    assert len(data.rows(Caption().with_rows((), BUDGET), "train")) == 1
+    assert len(data.rows(Caption(), "train", BUDGET)) == 1
     problems = ["f/1: starts at 4 s, a.mp4 ends at 4 s", "f/2: 'stir' starts at 3.5 s, after 3 s"]
     assert data.row_problems() == problems
     assert capsys.readouterr().err == "left out, 2 after the end:\n" + "\n".join(problems) + "\n"
@@ -314,16 +314,16 @@ def test_one_line_of_jsonl_with_an_object_in_it_is_no_activity_net(tmp_path):
 def test_where_too_few_videos_are_set_aside_a_fraction_that_works_is_named(folder):
     small = raw(folder, "questions.jsonl", held_out_frac=0.001)
     with pytest.raises(NoRows, match="test split: 0 of 16 videos, with data.held_out_frac=0.001, is empty") as error:
-        small.rows(QA().with_rows((), BUDGET), "test")
+        small.rows(QA(), "test", BUDGET)
     named = re.search(r"data.held_out_frac=(0\.\d+) gives every split rows of qa", str(error.value))
     enough = raw(folder, "questions.jsonl", held_out_frac=float(named[1]))
-    assert all(len(enough.rows(QA().with_rows((), BUDGET), each)) for each in ("train", "val", "test"))
+    assert all(len(enough.rows(QA(), each, BUDGET)) for each in ("train", "val", "test"))
     with pytest.raises(NoRows, match="too few videos of qa to set some aside for val"):
         one = folder / "one.jsonl"
         one.write_text((folder / "questions.jsonl").read_text().split("\n")[0])
-        raw(folder, "one.jsonl", held_out_frac=1e-9).rows(QA().with_rows((), BUDGET), "val")
+        raw(folder, "one.jsonl", held_out_frac=1e-9).rows(QA(), "val", BUDGET)
     with pytest.raises(NoRows, match="no video has what qa needs; of 16, 16 events, 0 a question, 0 opt") as error:
-        raw(folder, "coin.json").rows(QA().with_rows((), BUDGET), "test")
+        raw(folder, "coin.json").rows(QA(), "test", BUDGET)
     assert "leave qa out" in str(error.value) and "held_out_frac" not in str(error.value)
 
 
@@ -342,8 +342,8 @@ def test_an_annotation_that_is_longer_than_its_file_is_cut_to_it_for_all_tasks(a
         assert len(task) == 2
         for sample in map(task.sample, range(2)):
             (clip,) = task.prompt(sample).clips
-            assert clip.times_s[-1] < 4 * task.num_sources
-            assert len(clip.frames) == pytest.approx(8 * task.num_sources, abs=1)  # 2 a second
+            assert clip.times_s[-1] < 4 * task.task.num_sources
+            assert len(clip.frames) == pytest.approx(8 * task.task.num_sources, abs=1)  # 2 a second
     problem = "{0}: annotated as 60 s long, {0} lasts 4.00 s: is it the same video?"
     problems = [problem.format(name) for name in ("a.mp4", "b.mp4")]
     assert data.row_problems() == (problems if told else [])

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from tests.composing import config_of
+from tests.composing import evaluation
 from vidbridge.data.formats.benchmark_file import BenchmarkFile
 from vidbridge.errors import DataError, NoRows
+from vidbridge.runtime import launch
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.qa import QA
 from vidbridge.text.options import read_option
@@ -278,7 +279,7 @@ def test_a_row_as_published_is_read_by_its_yaml(name, tmp_path):
     changes = [f"benchmark.data.file={tmp_path}/action_antonym.json", f"benchmark.data.root={tmp_path}"]
     if name == "next_qa":
         changes.append(f"benchmark.data.video_names={tmp_path}/map.json")
-    node = dict(config_of(f"benchmark={name}", *changes).benchmark.data)
+    node = dict(launch.to_dataclasses(evaluation(f"benchmark={name}", *changes)).benchmark.data)
     del node["_target_"]
     (row,) = BenchmarkFile(**node).rows(Caption() if name == "dream_1k" else QA(), "test")
     assert (row.video, row.answer, row.options) == READ[name]

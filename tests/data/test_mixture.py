@@ -1,6 +1,5 @@
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,12 +61,3 @@ def test_apportioning_adds_up_and_is_off_by_less_than_one(shares, total):
     assert sum(counts.values()) == total
     for name, count in counts.items():
         assert abs(count - shares[name] / sum(shares.values()) * total) < 1 + 1e-6
-
-
-@pytest.mark.parametrize(
-    ("shares", "message"),
-    [({"captoin": 1}, "no such task; there are caption, qa"), ({"qa": -1}, "0 or more"), ({"qa": 0}, "no task has")],
-)
-def test_bad_shares_are_named(shares, message):
-    with pytest.raises(ValueError, match=message):
-        Mixture(TASKS, shares, prompts_per_step=1, seed=0)

@@ -8,7 +8,7 @@ from tests.conftest import SHAPES_FRAMES
 from vidbridge.data.prompt_length import estimated_tokens, header
 from vidbridge.media.reader import VideoReader
 from vidbridge.policy.processor import Processor
-from vidbridge.types import Montage, VideoRef
+from vidbridge.types import Montage, Segment, VideoRef
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def test_what_is_no_video_costs_nothing_and_raises_nothing(tmp_path):
 def test_parts_of_videos_below_a_folder_are_looked_up_there(shapes_tasks, processor, tmp_path):
     caption = shapes_tasks["caption"]
     folder, name = caption.rows[0].video.rsplit("/", 1)
-    task = caption.with_rows(caption.rows, processor.frames, VideoReader(folder))
+    task = replace(caption, frames=processor.frames, read=VideoReader(folder))
     whole = estimated_tokens(caption.sample(0), caption, processor)
     outside = replace(caption.sample(0), videos=(VideoRef(path=caption.rows[0].video),))
-    elsewhere = caption.with_rows(caption.rows, processor.frames, VideoReader(str(tmp_path)))
+    elsewhere = replace(caption, frames=processor.frames, read=VideoReader(str(tmp_path)))
 
     def video_tokens(video):
         return estimated_tokens(replace(caption.sample(0), videos=(video,)), task, processor) - text
@@ -49,6 +49,9 @@ def test_parts_of_videos_below_a_folder_are_looked_up_there(shapes_tasks, proces
     seconds, height, width = header(caption.rows[0].video)
     assert (height, width) == (48, 48) and video_tokens(VideoRef(path=name)) == whole - text > 0
     # 2 frames a second, 2 in a token, 48 / 16 = 3 tokens a side: 9 a second
-    parts = tuple(VideoRef(path=name, start_s=start_s, end_s=start_s + 1.0) for start_s in (0.0, 1.0, 0.0))
-    assert video_tokens(Montage(parts=parts)) == 3 * 9
+    three = tuple(Segment(source=0, start_s=start_s, end_s=start_s + 1.0) for start_s in (0.0, 1.0, 0.0))
+    assert video_tokens(Montage(sources=(VideoRef(path=name),), segments=three)) == 3 * 9
+    slow = Segment(source=0, start_s=0.0, end_s=1.0, speed=0.5)
+    assert video_tokens(Montage(sources=(VideoRef(path=name),), segments=(slow,))) == 2 * 9
+    assert video_tokens(Montage(sources=(VideoRef(path=name, start_s=seconds - 1.0),))) == 9
     assert video_tokens(VideoRef(path=name, start_s=seconds - 1.0)) == 9

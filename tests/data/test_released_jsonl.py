@@ -18,6 +18,7 @@ from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
+from vidbridge.tasks.rows import TaskRows
 
 BUDGET = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304, multiple=16)
 ROW = {"problem": "What?", "solution": "<answer>it grows</answer>", "video": "a.mp4", "problem_type": "caption"}
@@ -41,7 +42,7 @@ def test_all_tasks_of_one_file_with_the_paths_of_another_machine(tmp_path):
     for task in (QA(), Caption(), MixVidQA()):
         for split in ("train", "val", "test"):
             rows = data.rows(task, split)
-            filled = task.with_rows(rows, BUDGET, data.reader)
+            filled = TaskRows(task=task, rows=rows, frames=BUDGET, read=data.reader)
             for index, row in enumerate(rows):
                 line = json.loads(path.read_text().splitlines()[int(row.uid.split("/")[1]) - 1])
                 assert split_by_video(line["video"], 0.25) == split

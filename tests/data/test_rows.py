@@ -4,7 +4,7 @@ import pytest
 
 from vidbridge.data.rows import read_rows, write_rows
 from vidbridge.errors import DataError
-from vidbridge.tasks.base import Row
+from vidbridge.tasks.rows import Row
 
 GOOD = {
     "problem": "What?",
@@ -59,7 +59,7 @@ def test_written_rows_come_back_equal(tmp_path):
         ({**GOOD, "problem_type": "QA"}, "field 'problem_type' must be 'MCQA' here, found 'QA'"),
         ({**GOOD, "options": "A"}, "field 'options'"),
         ({**GOOD, "uid": 3}, "field 'uid'"),
-        (b'{"problem": "\xff"}', "not UTF-8 (byte 0xff at place 14)"),
+        (b'{"problem": "\xff"}', "not UTF-8 (byte 0xff at byte 14)"),
         ({**GOOD, "solution": "<answer> </answer>"}, "rows/2: the answer in '<answer> </answer>' is empty"),
         ({**GOOD, "options": []}, "names no options A., B., .. and there are none in a field 'options'"),
         ({**GOOD, "options": ["grows"], "solution": "<answer>A</answer>"}, "options must be 2 to 26"),

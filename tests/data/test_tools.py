@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import SHAPES_FRAMES
+from tests.conftest import SHAPES_FRAMES, random_clip
 from tests.data.exporting import export_annotations, export_released
 from tests.media.videos import counting
 from vidbridge.data.formats.annotated_videos import Raw
@@ -20,14 +20,16 @@ from vidbridge.data.tools.check import check
 from vidbridge.data.tools.difficulty import filter_rows
 from vidbridge.data.tools.job import Job, alone
 from vidbridge.data.tools.materialise import materialise
-from vidbridge.data.tools.preview import COLOURS, preview, sources_of
+from vidbridge.data.tools.preview import COLOURS, DARK, contact_sheet, preview
 from vidbridge.errors import DataError
 from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.media.origins import Origins, origins
 from vidbridge.policy.processor import Processor
 from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.text.prompts import PromptTemplate
 from vidbridge.types import Group, RewardBreakdown
 
@@ -55,15 +57,15 @@ def job(dataset, tasks, **options):
 
 @pytest.fixture(scope="module")
 def tasks(raw):
-    return {task.name: task.with_rows((), BUDGET, raw.reader) for task in (DarkEventInfer(), MixVidQA())}
+    return {task.name: TaskRows(task=task, frames=BUDGET, read=raw.reader) for task in (DarkEventInfer(), MixVidQA())}
 
 
 def test_what_is_written_shows_what_was_made_on_the_fly(raw, tasks, tmp_path):
     materialise(job(raw, tasks, folder=tmp_path, number=3), fps=64)
     written = VidbridgeR1(root=str(tmp_path), files={"train": str(tmp_path / "train.jsonl")}, workers=0, **ALL)
     for name, task in tasks.items():
-        fly = replace(task, rows=raw.rows(task, "train"))
-        filed = task.with_rows(written.rows(task, "train"), BUDGET, written.reader)
+        fly = raw.filled(task, "train")
+        filed = written.filled(replace(task, read=written.reader), "train")
         assert len(filed) == min(3, len(fly))
         for index in range(len(filed)):
             one, two = fly.sample(index), filed.sample(index)
@@ -73,7 +75,8 @@ def test_what_is_written_shows_what_was_made_on_the_fly(raw, tasks, tmp_path):
             # the same pictures, coded once more; at a cut one frame may fall to the other side
             apart = np.abs(seen.frames.astype(int) - shown.frames).mean(axis=(1, 2, 3))
             assert (apart > 3).sum() <= (0 if name == "dark_event_infer" else 1), (name, apart)
-            assert sources_of(one, seen).count(2) == sources_of(two, shown).count(2)
+            froms = [origins(each, 0, clip.times_s).frames for each, clip in ((one, seen), (two, shown))]
+            assert froms[0].count(None) == froms[1].count(None)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     made_at = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")}
     assert len(manifest) == len(made_at) + len(list(tmp_path.glob("*.jsonl")))
@@ -87,15 +90,26 @@ def test_contact_sheets_frame_each_source_in_its_colour(raw, tasks, processor, t
     page = (tmp_path / "preview.html").read_text()
     assert page.count("<img") == len(list(tmp_path.glob("*.png"))) >= 2
     sheet = np.asarray(Image.open(tmp_path / "train_mix_vid_qa_0.png"))
-    task = replace(tasks["mix_vid_qa"], rows=raw.rows(tasks["mix_vid_qa"], "train"))
+    task = raw.filled(tasks["mix_vid_qa"], "train")
     sample = task.sample(0)
-    sources = sources_of(sample, task.prompt(sample).clips[0])
+    sources = [source for source, _ in origins(sample, 0, task.prompt(sample).clips[0].times_s).frames]
     assert set(sources) == {0, 1}
     cell = 96 + 2 * 4
-    for place, source in enumerate(sources[:12]):
-        assert tuple(sheet[1, place * cell + 1]) == COLOURS[source]
-    dark = replace(tasks["dark_event_infer"], rows=raw.rows(tasks["dark_event_infer"], "train"))
-    assert sources_of(dark.sample(0), dark.prompt(dark.sample(0)).clips[0]).count(2) == 2
+    for index, source in enumerate(sources[:12]):
+        assert tuple(sheet[1, index * cell + 1]) == COLOURS[source]
+    dark = raw.filled(tasks["dark_event_infer"], "train")
+    times_s = dark.prompt(dark.sample(0)).clips[0].times_s
+    assert origins(dark.sample(0), 0, times_s).frames.count(None) == 2
+
+
+def test_a_contact_sheet_of_any_number_of_sources():
+    """Eight frames of 24 x 32 pixels, each from a source of its own but one, which is dark."""
+    froms = (*((source, 0.25) for source in range(7)), None)
+    shown = Origins(sources=tuple(map(str, range(7))), frames=froms)
+    sheet = np.asarray(contact_sheet(random_clip(8, 24, 32), shown))
+    framed = [tuple(sheet[1, index * (128 + 2 * 4) + 1]) for index in range(8)]
+    # the seventh source has the colour of the first again, the dark has its own
+    assert framed == [*COLOURS, COLOURS[0], DARK] and len(set(framed)) == 7
 
 
 @pytest.mark.parametrize("has_model", [True, False])
@@ -103,7 +117,7 @@ def test_a_preview_shows_the_whole_prompt(raw, tasks, processor, has_model, tmp_
     template = PromptTemplate(text="1 < 2 & {question}", system="Think in <think> </think>.")
     task = replace(tasks["dark_event_infer"], template=template)
     preview(job(raw, {task.name: task}, folder=tmp_path, number=1), processor if has_model else None)
-    sample = replace(task, rows=raw.rows(task, "train")).sample(0)
+    sample = raw.filled(task, "train").sample(0)
     page = (tmp_path / "preview.html").read_text()
     assert html.unescape(re.findall("<pre>(.*?)</pre>", page, re.DOTALL)[0]) == (
         "<|im_start|>system\nThink in <think> </think>.<|im_end|>\n<|im_start|>user\n<|vision_start|><|video_pad|>"
@@ -128,7 +142,7 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(processor, tmp_path):
         held_out_frac=1e-9,
         max_bad_frac=0.05,
     )
-    task = Caption().with_rows((), BUDGET, data.reader)
+    task = TaskRows(task=Caption(), frames=BUDGET, read=data.reader)
     with pytest.raises(DataError, match="training would be refused: 4 problems"):
         check(job(data, {"caption": task}, folder=tmp_path), processor, strict=False)
     summary = json.loads((tmp_path / "check.json").read_text())
@@ -168,7 +182,7 @@ def test_check_reads_the_frames_that_samples_show(processor, tmp_path):
     rows = [{"video": name, "uid": name, "caption": "one"} for name in ("a.mp4", "b.mp4")]
     (tmp_path / "known.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     data = Raw(root=str(tmp_path), annotations=[str(tmp_path / "known.jsonl")], workers=0, held_out_frac=1e-9)
-    task = Caption().with_rows((), BUDGET, data.reader)
+    task = TaskRows(task=Caption(), frames=BUDGET, read=data.reader)
     with pytest.raises(DataError, match="1 of 2 samples cannot be used"):
         check(job(data, {"caption": task}, folder=tmp_path), processor, strict=False)
     assert "b.mp4: " in (tmp_path / "problems.txt").read_text()
@@ -184,7 +198,7 @@ def test_check_finds_a_prompt_that_is_too_long(processor, tmp_path):
     ]
     (tmp_path / "known.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     data = Raw(root=str(tmp_path), annotations=[str(tmp_path / "known.jsonl")], workers=0, held_out_frac=1e-9)
-    task = QA().with_rows((), BUDGET, data.reader)
+    task = TaskRows(task=QA(), frames=BUDGET, read=data.reader)
     with pytest.raises(DataError, match="1 of 2 samples cannot be used"):
         check(job(data, {"qa": task}, folder=tmp_path), replace(processor, max_prompt_tokens=1000), strict=False)
     assert "max_prompt_tokens=" in (tmp_path / "problems.txt").read_text()
@@ -222,7 +236,7 @@ def test_the_filter_keeps_what_can_be_learnt_from_and_goes_on_where_it_was(task,
     settings = {"root": str(tmp_path / "videos"), "video_prefix": "/elsewhere/", "workers": 0, **ALL}
     data = VidbridgeR1(files={"train": str(path)}, **settings)
     (tmp_path / "out").mkdir()
-    work = job(data, {task.name: task.with_rows((), BUDGET, data.reader)}, folder=tmp_path / "out")
+    work = job(data, {task.name: TaskRows(task=task, frames=BUDGET, read=data.reader)}, folder=tmp_path / "out")
     answer, asked = graded(task, scores)
     for again in range(2):
         filter_rows(work, answer, lambda name: 2.0, spread="range", threshold=0.2)

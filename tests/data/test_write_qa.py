@@ -21,6 +21,7 @@ from vidbridge.judges.openai_chat import OpenAIChat
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.shapes_world import serve
 from vidbridge.tasks.mix_vid_qa import MixVidQA
+from vidbridge.tasks.rows import TaskRows
 
 BUDGET = FrameBudget(fps=None, max_frames=4, min_pixels=2304, max_pixels=2304, multiple=16)
 GOOD = json.dumps({"question": "What does  the square do?", "answer": "It grows."})
@@ -60,7 +61,7 @@ def job(tmp_path, monkeypatch):
     (tmp_path / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = Raw(root=str(tmp_path / "videos"), annotations=[str(tmp_path / "clips.jsonl")], workers=0)
     (tmp_path / "out").mkdir()
-    tasks = {"mix_vid_qa": MixVidQA().with_rows((), BUDGET, data.reader)}
+    tasks = {"mix_vid_qa": TaskRows(task=MixVidQA(), frames=BUDGET, read=data.reader)}
     return Job(dataset=data, tasks=tasks, folder=tmp_path / "out")
 
 
@@ -84,8 +85,7 @@ def test_questions_are_written_once_and_become_annotations(job):
     assert np.abs(first.astype(int) - shown).mean() < 4  # JPEG
     assert calls[0]["response_format"]["json_schema"]["schema"]["required"] == ["question", "answer"]
     written = Raw(root=job.dataset.root, annotations=[str(job.folder / "written.jsonl")], held_out_frac=1e-9)
-    task = job.tasks["mix_vid_qa"]
-    task = task.with_rows(written.rows(task, "train"), BUDGET, job.dataset.reader)
+    task = written.filled(job.tasks["mix_vid_qa"], "train")
     assert task.sample(0).question == "What does the square do?" and task.sample(0).answer == "It grows."
     assert {known.uid for known in written.annotated} == {f"clips/{number}" for number in range(4)}
     page = (job.folder / "review.html").read_text()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import evaluate
-from tests.composing import composed
+from tests.composing import evaluation
 from tests.rewards.builders import said
 from tests.rewards.test_yamls import build as build_reward
 from vidbridge.build.common import as_config_errors
@@ -118,8 +118,8 @@ def test_the_door(tmp_path, capsys):
     replies = zip([grade, JudgeRequest(kind="grade", question="What?", reference=grade.reference, text="it grows")],
                   ['{"score": 0}', '{"score": 0}'])  # fmt: skip
     labels.write_text("".join(json.dumps(labelled(*each)) + "\n" for each in replies))
-    cfg = composed(f"agreement.completions='{completions}'", "+judge@agreement.judge=labels",
-                   f"agreement.judge.path='{labels}'")  # fmt: skip
+    cfg = evaluation(f"agreement.completions='{completions}'", "+judge@agreement.judge=labels",
+                     f"agreement.judge.path='{labels}'")  # fmt: skip
     evaluate.judge_agreement(launch.to_dataclasses(cfg), launch.public(cfg), tmp_path)
     figures = json.loads((tmp_path / "agreement.json").read_text())
     assert figures["grade"]["matrix"] == [[1, 0, 0], [1, 0, 0], [0, 0, 0]]
@@ -135,7 +135,7 @@ def test_the_door(tmp_path, capsys):
 
 @pytest.mark.parametrize("overrides", [[], ["+judge@agreement.judge=exact"]])
 def test_what_is_missing_is_named(tmp_path, overrides):
-    cfg = composed(*overrides)
+    cfg = evaluation(*overrides)
     with pytest.raises(ConfigError, match="agreement.completions" if overrides else "agreement.judge"):
         with as_config_errors():
             evaluate.judge_agreement(launch.to_dataclasses(cfg), launch.public(cfg), tmp_path)

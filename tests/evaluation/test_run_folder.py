@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 import evaluate
 import train
-from tests.composing import composed, config_of, small_run
+from tests.composing import composed, config_of, evaluation, small_run
 from vidbridge.errors import CheckpointError, ConfigError
 from vidbridge.evaluation import run_folder
 from vidbridge.evaluation.benchmark import items_so_far
@@ -34,7 +34,7 @@ def finished(random_qwen_folder, tmp_path_factory):
 
 def evaluated(folder, *overrides):
     """Summary of ``evaluate.py checkpoint=..``, as the launcher runs it."""
-    cfg = composed("track=none", *overrides)
+    cfg = evaluation("track=none", *overrides)
     run_folder.resolve(cfg, ["track=none", *overrides])
     folder.mkdir()
     OmegaConf.save(OmegaConf.create(launch.public(cfg)), folder / "config.yaml")
@@ -43,7 +43,7 @@ def evaluated(folder, *overrides):
 
 
 def test_a_finished_run_scores_what_its_summary_says(finished, tmp_path):
-    summary = evaluated(tmp_path / "out", f"model.checkpoint={finished}")
+    summary = evaluated(tmp_path / "out", f"checkpoint={finished}")
     assert summary["scores"] == json.loads((finished / "summary.json").read_text())["after"]
     assert summary["seed"] == 3 and summary["benchmark"]["name"] == "held_out"
     assert (summary["prompt"], summary["benchmark"]["prompting"]) == ("tiny", "thinking")
@@ -59,15 +59,15 @@ def test_the_newest_checkpoint_of_a_run_that_was_broken_off_is_the_same_model(fi
     broken.mkdir()
     for name in ("config.yaml", "checkpoints"):
         (broken / name).symlink_to(finished / name)
-    summary = evaluated(tmp_path / "out", f"model.checkpoint={broken}")
+    summary = evaluated(tmp_path / "out", f"checkpoint={broken}")
     assert summary["scores"] == json.loads((finished / "summary.json").read_text())["after"]
 
 
 def test_an_evaluation_goes_on_only_as_the_one_it_was(finished, tmp_path):
-    evaluated(tmp_path / "out", f"model.checkpoint={finished}")
+    evaluated(tmp_path / "out", f"checkpoint={finished}")
     (tmp_path / "out" / "metrics.jsonl").write_text("of a run that died\n")
-    cfg = composed("track=none", "resume=auto", f"model.checkpoint={finished}")
-    run_folder.resolve(cfg, ["track=none", "resume=auto", f"model.checkpoint={finished}"])
+    cfg = evaluation("track=none", "resume=auto", f"checkpoint={finished}")
+    run_folder.resolve(cfg, ["track=none", "resume=auto", f"checkpoint={finished}"])
     config, public = launch.to_dataclasses(cfg), launch.public(cfg)
     lines = read_lines(tmp_path / "out" / "items.jsonl")
     assert items_so_far(config, public, tmp_path / "out", tracker_in(tmp_path / "out")) == lines
@@ -92,7 +92,7 @@ def test_a_run_from_before_there_were_prompts_is_asked_as_it_was(finished, tmp_p
     OmegaConf.save(record, tmp_path / "config.yaml")
     (tmp_path / "model").symlink_to(finished / "model")
     for said, name in ([], "tiny"), (["prompt=qwen"], "qwen"):
-        cfg = composed(f"model.checkpoint={tmp_path}", *said)
+        cfg = evaluation(f"checkpoint={tmp_path}", *said)
         run_folder.resolve(cfg, said)
         assert launch.to_dataclasses(cfg).prompt == config_of(f"prompt={name}").prompt
 
@@ -102,36 +102,36 @@ def tracker_in(folder):
 
 
 def test_the_command_line_has_the_last_word(finished):
-    overrides = [f"model.checkpoint={finished}", "eval.num_items=1", "seed=4", "frames.max_frames=2"]
-    overrides += ["task=[qa]", "task_mix=qa"]
-    cfg = composed(*overrides)
+    overrides = [f"checkpoint={finished}", "eval.num_items=1", "seed=4", "frames.max_frames=2"]
+    overrides += ["task=[qa]"]
+    cfg = evaluation(*overrides)
     run_folder.resolve(cfg, overrides)
     config = launch.to_dataclasses(cfg)
     assert (config.eval.num_items, config.seed, config.frames.max_frames, list(config.tasks)) == (1, 4, 2, ["qa"])
     assert (config.eval.num_samples, config.rollout.max_completion_tokens) == (1, 6)  # of the run
-    assert config.model.path == str(finished / "model") and config.model.checkpoint is None
+    assert config.model.path == str(finished / "model") and config.checkpoint is None
 
 
 def test_a_checkpoint_is_that_of_the_last_step(finished, tmp_path):
     (tmp_path / "config.yaml").symlink_to(finished / "config.yaml")
     (tmp_path / "checkpoints").symlink_to(finished / "checkpoints")
-    cfg = composed(f"model.checkpoint={tmp_path}")
+    cfg = evaluation(f"checkpoint={tmp_path}")
     run_folder.resolve(cfg, [])
     found, _ = newest(finished / "checkpoints")
-    assert cfg.model.checkpoint == str(tmp_path / "checkpoints" / found.path.name) and found.step == 2
+    assert cfg.checkpoint == str(tmp_path / "checkpoints" / found.path.name) and found.step == 2
 
 
 def test_a_model_is_a_path(random_qwen_folder):
     for name in (str(random_qwen_folder), "Qwen/Qwen2.5-VL-3B-Instruct"):
-        cfg = composed(f"model.checkpoint='{name}'")
+        cfg = evaluation(f"checkpoint='{name}'")
         run_folder.resolve(cfg, [])
-        assert (cfg.model.path, cfg.model.checkpoint) == (name, None)
+        assert (cfg.model.path, cfg.checkpoint) == (name, None)
 
 
 def test_what_cannot_be_evaluated_is_said(finished, tmp_path):
     def refusal(folder, *overrides):
         with pytest.raises(ConfigError) as error:
-            run_folder.resolve(composed(f"model.checkpoint={folder}", *overrides), overrides)
+            run_folder.resolve(evaluation(f"checkpoint={folder}", *overrides), overrides)
         return str(error.value)
 
     assert "neither a run (config.yaml) nor a model (config.json)" in refusal(tmp_path)

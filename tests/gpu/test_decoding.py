@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
 from tests.rollout.builders import sampler
-from vidbridge.rollout.decode_step import DecodeStep, _linear
+from vidbridge.backbones.layers import linear
+from vidbridge.rollout.decode_step import DecodeStep
 from vidbridge.rollout.kv_cache import _product
 
 
@@ -104,6 +105,6 @@ def test_scores_of_16_bits_are_summed_in_32(shape):
 def test_the_product_with_a_layer_is_that_of_the_layer():
     layer = torch.nn.Linear(256, 1024, device="cuda", dtype=torch.bfloat16)
     rows = torch.randn(5, 256, device="cuda", dtype=torch.bfloat16)
-    assert torch.equal(_linear(layer, rows), F.linear(rows, layer.weight, layer.bias))
-    on_cpu = _linear(copy.deepcopy(layer).cpu(), rows.cpu())
-    torch.testing.assert_close(on_cpu, _linear(layer, rows).cpu(), rtol=2e-2, atol=2e-2)
+    assert torch.equal(linear(layer, rows), F.linear(rows, layer.weight, layer.bias))
+    on_cpu = linear(copy.deepcopy(layer).cpu(), rows.cpu())
+    torch.testing.assert_close(on_cpu, linear(layer, rows).cpu(), rtol=2e-2, atol=2e-2)

@@ -80,10 +80,6 @@ DRESSED = [around.replace("%s", reply) for around in AROUND for reply in RIGHT]
 PARSERS = [parse_score, parse_verdict, parse_events, lambda reply: parse_labels(reply, 1)]
 
 
-def test_there_are_enough_odd_replies():
-    assert len({*NEVER, *DRESSED}) >= 200
-
-
 @pytest.mark.parametrize("reply", NEVER + DRESSED, ids=lambda reply: repr(reply[:40]))
 @pytest.mark.parametrize("parse", PARSERS, ids=("score", "verdict", "events", "labels"))
 def test_anything_else_is_no_reply(parse, reply):

@@ -13,7 +13,7 @@ from vidbridge.errors import VideoError
 from vidbridge.media.decode import decode
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.frame_cache import FrameCache, entry_name, read_entry
-from vidbridge.types import Montage, VideoRef
+from vidbridge.types import Effect, Montage, Segment, VideoRef
 
 BUDGET = FrameBudget(fps=2.0, max_frames=8, min_pixels=256, max_pixels=1024, multiple=8)
 
@@ -42,19 +42,35 @@ def test_a_second_look_decodes_nothing(tmp_path):
 def test_another_part_budget_or_file_is_another_entry(tmp_path):
     path = str(counting(tmp_path / "a.mp4"))
     video = VideoRef(path=path)
+    montage = Montage(sources=(replace(video, end_s=1.0),))
     names = {
         entry_name(video, BUDGET),
         entry_name(replace(video, end_s=1.0), BUDGET),
         entry_name(video, replace(BUDGET, max_frames=4)),
-        entry_name(Montage(parts=(replace(video, end_s=1.0),)), BUDGET),
-        entry_name(Montage(parts=(replace(video, end_s=1.0),), dark_s=(0.0, 0.5)), BUDGET),
+        entry_name(montage, BUDGET),
+        entry_name(replace(montage, segments=(Segment(source=0, start_s=0.0, end_s=1.0, speed=0.5),)), BUDGET),
+        entry_name(replace(montage, effects=(Effect(name="dark"),)), BUDGET),
+        entry_name(replace(montage, effects=(Effect(name="dark", end_s=0.5),)), BUDGET),
+        entry_name(replace(montage, effects=(Effect(name="shuffle", params={"seed": 1}),)), BUDGET),
+        entry_name(replace(montage, effects=(Effect(name="shuffle", params={"seed": 2}),)), BUDGET),
     }
     os.utime(path, ns=(0, 10**18))
     names.add(entry_name(video, BUDGET))
     counting(tmp_path / "a.mp4", num_frames=20)
     os.utime(path, ns=(0, 10**18))
     names.add(entry_name(video, BUDGET))
-    assert len(names) == 7
+    assert len(names) == 11
+
+
+def test_another_version_of_an_effect_from_outside_is_another_entry(tmp_path, monkeypatch):
+    (tmp_path / "my_look.py").write_text("def negative(frames):\n    return frames\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = VideoRef(path=str(counting(tmp_path / "a.mp4")))
+    montage = Montage(sources=(source,), effects=(Effect(name="my_look.negative"),))
+    before = entry_name(montage, BUDGET)
+    assert entry_name(montage, BUDGET) == before
+    os.utime(tmp_path / "my_look.py", ns=(0, 10**18))
+    assert entry_name(montage, BUDGET) != before
 
 
 def test_what_was_used_least_recently_goes_first(tmp_path):

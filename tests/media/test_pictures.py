@@ -5,13 +5,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.media.videos import AS_IT_IS, FPS, LEVELS, assert_counts, corners, counting, grey, shown, write_video
+from tests.media.videos import (
+    AS_IT_IS,
+    FPS,
+    LEVELS,
+    assert_counts,
+    corners,
+    counting,
+    dark,
+    grey,
+    in_turn,
+    shown,
+    write_video,
+)
 from vidbridge.errors import VideoError
-from vidbridge.media.decode import decode, letterboxed, resized
+from vidbridge.media.decode import decode
 from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.media.resize import letterboxed, resized
 from vidbridge.media.upright import turned
 from vidbridge.media.video_file import VideoFile
-from vidbridge.types import Montage, VideoRef
+from vidbridge.types import VideoRef
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
@@ -96,12 +109,12 @@ def test_a_montage_shows_its_parts_in_turn_and_the_dark(tmp_path):
         VideoRef(path=b, start_s=1.5, end_s=2.5),
         VideoRef(path=a, start_s=3.0, end_s=4.0),
     )
-    clip = decode(Montage(parts=parts, dark_s=(1.5, 2.0)), AS_IT_IS)
+    clip = decode(in_turn(*parts, effects=[dark(1.5, 2.0)]), AS_IT_IS)
     assert clip.times_s.tolist() == [0.25 + 0.5 * k for k in range(9)]
     assert clip.frames.shape == (9, 96, 128, 3)  # as large as what is shown first
     # b at 0.25, 0.75, 1.25; a at 0.25 (dark), 0.75; b at 1.75, 2.25; a at 3.25, 3.75
     in_a, in_b = (lambda time_s: LEVELS * int(time_s * FPS)), (lambda time_s: 250 - LEVELS * int(time_s * FPS))
     expected = [in_b(0.25), in_b(0.75), in_b(1.25), 0, in_a(0.75), in_b(1.75), in_b(2.25), in_a(3.25), in_a(3.75)]
     assert clip.frames.mean(axis=(1, 2, 3)) == pytest.approx(expected, abs=3)
-    with pytest.raises(VideoError, match="nothing would be hidden"):
-        decode(Montage(parts=parts, dark_s=(0.3, 0.4)), AS_IT_IS)
+    with pytest.raises(VideoError, match="no frame between 0.3 s and 0.4 s: dark would change nothing"):
+        decode(in_turn(*parts, effects=[dark(0.3, 0.4)]), AS_IT_IS)

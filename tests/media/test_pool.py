@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.media.videos import corners, counting, write_video
+from tests.media.videos import corners, counting, dark, in_turn, write_video
 from vidbridge.errors import VideoError
 from vidbridge.media import pool as module
 from vidbridge.media.decode import decode
@@ -20,7 +21,7 @@ from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.pool import WorkerPool
 from vidbridge.media.reader import VideoReader
 from vidbridge.media.worker import from_request, to_request
-from vidbridge.types import Montage, VideoRef
+from vidbridge.types import Effect, VideoRef
 
 BUDGET = FrameBudget(fps=2.0, max_frames=8, min_pixels=256, max_pixels=1024, multiple=8)
 
@@ -45,8 +46,10 @@ def test_a_worker_reads_what_is_read_here(pool, tmp_path):
     path = str(counting(tmp_path / "a.mp4"))
     other = str(write_video(tmp_path / "b.mp4", [corners()] * 20, rotation=90))
     part = VideoRef(path=path, start_s=0.5, end_s=3.0)
-    montage = Montage(parts=(VideoRef(path=other, end_s=1.0), part), dark_s=(0.0, 0.9))
-    for video in (VideoRef(path=path), part, montage):
+    crop = Effect(name="crop", start_s=1.0, params={"left": 0.0, "top": 0.0, "right": 0.5, "bottom": 0.5})
+    montage = in_turn(VideoRef(path=other, end_s=1.0), part, effects=[dark(0.0, 0.9), crop])
+    slow = replace(montage, segments=(replace(montage.segments[1], speed=0.5),))
+    for video in (VideoRef(path=path), part, montage, slow):
         assert same(pool.decode(video, BUDGET), decode(video, BUDGET))
         assert from_request(to_request(video, BUDGET)) == (video, BUDGET)
     assert pool.describe(other) == {"duration_s": 2.0, "height": 64, "width": 48}
@@ -179,7 +182,7 @@ def test_nothing_outside_of_the_root_is_read(tmp_path):
         assert reason(path) == "outside_root"
     part = VideoRef(path="a.mp4", end_s=1.0)
     with pytest.raises(VideoError, match="leads out of"):
-        reader(Montage(parts=(part, VideoRef(path="../secret.mp4", end_s=1.0))), BUDGET)
+        reader(in_turn(part, VideoRef(path="../secret.mp4", end_s=1.0)), BUDGET)
     assert reason("http://127.0.0.1:9/a.mp4") == reason("loop.mp4") == reason("zero\0byte.mp4") == "missing"
     for path in ("a.mp4", "inside.mp4", "./a.mp4", str(root / "a.mp4")):
         assert len(reader(VideoRef(path=path), BUDGET).frames) == 8

@@ -13,7 +13,18 @@ from av.sidedata.sidedata import Type as SideData
 from PIL import Image
 
 from experiments.faults.numbered import NUMBER, Spec, make, number_of, picture
-from tests.media.videos import AS_IT_IS, FPS, LEVELS, assert_counts, counting, grey, shown, write_video
+from tests.media.videos import (
+    AS_IT_IS,
+    FPS,
+    LEVELS,
+    assert_counts,
+    counting,
+    dark,
+    grey,
+    in_turn,
+    shown,
+    write_video,
+)
 from vidbridge.data.formats.annotations import read_annotations
 from vidbridge.errors import VideoError
 from vidbridge.media.decode import decode
@@ -96,7 +107,7 @@ def test_what_is_hidden_is_what_the_annotation_says(tmp_path, container):
     assert duration_s(made.path) == pytest.approx(2 + NUMBER / FPS, abs=0.11)
     assert numbers_of(made.path, [0.05, 1.05, 1.95]) == [0, 0, 0]
     budget = FrameBudget(fps=10.0, max_frames=64, min_pixels=1, max_pixels=1)
-    clip = decode(Montage(parts=(VideoRef(path=str(made.path), end_s=6.0),), dark_s=(4.0, 5.0)), budget)
+    clip = decode(Montage(sources=(VideoRef(path=str(made.path), end_s=6.0),), effects=(dark(4.0, 5.0),)), budget)
     seen = {number_of(pixels) for pixels, time_s in zip(clip.frames, clip.times_s) if pixels.any() and time_s > 2.1}
     assert seen == set(range(1, NUMBER)) - set(range(20, 30))
 
@@ -185,14 +196,14 @@ def test_an_annotation_that_is_longer_than_its_file(tmp_path):
     counting(tmp_path / "a.mp4")
     write_video(tmp_path / "b.mp4", [grey(LEVELS * k) for k in range(40)])
     a, b = (VideoRef(path=str(tmp_path / name), end_s=5.0) for name in ("a.mp4", "b.mp4"))
-    dark = decode(Montage(parts=(a,), dark_s=(1.0, 2.0)), AS_IT_IS)
-    assert len(dark.frames) == 8 and np.flatnonzero(dark.frames.mean(axis=(1, 2, 3)) < 1).tolist() == [2, 3]
-    assert_counts(decode(Montage(parts=(a,)), AS_IT_IS))
+    hidden = decode(Montage(sources=(a,), effects=(dark(1.0, 2.0),)), AS_IT_IS)
+    assert len(hidden.frames) == 8 and np.flatnonzero(hidden.frames.mean(axis=(1, 2, 3)) < 1).tolist() == [2, 3]
+    assert_counts(decode(Montage(sources=(a,)), AS_IT_IS))
     parts = (replace(a, end_s=2.0), replace(b, end_s=2.0), replace(a, start_s=2.0), replace(b, start_s=2.0))
-    mixed = decode(Montage(parts=(*parts, replace(a, start_s=4.5))), AS_IT_IS)
+    mixed = decode(in_turn(*parts, replace(a, start_s=4.5)), AS_IT_IS)
     assert mixed.times_s[-1] == 7.75  # 8 s in all
     with pytest.raises(VideoError, match="4.00 s long"):
-        decode(Montage(parts=(b, replace(a, start_s=4.5))), AS_IT_IS)
+        decode(in_turn(b, replace(a, start_s=4.5)), AS_IT_IS)
 
 
 def test_a_hub_snapshot_is_recognised(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 
 from vidbridge.media.decode import decode
 from vidbridge.media.frame_budget import FrameBudget
-from vidbridge.types import Clip, VideoRef
+from vidbridge.types import Clip, Effect, Montage, Segment, VideoRef
 
 FPS = 10
 LEVELS = 5  # grey levels between two frames
@@ -20,6 +20,20 @@ AS_IT_IS = FrameBudget(fps=2.0, max_frames=64, min_pixels=1, max_pixels=1)
 
 def shown(path: Path | str, budget: FrameBudget = AS_IT_IS, **part: float) -> Clip:
     return decode(VideoRef(path=str(path), **part), budget)
+
+
+def in_turn(*parts: VideoRef, effects: Sequence[Effect] = ()) -> Montage:
+    """Parts of files, in the times of these, one after another."""
+    paths = list(dict.fromkeys(part.path for part in parts))
+    return Montage(
+        sources=tuple(VideoRef(path=path) for path in paths),
+        segments=tuple(Segment(source=paths.index(p.path), start_s=p.start_s, end_s=p.end_s) for p in parts),
+        effects=tuple(effects),
+    )
+
+
+def dark(start_s: float, end_s: float | None = None) -> Effect:
+    return Effect(name="dark", start_s=start_s, end_s=end_s)
 
 
 def assert_counts(clip: Clip, tolerance: float = 1.0) -> None:

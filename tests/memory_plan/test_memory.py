@@ -15,7 +15,8 @@ from experiments.bench.shape import SMALL, load_policy, random_group, write_sett
 from tests.policy.builders import make_policy, ragged_groups, whole_batch
 from vidbridge.config.choices import Dtype
 from vidbridge.config.schema import ModelConfig
-from vidbridge.memory_plan.memory import FLOAT, Groups, Memory, ModelSize, Sharding
+from vidbridge.memory_plan.memory import FLOAT, Groups, Memory, Sharding
+from vidbridge.memory_plan.model_size import ModelSize
 from vidbridge.policy.model_folder import read_config
 
 # 2 + 2 layers of the usual kinds, wide enough that what the arithmetic leaves out is small
@@ -99,7 +100,7 @@ def test_activations_are_the_tensors_that_a_real_forward_pass_saves(dtype, check
         completion_tokens=33,
         patches=len(groups[0].encoded.pixel_values),
     )
-    assert row.places == len(batch.input_ids)
+    assert row.tokens == len(batch.input_ids)
     memory = Memory(model=model, sharding=Sharding(), on_gpu=False)
     counted = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     assert memory._saved_text(row) + memory._saved_vision(row) == pytest.approx(counted, rel=0.03)
@@ -152,7 +153,7 @@ def test_the_cache_of_a_rollout_by_hand(settings):
 
 def test_a_row_takes_what_the_budget_allows_and_at_least_one_group():
     groups = Groups(number=5, siblings=2, prompt_tokens=80, completion_tokens=11, patches=1)
-    assert groups.places == 5 * 100
+    assert groups.tokens == 5 * 100
     assert [groups.in_one_row(budget).number for budget in (10, 199, 200, 10_000)] == [1, 1, 2, 5]
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from tests.composing import config_of, small_run
 from vidbridge.errors import ConfigError, DataError
 from vidbridge.memory_plan import plan
-from vidbridge.memory_plan.memory import Memory, ModelSize, Moment, Sharding
+from vidbridge.memory_plan.memory import Memory, Moment, Sharding
+from vidbridge.memory_plan.model_size import ModelSize
 from vidbridge.memory_plan.sizes import TaskSizes
 from vidbridge.policy.model_folder import read_config
 from vidbridge.runtime import launch
@@ -118,7 +119,7 @@ def test_costs_by_hand(random_qwen_folder):
     model = memory.model
     # of 32 x 32 query and output, 16 x 32 key and value, biases, 3 of 32 x 64, two norms
     text = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 32 + 2 * 16 + 3 * 32 * 64 + 2 * 32)
-    assert model.in_text_layers == text
+    assert model.active_in_text == text
     assert (found["learner tokens"], found["rollout tokens"]) == (70 + 8 * 5, 70 + 8 * 6)
     vocabulary, vision = model.in_vocabulary, model.in_vision_blocks
     assert found["learner, TFLOP"] * 1e12 == pytest.approx(6 * (110 * text + 48 * vocabulary + 64 * vision))

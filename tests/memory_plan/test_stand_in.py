@@ -9,7 +9,7 @@ from tests.composing import config_of
 from tests.conftest import random_clip, video_prompt
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.memory_plan import plan, stand_in
-from vidbridge.memory_plan.memory import ModelSize
+from vidbridge.memory_plan.model_size import ModelSize
 
 ENGLISH = (
     "A woman in a red coat walks along the river, stops at a bench, and takes a small notebook out of her bag. "

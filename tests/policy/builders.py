@@ -8,11 +8,13 @@ from typing import Sequence
 import torch
 
 from tests.conftest import random_clip, video_prompt
+from vidbridge.config.choices import Schedule
+from vidbridge.config.schema import OptimConfig
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.types import Completion, EncodedPrompt, Group, Prompt, RewardBreakdown, Sample
 
 FRAMES = FrameBudget(fps=None, max_frames=8, min_pixels=64, max_pixels=1024)
@@ -29,9 +31,9 @@ def make_policy(
     **loading,
 ):
     module = load_model(str(folder), device=device, **loading)
-    engine = LocalEngine(module, lr=lr, total_updates=10, schedule="constant")
+    engine = LocalEngine(module, OptimConfig(lr=lr, schedule=Schedule.constant), total_updates=10)
     processor = Processor.from_folder(folder, FRAMES)
-    return QwenVLPolicy(
+    return Policy(
         module, processor, engine, temperature=temperature, max_packed_tokens=max_packed_tokens
     )
 
@@ -45,7 +47,7 @@ def ragged_prompts() -> list[Prompt]:
     ]
 
 
-def make_group(policy: QwenVLPolicy, prompt: Prompt, texts: Sequence[str], scored: bool = True) -> Group:
+def make_group(policy: Policy, prompt: Prompt, texts: Sequence[str], scored: bool = True) -> Group:
     completions = [Completion(text=text, token_ids=policy.processor.encode_completion(text)) for text in texts]
     return Group(
         sample=SAMPLE,
@@ -56,7 +58,7 @@ def make_group(policy: QwenVLPolicy, prompt: Prompt, texts: Sequence[str], score
     )
 
 
-def ragged_groups(policy: QwenVLPolicy) -> list[Group]:
+def ragged_groups(policy: Policy) -> list[Group]:
     texts = [["the square moves left.", "A"], ["it is red, then green", "first the cross spins"], ["B", "it hides."]]
     return [make_group(policy, prompt, words) for prompt, words in zip(ragged_prompts(), texts)]
 
@@ -68,7 +70,7 @@ def sampled_groups(prompts: Sequence[Prompt], encoded: Sequence[EncodedPrompt], 
     ]
 
 
-def random_groups(policy: QwenVLPolicy, lengths: Sequence[Sequence[int]], *, text_only: bool = False) -> list[Group]:
+def random_groups(policy: Policy, lengths: Sequence[Sequence[int]], *, text_only: bool = False) -> list[Group]:
     """Completions of these numbers of random words, the last of them EOS; a group of its own for each inner list."""
     videos = [*ragged_prompts(), video_prompt(text="what is red?")]
     words = torch.tensor(sorted(set(range(len(policy.processor.tokenizer))) - set(policy.suppressed_ids.tolist())))
@@ -83,7 +85,7 @@ def random_groups(policy: QwenVLPolicy, lengths: Sequence[Sequence[int]], *, tex
     return groups
 
 
-def whole_batch(policy: QwenVLPolicy, groups: Sequence[Group]):
+def whole_batch(policy: Policy, groups: Sequence[Group]):
     """All groups in one Batch, advantage 1 and weight 1 everywhere."""
     num_rows = sum(len(group.completions) for group in groups)
     return policy.collate(groups, torch.ones(num_rows), torch.ones(num_rows, 64))

@@ -9,14 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests.policy.builders import FRAMES, make_policy, random_groups, whole_batch
+from tests.policy.builders import FRAMES, random_groups, whole_batch
 from tests.ranks import on_ranks
-from vidbridge.errors import Diverged
+from vidbridge.config.schema import OptimConfig
+from vidbridge.errors import ConfigError, Diverged
 from vidbridge.policy.engines.files import load_weights
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
+from vidbridge.policy.policy import Policy, frozen_copy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy, frozen_copy
 from vidbridge.runtime import collectives
 
 KINDS = {
@@ -28,7 +29,7 @@ KINDS = {
 }
 SHARDED = [name for name, kind in KINDS.items() if kind is not None]
 DIVIDED = ["zero3", "zero3_offload"]  # every weight of the model is
-ADAM = {"lr": 1e-3, "total_updates": 10, "schedule": "linear", "weight_decay": 0.1, "max_grad_norm": 5.0}
+ADAM = OptimConfig(lr=1e-3, weight_decay=0.1, max_grad_norm=5.0)
 LENGTHS = [[5, 7], [6, 4], [9, 8], [3, 5]]  # tokens of the completions, by group
 # how a model is loaded -> within what its weights agree after three updates of about 1e-3 each
 LOADED = {
@@ -39,16 +40,16 @@ LOADED = {
 
 
 def build(folder, kind, **loading):
-    """As parts.build_policy does it."""
+    """As build_learner does it."""
     module = load_model(str(folder), device="cpu", **loading)
     reference = frozen_copy(module)
     if kind is None:
-        engine = LocalEngine(module, **ADAM)
+        engine = LocalEngine(module, ADAM, total_updates=10)
     else:
         from vidbridge.policy.engines.zero import DeepSpeedEngine  # takes seconds to import
 
-        engine = DeepSpeedEngine(module, **kind, **ADAM)
-    return QwenVLPolicy(module, Processor.from_folder(folder, FRAMES), engine, reference=reference)
+        engine = DeepSpeedEngine(module, ADAM, total_updates=10, **kind)
+    return Policy(module, Processor.from_folder(folder, FRAMES), engine, reference=reference)
 
 
 def learn(policy, updates, *, poison=None, text_only=False):
@@ -259,13 +260,13 @@ def test_a_snapshot_is_gone_on_from_bit_for_bit(ran, kind):
 @pytest.mark.parametrize("kind", SHARDED)
 def test_a_poisoned_gradient_of_one_rank_is_skipped_by_all(ran, kind):
     for first, unchanged, no_trace, skipped in (rank[f"{kind}, poisoned"] for rank in ran[1]):
-        assert first == [{"policy/lr": ADAM["lr"], "policy/skipped_updates": 1.0}]
+        assert first == [{"policy/lr": ADAM.lr, "policy/skipped_updates": 1.0}]
         assert unchanged and no_trace and skipped == 4
 
 
-def test_bad_settings_are_refused(random_qwen_folder):
-    from vidbridge.policy.engines.zero import DeepSpeedEngine
+@pytest.mark.parametrize("settings", [{"stage": 1}, {"stage": 2, "offload": True}])
+def test_bad_settings_are_refused(settings):
+    from vidbridge.policy.engines.zero import DeepSpeedConfig
 
-    module = make_policy(random_qwen_folder).module
-    with pytest.raises(ValueError, match="engine.stage must be 2, or 3 with or without offload, got 1"):
-        DeepSpeedEngine(module, stage=1, **ADAM)
+    with pytest.raises(ConfigError, match=f"engine.stage must be 2, or 3 .*, got {settings['stage']} with offload="):
+        DeepSpeedConfig(max_packed_tokens=1, **settings)

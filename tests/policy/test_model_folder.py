@@ -9,7 +9,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tests.policy.builders import FRAMES, make_policy, ragged_prompts
 from vidbridge.policy.loading import load_model
-from vidbridge.policy.model_folder import flatten_config, read_config
+from vidbridge.policy.model_folder import read_config, rewrite_config
 from vidbridge.policy.processor import Processor
 
 
@@ -28,7 +28,7 @@ def content(path):
 
 def as_4_49(folder):
     """Flat config.json, and the template where processors of that time kept it."""
-    flatten_config(folder)
+    rewrite_config(folder)
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
@@ -146,7 +146,7 @@ def test_longer_contexts_survive_the_flat_layout(folder):
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     config["text_config"]["rope_parameters"] |= yarn
     (folder / "config.json").write_text(json.dumps(config))
-    flatten_config(folder)
+    rewrite_config(folder)
     rope = read_config(str(folder)).text_config.rope_parameters
     assert {name: rope[name] for name in yarn} == yarn and rope["mrope_section"] == [2, 1, 1]
 
@@ -154,9 +154,9 @@ def test_longer_contexts_survive_the_flat_layout(folder):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model_type": "qwen2"}, "holds a 'qwen2' model; only qwen2_5_vl is supported"),
-        ({"model_type": "unheard_of"}, "holds a 'unheard_of' model; only qwen2_5_vl is supported"),
-        ({"model_type": None}, "holds a None model; only qwen2_5_vl is supported"),
+        ({"model_type": "qwen2"}, "a model of type 'qwen2' is not supported; these are: qwen2_5_vl"),
+        ({"model_type": "unheard_of"}, "a model of type 'unheard_of' is not supported"),
+        ({"model_type": None}, "a model of type None is not supported"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, r"is quantised \(awq\).* full-precision model"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"is quantised \(gptq\)"),
         ({"quantization_config": {"load_in_4bit": True}}, r"is quantised \(bitsandbytes\)"),

@@ -12,7 +12,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tests.conftest import random_clip, video_prompt
 from tests.policy.builders import FRAMES, ragged_prompts
-from vidbridge.policy.processor import Processor, frames_per_second
+from vidbridge.backbones.qwen2_5_vl import frames_per_second
+from vidbridge.policy.processor import Processor
 from vidbridge.types import Clip, Prompt
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import random_clip
+from tests.media.videos import dark, in_turn
 from tests.ranks import on_ranks
 from tests.record.builders import group
 from vidbridge.record.clips import SeenClip, playing_fps, seen_clip, seen_clips, shown, write_clips
@@ -17,7 +18,7 @@ from vidbridge.record.console import Console
 from vidbridge.record.tracker import SilentTracker, Tracker
 from vidbridge.runtime import collectives
 from vidbridge.runtime.jsonl_log import read_lines
-from vidbridge.types import Clip, Montage, StepResult, VideoRef
+from vidbridge.types import Clip, StepResult, VideoRef
 
 
 def grey_steps(num_frames, height, width, step_s=0.5):
@@ -91,12 +92,12 @@ def test_the_same_frames_are_one_file_and_others_another(tmp_path):
 def test_what_is_on_show_is_told_by_stretches():
     parts = (VideoRef(path="a.mp4", end_s=1.0), VideoRef(path="b.mkv", end_s=1.0))
     parts += (VideoRef(path="a.mp4", start_s=1.0, end_s=3.0),)
-    mixed = group(totals=(1.0,), clips=[random_clip(8, 16, 16)], videos=(Montage(parts=parts, dark_s=(3.0, 4.0)),))
+    mixed = group(totals=(1.0,), clips=[random_clip(8, 16, 16)], videos=(in_turn(*parts, effects=[dark(3.0, 4.0)]),))
     ((seen,),) = seen_clips([mixed])
     lines = ["0.25-0.75 s: a.mp4", "1.25-1.75 s: b.mkv from 0.25 s", "2.25-2.75 s: a.mp4 from 1.25 s"]
     assert list(shown(seen.to_dict())) == [*lines, "3.25-3.75 s: dark"]
     backwards = (VideoRef(path="a.mp4", start_s=2.0, end_s=4.0), VideoRef(path="a.mp4", end_s=2.0))
-    ((seen,),) = seen_clips([group(totals=(1.0,), clips=[random_clip(8, 16, 16)], videos=(Montage(parts=backwards),))])
+    ((seen,),) = seen_clips([group(totals=(1.0,), clips=[random_clip(8, 16, 16)], videos=(in_turn(*backwards),))])
     assert list(shown(seen.to_dict())) == ["0.25-1.75 s: a.mp4 from 2.25 s", "2.25-3.75 s: a.mp4 from 0.25 s"]
 
 

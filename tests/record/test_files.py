@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from matplotlib.figure import Figure
 
 from tests.conftest import random_clip
 from tests.record.builders import group
@@ -37,21 +38,49 @@ def test_any_text_stays_on_its_line(tmp_path):
     assert read_lines(tmp_path / "completions.jsonl") == [line]
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved, by file name."""
+    saved, write = {}, Figure.savefig
+
+    def save(figure, path, **options):
+        saved[path.name] = figure
+        write(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    return saved
+
+
+def panel(figure, title):
+    """The lines of one panel by label: (steps, values); those of the trend come before their faint selves."""
+    (axes,) = [axes for axes in figure.axes if axes.get_title() == title]
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()[::2]}
+
+
 @pytest.mark.filterwarnings("error")
-def test_curves_are_drawn_from_whatever_there_is(tmp_path):
+def test_curves_show_each_panel_that_there_is_something_for(tmp_path, figures):
     grpo = [{"step": step, "reward/qa/total": 0.1 * step, "policy/entropy": 2.0} for step in range(3)]
     held_out = [{"step": 0, "held_out/sampled/mean": 0.2}, {"step": 2, "held_out/sampled/mean": 0.4}]
-    for name, lines in {"grpo": grpo + held_out, "sft": [{"step": 1, "sft/loss": 3.0}]}.items():
-        draw_curves(lines, tmp_path / f"{name}.png")
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    draw_curves(grpo + held_out, tmp_path / "grpo.png")
+    draw_curves([{"step": 1, "sft/loss": 3.0}], tmp_path / "sft.png")
+    assert [axes.get_title() for axes in figures["grpo.png"].axes] == [
+        "training reward by task", "held-out score / maximum", "entropy of what is learnt from, nats a token"
+    ]  # fmt: skip
+    assert panel(figures["grpo.png"], "training reward by task") == {"qa": ([0, 1, 2], [0.0, 0.1, 0.2])}
+    assert panel(figures["grpo.png"], "held-out score / maximum") == {"sampled": ([0, 2], [0.2, 0.4])}
+    assert list(panel(figures["sft.png"], "supervised loss").values()) == [([1], [3.0])]
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in figures)
 
 
 @pytest.mark.filterwarnings("error")
-def test_the_diagnosis_is_drawn_of_a_run_that_was_looked_at(tmp_path):
+def test_the_diagnosis_shows_cosines_and_what_was_seen_of_each_task(tmp_path, figures):
     lines = [{"step": 1, "gradient/cosine/caption/qa": -0.2, "gradient/norm/qa": 1.0, "entropy/qa/answer": 0.1}]
     lines += [{"step": 2, "gradient/cosine/caption/qa": 0.3, "gradient/cosine/qa/qa": 0.9, "val/sampled/qa": 0.5}]
     draw_diagnosis(lines, tmp_path / "looked.png")
-    assert (tmp_path / "looked.png").read_bytes().startswith(b"\x89PNG")
+    figure = figures["looked.png"]
+    assert panel(figure, "entropy of the answer, nats a token") == {"qa": ([1], [0.1])}
+    # caption and qa: (-0.2 + 0.3) / 2, and 0.5 / sqrt(2) / sqrt(2) = 0.25 of standard error; qa with itself: one look
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.05\n±0.25", "0.90"]
     draw_diagnosis([{"step": 1, "policy/entropy": 0.1}], tmp_path / "not.png")
     assert not (tmp_path / "not.png").exists()
 

@@ -1,15 +1,12 @@
 """Every reward yaml builds, and differs from the combined one in what its header says."""
 
-import inspect
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.utils import get_class
-from omegaconf import OmegaConf
 
+from tests.composing import config_of
 from tests.rewards.builders import raw, said, sample
-from vidbridge.rewards.base import GatedSum
+from vidbridge.build.common import build_reward
 from vidbridge.shapes_world.exact_judge import ExactJudge
 
 FOLDER = Path(__file__).parents[2] / "conf" / "reward"
@@ -21,28 +18,13 @@ MIX = sample("mix_vid_qa", "the square grows")
 
 
 def build(name, *overrides):
-    """The reward of one yaml. What the real builder does with it, without the rest of a run."""
-    with initialize_config_dir(str(FOLDER.parent), version_base="1.3"):
-        node = OmegaConf.to_container(compose(f"reward/{name}", list(overrides)).reward)
-    assert node.pop("name") == name
-    judge = ExactJudge()
-
-    def build_all(specs):
-        return {key: build_one(**spec) for key, spec in specs.items() if spec is not None}
-
-    def build_one(_target_, **arguments):
-        target = get_class(_target_)
-        return target(**arguments, **({"judge": judge} if "judge" in inspect.signature(target).parameters else {}))
-
-    return GatedSum(gates=build_all(node.pop("gates")), terms=build_all(node.pop("terms")), weights=node)
+    """The reward of one yaml."""
+    config = config_of(f"reward={name}", *overrides)
+    return build_reward(config, "reward", config.reward, ExactJudge())
 
 
 def total(reward, sample, completions):
     return pytest.approx([breakdown.total for breakdown in reward.score(sample, completions)])
-
-
-def test_the_ablations_are_there():
-    assert {"combined", "format_only", "no_gate", "no_wording", "recall_only", "precision_heavy"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.policy.policy import Policy
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.types import SamplingParams
@@ -18,5 +18,5 @@ class Sampler:
         return self.engine.generate(prompts, group_size, replace(self.sampling, greedy=greedy), **options)
 
 
-def sampler(policy: QwenVLPolicy, *, max_rows: int = 128, **sampling: Any) -> Sampler:
+def sampler(policy: Policy, *, max_rows: int = 128, **sampling: Any) -> Sampler:
     return Sampler(SharedPrefixRollout(policy, max_rows=max_rows), SamplingParams(**sampling))

@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from experiments.bench.peers import generate
 from tests.policy.builders import make_policy, ragged_prompts, sampled_groups, whole_batch
 from tests.rollout.builders import sampler
-from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.policy.policy import Policy
 from vidbridge.rollout.kv_cache import Decode, SharedPrefixCache
 from vidbridge.rollout.sampling import StopStrings, draw, truncate, uniforms_of
 from vidbridge.types import SamplingParams
@@ -103,7 +103,7 @@ def test_an_adapter_around_lm_head_is_refused(random_qwen_folder):
     policy = make_policy(random_qwen_folder)
     policy.module.lm_head = LowRank(policy.module.lm_head, seed=3)
     with pytest.raises(ValueError, match="lm_head is a LowRank"):
-        QwenVLPolicy(policy.module, policy.processor)
+        Policy(policy.module, policy.processor)
 
 
 @pytest.mark.parametrize("greedy", [True, False])
@@ -126,8 +126,8 @@ def test_the_seed_decides(policy, encoded):
 def test_prompts_in_calls_of_their_own_draw_the_same_numbers(policy, encoded):
     rollout = make_rollout(policy)
     places = [5, 7, 6]
-    together = rollout.generate(encoded, 2, seed=6, places=places)
-    apart = [rollout.generate([prompt], 2, seed=6, places=[at])[0] for prompt, at in zip(encoded, places, strict=True)]
+    together = rollout.generate(encoded, 2, seed=6, indices=places)
+    apart = [rollout.generate([prompt], 2, seed=6, indices=[at])[0] for prompt, at in zip(encoded, places, strict=True)]
     assert [[c.token_ids for c in group] for group in together] == [[c.token_ids for c in group] for group in apart]
 
 
@@ -140,7 +140,7 @@ def test_a_prompt_is_told_as_soon_as_its_last_completion_has_ended(policy, encod
         told[place] = completions, round(40 * shares[-1])
 
     rollout = make_rollout(policy, max_completion_tokens=40)
-    groups = rollout.generate(encoded, 1, seed=5, places=places, ended=ended, progress=shares.append)
+    groups = rollout.generate(encoded, 1, seed=5, indices=places, ended=ended, progress=shares.append)
     lengths = [max(len(done.token_ids) for done in group) for group in groups]
     assert [told[place] for place in places] == list(zip(groups, lengths))
     assert len(set(lengths)) > 1

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.composing import config_of
 from tests.ranks import on_ranks
+from vidbridge.config.instantiate import free_keys
 from vidbridge.errors import CheckpointError, RankFailed, Stopped
 from vidbridge.runtime import collectives
 from vidbridge.runtime.checkpoint import Checkpointer, check_same, newest
@@ -64,10 +66,11 @@ def test_two_ranks_write_one_checkpoint_and_stop_at_one_step(tmp_path):
 
 
 def test_a_checkpoint_is_of_so_many_ranks_but_of_any_launcher(tmp_path):
+    free = list(free_keys(config_of()))
     two = {"seed": 0, "world_size": 2, "nproc": 2, "hang_s": 60}
-    check_same(two, {**two, "nproc": 1, "hang_s": 1}, tmp_path)  # torchrun, say
+    check_same(two, {**two, "nproc": 1, "hang_s": 1}, tmp_path, free)  # torchrun, say
     with pytest.raises(CheckpointError, match="world_size: 2 -> 4"):
-        check_same(two, {**two, "world_size": 4}, tmp_path)
+        check_same(two, {**two, "world_size": 4}, tmp_path, free)
 
 
 def test_a_process_that_hangs_says_where_and_ends():

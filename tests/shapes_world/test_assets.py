@@ -1,6 +1,5 @@
 """The embedded base model: small enough to ship, and at home in the embedded world."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
+from vidbridge.tasks.rows import TaskRows
 
 BASE = Path(vidbridge.__file__).parent / "shapes_world" / "assets" / "tiny_qwen2_5_vl"
 
@@ -31,8 +31,8 @@ def test_it_is_a_small_safetensors_folder():
 def test_it_knows_every_word_of_the_world(task, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     frames = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304)
-    task = replace(task, template=templates("tiny")[task.name])
-    task = task.with_rows(Shapes(root=str(tmp_path), seed=9, num_rows={"test": 25}).rows(task, "test"), frames)
+    rows = Shapes(root=str(tmp_path), seed=9, num_rows={"test": 25}).rows(task, "test")
+    task = TaskRows(task=task, rows=rows, frames=frames, template=templates("tiny")[task.name])
     for sample in map(task.sample, range(len(task))):
         parts = [part for message in task.prompt(sample).messages for part in message["content"]]
         for text in (*(part["text"] for part in parts if "text" in part), task.gold(sample)):

@@ -21,7 +21,9 @@ from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.tasks.temporal_order import TemporalOrder
+from vidbridge.types import Effect
 
 BUDGET = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304)
 NUM = {"train": 12, "val": 6, "test": 6}
@@ -157,7 +159,7 @@ def test_bad_settings_are_named(settings, message):
 
 
 def test_the_dark_interval_is_black_after_decoding_and_nothing_else_is(dataset):
-    task = DarkEventInfer().with_rows(dataset.rows(DarkEventInfer(), "train"), BUDGET)
+    task = dataset.filled(TaskRows(task=DarkEventInfer(), frames=BUDGET), "train")
     for index in range(len(task)):
         sample = task.sample(index)
         (clip,) = task.prompt(sample).clips
@@ -169,7 +171,7 @@ def test_the_dark_interval_is_black_after_decoding_and_nothing_else_is(dataset):
 
 
 def test_pieces_take_turns_and_last_what_they_should(dataset):
-    task = MixVidQA().with_rows(dataset.rows(MixVidQA(), "train"), BUDGET)
+    task = dataset.filled(TaskRows(task=MixVidQA(), frames=BUDGET), "train")
     for index in range(len(task)):
         sample = task.sample(index)
         pieces = sample.meta["pieces"]
@@ -237,5 +239,21 @@ def test_text_alone_answers_at_chance():
 def test_a_root_may_be_given_from_the_folder_one_is_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = Shapes(root="cache/shapes", seed=1, num_rows={"train": 1})
-    task = Caption().with_rows(data.rows(Caption(), "train"), BUDGET, data.reader)
+    task = data.filled(TaskRows(task=Caption(), frames=BUDGET, read=data.reader), "train")
     assert len(task.prompt(task.sample(0)).clips[0].frames) >= 6
+
+
+class Blink(Caption):
+    """Black for less than a frame."""
+
+    name = "blink"
+
+    def construct(self, sources, rng):
+        draft = super().construct(sources, rng)
+        return draft and replace(draft, effects=(Effect(name="dark", start_s=1.01, end_s=1.02),))
+
+
+def test_an_effect_that_no_frame_shows_is_told_with_its_row(tmp_path):
+    data = Shapes(root=str(tmp_path), seed=1, num_rows={"train": 1})
+    with pytest.raises(DataError, match="blink/train/0: no frame between 1.01 s and 1.02 s: dark would change nothing"):
+        data.rows(Blink(), "train")

@@ -16,6 +16,7 @@ from vidbridge.tasks.caption import Caption
 from vidbridge.tasks.dark_event_infer import DarkEventInfer
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.qa import QA
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import Completion
 
 FRAMES = FrameBudget(fps=2.0, max_frames=24, min_pixels=2304, max_pixels=2304)
@@ -51,7 +52,7 @@ def source(scene):
 @pytest.mark.parametrize(("task", "best"), [(QA(), 1.0), (Caption(), 1.9), (DarkEventInfer(), 2.0), (MixVidQA(), 1.0)])
 def test_every_gold_answer_earns_the_maximum_and_an_empty_one_nothing(task, best, tmp_path):
     data = Shapes(root=str(tmp_path), seed=2, num_rows={"train": 30})
-    task = task.with_rows(data.rows(task, "train"), FRAMES)
+    task = data.filled(TaskRows(task=task, frames=FRAMES), "train")
     assert len(task) == 30
     reward = combined()
     for sample in map(task.sample, range(30)):

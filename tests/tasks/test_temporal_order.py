@@ -14,6 +14,7 @@ from vidbridge.runtime import launch
 from vidbridge.shapes_world.exact_judge import verdict
 from vidbridge.shapes_world.shapes import Shapes
 from vidbridge.shapes_world.world import Scene, Thing, describe
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.tasks.temporal_order import TemporalOrder
 
 SQUARE = Thing("square", "red", "small", (1, 1))
@@ -31,7 +32,7 @@ def test_every_event_is_shown_once_and_whole_but_not_in_order(seed):
     shown = draft.meta["shown"]
     assert sorted(shown) == [0, 1, 2] != shown
     spans = [(event.start_s, event.end_s) for event in source.events]
-    assert [(piece.start_s, piece.end_s) for piece in draft.pieces] == [spans[place] for place in shown]
+    assert [(segment.start_s, segment.end_s) for segment in draft.segments] == [spans[index] for index in shown]
     assert draft.answer == "First the square moves left, then the square grows, finally the square turns blue."
     assert draft.rationale.endswith("first moves left, second grows, last turns blue.")
 
@@ -51,7 +52,8 @@ def test_a_video_with_more_than_one_possible_order_is_left_out(kinds):
 
 def test_it_is_told_in_words_that_the_embedded_model_knows(tmp_path):
     rows = Shapes(root=str(tmp_path), seed=0, num_rows={"train": 8}).rows(TemporalOrder(), "train")
-    task = TemporalOrder(template=templates("tiny")["temporal_order"]).with_rows(rows, FRAMES)
+    template = templates("tiny")["temporal_order"]
+    task = TaskRows(task=TemporalOrder(), rows=rows, frames=FRAMES, template=template)
     processor = Processor.from_folder(str(launch.PACKAGE / "shapes_world/assets/tiny_qwen2_5_vl"), FRAMES, 1024)
     unknown = processor.tokenizer.unk_token_id
     for sample in map(task.sample, range(8)):

@@ -6,9 +6,11 @@ function of one's own by its dotted name.
 
 from __future__ import annotations
 
-from typing import Mapping, Protocol
+from typing import Mapping, Protocol, Sequence
 
 import torch
+
+from vidbridge.types import Group
 
 # Equal rewards that were added up in different orders differ by less than this; real differences are larger.
 _ROUNDING = 1e-6
@@ -64,6 +66,22 @@ def group_advantages(
     tasks = torch.zeros(len(rewards), dtype=torch.long) if tasks is None else tasks
     scaled = _centred(values, scored) / scale(values, scored, tasks)
     return torch.where(degenerate(rewards)[:, None], 0.0, scaled).float()
+
+
+def rewards_of(groups: Sequence[Group]) -> torch.Tensor:
+    """Return the total of each completion, [P, G] float64; nan where it could not be scored."""
+    return torch.tensor([[reward.total for reward in group.rewards] for group in groups], dtype=torch.float64)
+
+
+def lengths_of(groups: Sequence[Group]) -> torch.Tensor:
+    """Return the number of tokens of each completion, [P, G] int64."""
+    return torch.tensor([[len(done.token_ids) for done in group.completions] for group in groups])
+
+
+def tasks_of(groups: Sequence[Group]) -> torch.Tensor:
+    """Return a number for the task of each group, [P] int64, equal where the tasks are."""
+    names = [group.sample.task for group in groups]
+    return torch.tensor([names.index(name) for name in names])
 
 
 def degenerate(rewards: torch.Tensor) -> torch.Tensor:

@@ -15,9 +15,9 @@ def linear_logprobs(
     ids: torch.Tensor,  # [M] int64
     temperature: float,
     suppressed: torch.Tensor,  # [K] int64, token ids that the sampler never draws
-    chunk_size: int | None = None,  # places at a time; None: as many as 2**26 logits allow
+    chunk_size: int | None = None,  # tokens at a time; None: as many as 2**26 logits allow
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [M], [M] float32, in nats
-    """Log-probability of each token, and the entropy at each place (for logging: it carries no gradient).
+    """Log-probability of each token, and the entropy at each token (for logging: it carries no gradient).
 
     The policy is the distribution that the sampler drew from, so the same temperature and the same
     suppressed tokens apply here. Logits [M, V] would be the largest tensor of all (8 completions of 2048 tokens

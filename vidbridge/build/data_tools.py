@@ -13,8 +13,9 @@ from vidbridge.build.common import (
     build_policy,
     build_processor,
 )
+from vidbridge.config.evaluate import EvaluateConfig
 from vidbridge.config.instantiate import make
-from vidbridge.config.schema import Config
+from vidbridge.config.schema import RunConfig
 from vidbridge.data.loader import BAD_SAMPLES, BadSamples
 from vidbridge.data.tools.job import Job
 from vidbridge.data.tools.write_qa import Write
@@ -26,7 +27,7 @@ from vidbridge.record.console import Console
 from vidbridge.runtime.random_state import seed_everything
 
 
-def build_job(config: Config, processor: Processor | None, *, run_dir: Path, number: int | None) -> Job:
+def build_job(config: EvaluateConfig, processor: Processor | None, *, run_dir: Path, number: int | None) -> Job:
     """Return the rows and the folder that a command of build_data.py works on."""
     if number is not None and number < 1:
         raise ConfigError(f"--number must be at least 1, got {number}")
@@ -35,7 +36,7 @@ def build_job(config: Config, processor: Processor | None, *, run_dir: Path, num
     return Job(dataset=dataset, tasks=tasks, folder=run_dir, number=number)
 
 
-def find_processor(config: Config) -> Processor | None:
+def find_processor(config: RunConfig) -> Processor | None:
     """Return the processor, or None, which is said, where neither a folder nor the hub has the model.
 
     ValueError for a folder that is broken.
@@ -49,7 +50,7 @@ def find_processor(config: Config) -> Processor | None:
         return None
 
 
-def build_writer(config: Config) -> Write:
+def build_writer(config: RunConfig) -> Write:
     """The model of judge=openai that grades answers, here to write questions: one that sees."""
     node = config.judge.get("answers")
     if not node or not node["_target_"].endswith(".OpenAIChat"):
@@ -57,13 +58,13 @@ def build_writer(config: Config) -> Write:
     return make(config, "judge.answers", node).chat
 
 
-def build_sampler(config: Config, job: Job, processor: Processor) -> Evaluator:
+def build_sampler(config: EvaluateConfig, job: Job, processor: Processor) -> Evaluator:
     """Return an evaluator that answers the rows of a job and scores them as held-out ones."""
     seed_everything(config.seed)
     resolve_device(config.model.device)
     reward = build_eval_reward(config, build_judge(config))
     bad = BadSamples(job.folder / BAD_SAMPLES, job.dataset.max_bad_frac)
-    policy = build_policy(config, processor, trains=False)
+    policy = build_policy(config, processor)
     evaluator = build_evaluator(config, {}, processor, reward, policy, bad, config.benchmark.prompting)
     evaluator.rollout.sync(policy)
     return evaluator

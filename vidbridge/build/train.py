@@ -14,10 +14,9 @@ from vidbridge.build.common import (
     build_eval_reward,
     build_evaluator,
     build_judge,
-    build_policy,
+    build_module,
     build_processor,
     build_reward,
-    build_rollout,
     build_tasks,
     build_tracker,
     check_same_rows,
@@ -25,15 +24,16 @@ from vidbridge.build.common import (
     labels,
 )
 from vidbridge.config.choices import Resume
-from vidbridge.config.instantiate import function_named
+from vidbridge.config.instantiate import free_keys, function_named
+from vidbridge.config.renamed import GONE
 from vidbridge.config.schema import Config, GrpoConfig, SftConfig
-from vidbridge.data.loader import BAD_SAMPLES, BadSamples
+from vidbridge.data.loader import BAD_SAMPLES, BadSamples, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.diagnostics.gradients import Diagnostics
 from vidbridge.errors import ConfigError
-from vidbridge.policy.loading import resolve_device
+from vidbridge.policy.loading import DTYPES, resolve_device
+from vidbridge.policy.policy import Policy, frozen_copy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
@@ -42,20 +42,18 @@ from vidbridge.runtime.random_state import seed_everything
 from vidbridge.sft_step import SftStep
 from vidbridge.shapes_world.create_model import create_folder, texts_of
 from vidbridge.step import GrpoStep
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.trainer import Trainer
 from vidbridge.types import StepResult
 
 
 def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> Trainer:
-    """Everything of a training run; ``public`` is the configuration for the record, without secrets."""
+    """Return everything of a training run; ``public`` is the configuration for the record, without secrets."""
     seed_everything(config.seed)
     # first what is quick to refuse, then the data, which may take minutes to make
     resolve_device(config.model.device)
-    if config.model.checkpoint is not None:
-        raise ConfigError("model.checkpoint belongs to evaluate.py; to train on from a model, say model.path=..")
     judge = build_judge(config)
-    reward, eval_reward = build_reward(config, "reward", judge), build_eval_reward(config, judge)
+    reward, eval_reward = build_reward(config, "reward", config.reward, judge), build_eval_reward(config, judge)
     processor = None if config.model.random_weights else build_processor(config)
     splits = {"train", config.eval.split.value} | ({"val"} if config.eval.every else set())
     dataset = build_dataset(config)
@@ -68,18 +66,19 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
         processor = build_processor(config)
         tasks = build_tasks(config, dataset, splits, processor)  # that read frames in its size
     check_same_rows(tasks)
-    config = replace(config, steps=num_steps(config, tasks["train"]))
+    steps = num_steps(config, tasks["train"])
     trained = trained_tasks(config, tasks["train"])
     bad = BadSamples(run_dir / BAD_SAMPLES, dataset.max_bad_frac)
     check_tasks(trained, processor, reward, bad, perfect=dataset.gold_is_perfect)
     check_tasks(tasks[config.eval.split.value], processor, eval_reward, bad, perfect=dataset.gold_is_perfect)
-    policy = build_policy(config, processor, trains=True)
-    rollout, total = build_rollout(config, policy), deck_size(config, tasks["train"])
+    policy = build_learner(config, processor, steps)
+    rollout, total = config.rollout.build(policy), deck_size(config, tasks["train"])
+    names = train_labels(config, steps)
     return Trainer(
-        step_fn=build_step(config, trained, processor, reward, policy, rollout, bad, total=total),
+        step_fn=build_step(config, trained, processor, reward, policy, rollout, bad, steps=steps, total=total),
         policy=policy,
         evaluator=build_evaluator(config, tasks, processor, eval_reward, policy, bad, rollout=rollout),
-        tracker=build_tracker(config, public=public, run_dir=run_dir, job_type="train"),
+        tracker=build_tracker(config, names, public=public, run_dir=run_dir, job_type="train"),
         checkpointer=Checkpointer(
             run_dir / "checkpoints",
             every=config.checkpoint.every,
@@ -88,28 +87,47 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
         ),
         resume=config.resume is Resume.auto,
         eval=config.eval,
-        steps=num_steps(config, tasks["train"]),
+        steps=steps,
         first_look=config.diagnostics_every > 0,
         profile_steps=config.profile_steps,
         run_dir=run_dir,
-        labels=labels(config),
+        labels=names,
         record=public,
+        free=(*free_keys(config), *GONE),
+    )
+
+
+def build_learner(config: Config, processor: Processor, steps: int) -> Policy:
+    """Return the model as a policy, with the engine that trains it and, where ``kl_beta`` asks for it, a reference."""
+    spec, algo = config.model, config.algo
+    module = build_module(spec)
+    has_reference = isinstance(algo, GrpoConfig) and algo.kl_beta > 0
+    reference = frozen_copy(module) if has_reference else None  # before an engine divides the weights
+    updates = steps * (algo.ppo_epochs if isinstance(algo, GrpoConfig) else 1)
+    return Policy(
+        module,
+        processor,
+        config.engine.build(module, config.optim, total_updates=updates),
+        temperature=config.rollout.temperature,
+        max_packed_tokens=config.engine.max_packed_tokens,
+        reference=reference,
+        saved_dtype=DTYPES[spec.saved_dtype.value] if spec.saved_dtype else None,
     )
 
 
 def build_step(
     config: Config,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, TaskRows],
     processor: Processor,
     reward: GatedSum,
-    policy: QwenVLPolicy,
+    policy: Policy,
     rollout: RolloutEngine,
     bad: BadSamples,
     *,
+    steps: int,
     total: int,
 ) -> Callable[[int], StepResult]:
     """The function of a step number that the trainer loops over; ``total`` rows make a pass of the task mix."""
-    assert config.steps is not None
     if config.prompts_per_step < collectives.world_size():
         raise ConfigError(
             f"prompts_per_step={config.prompts_per_step} leaves some of the {collectives.world_size()} ranks "
@@ -123,7 +141,7 @@ def build_step(
             policy=policy,
             prompts_per_step=config.prompts_per_step,
             seed=config.seed,
-            last=config.steps - 1,
+            last=steps - 1,
             bad=bad,
         )
     assert isinstance(config.algo, GrpoConfig)
@@ -131,7 +149,7 @@ def build_step(
         mixture=Mixture(
             tasks, config.task_mix.shares, prompts_per_step=config.prompts_per_step, seed=config.seed, total=total
         ),
-        processor=processor,
+        loader=Loader(tasks, processor, bad),
         rollout=rollout,
         reward=reward,
         policy=policy,
@@ -139,15 +157,20 @@ def build_step(
         objective=function_named(config, "algo.objective", config.algo.objective, OBJECTIVES),
         advantage_scale=function_named(config, "algo.advantage_scale", config.algo.advantage_scale, SCALES),
         sampling=config.rollout.sampling(),
-        last=config.steps - 1,
-        bad=bad,
-        diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every)
-        if config.diagnostics_every
-        else None,
+        last=steps - 1,
+        diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every),
     )
 
 
-def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:
+def train_labels(config: Config, steps: int) -> dict[str, Any]:
+    """Return the ``labels`` of a training run."""
+    names = {**labels(config), "algo": "sft", "steps": steps}
+    if isinstance(config.algo, GrpoConfig):
+        names |= {"algo": "grpo", "task_mix": config.task_mix.name, "reward": config.reward.get("name")}
+    return names
+
+
+def trained_tasks(config: Config, tasks: Mapping[str, TaskRows]) -> dict[str, TaskRows]:
     """Return the tasks that the mix, or a stage of supervised fine-tuning, has a share for."""
     mixes = [config.task_mix.shares]
     if isinstance(config.algo, SftConfig):
@@ -155,12 +178,12 @@ def trained_tasks(config: Config, tasks: Mapping[str, Task]) -> dict[str, Task]:
     return {name: task for name, task in tasks.items() if any(shares.get(name, 0) > 0 for shares in mixes)}
 
 
-def deck_size(config: Config, tasks: Mapping[str, Task]) -> int:
+def deck_size(config: Config, tasks: Mapping[str, TaskRows]) -> int:
     """Rows in one pass of the task mix, as a part of the rows of all ``tasks``, trained or not."""
     return max(1, round(config.task_mix.size_frac * sum(len(task) for task in tasks.values())))
 
 
-def num_steps(config: Config, tasks: Mapping[str, Task]) -> int:
+def num_steps(config: Config, tasks: Mapping[str, TaskRows]) -> int:
     """``config.steps``; without a number, all stages of supervised fine-tuning, or one pass over the deck."""
     if config.steps is not None:
         return config.steps

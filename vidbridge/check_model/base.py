@@ -8,8 +8,8 @@ from typing import Iterator, Sequence
 import torch
 
 from vidbridge.errors import DataError
-from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.tasks.base import Task
+from vidbridge.policy.policy import Policy
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import Batch, Completion, Group, Prompt, Sample
 
 
@@ -32,7 +32,7 @@ class Item:
     gold: str  # the completion that earns everything
 
 
-def read_items(task: Task) -> Iterator[Item]:
+def read_items(task: TaskRows) -> Iterator[Item]:
     """The rows of ``task`` in order, without those that cannot be read; DataError when none can."""
     last: ValueError | None = None
     found = False
@@ -54,7 +54,7 @@ def in_turn(iterators: Sequence[Iterator[Item]]) -> Iterator[Item]:
         yield from items
 
 
-def group_of(policy: QwenVLPolicy, item: Item, texts: Sequence[str], prompt: Prompt | None = None) -> Group:
+def group_of(policy: Policy, item: Item, texts: Sequence[str], prompt: Prompt | None = None) -> Group:
     """``texts`` as completions of the item's prompt, or of another one."""
     prompt = prompt or item.prompt
     completions = [Completion(text=text, token_ids=policy.processor.encode_completion(text)) for text in texts]
@@ -62,7 +62,7 @@ def group_of(policy: QwenVLPolicy, item: Item, texts: Sequence[str], prompt: Pro
     return Group(sample=item.sample, prompt=prompt, encoded=encoded, completions=tuple(completions))
 
 
-def batch_of(policy: QwenVLPolicy, groups: Sequence[Group]) -> Batch:
+def batch_of(policy: Policy, groups: Sequence[Group]) -> Batch:
     """``groups`` as one row for the learner, on the model's device, without anything to learn."""
     num_rows = sum(len(group.completions) for group in groups)
     longest = max(len(done.token_ids) for group in groups for done in group.completions)
@@ -71,7 +71,7 @@ def batch_of(policy: QwenVLPolicy, groups: Sequence[Group]) -> Batch:
 
 
 @torch.no_grad()
-def logprobs_per_token(policy: QwenVLPolicy, groups: Sequence[Group]) -> list[float]:
+def logprobs_per_token(policy: Policy, groups: Sequence[Group]) -> list[float]:
     """The mean log-probability of a token of each completion, in the order of the groups, by the learner's forward."""
     batch = batch_of(policy, groups)
     logprobs, mask = policy.logprobs(batch)[0], batch.sampled_mask

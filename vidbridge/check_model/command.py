@@ -24,19 +24,20 @@ from rich.text import Text
 
 from vidbridge.build import common
 from vidbridge.build.common import as_config_errors
-from vidbridge.check_model import cost, forward, inputs, sight
+from vidbridge.check_model import cost, forward, inputs, positions, sight
 from vidbridge.check_model.base import Item, Row, in_turn, read_items
 from vidbridge.config.schema import Config
 from vidbridge.errors import ConfigError, ModelUnfit
 from vidbridge.memory_plan import plan
-from vidbridge.memory_plan.memory import Memory, ModelSize, Sharding
+from vidbridge.memory_plan.memory import Memory, Sharding
+from vidbridge.memory_plan.model_size import ModelSize
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.record.files import CHECK
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
 from vidbridge.runtime.random_state import seed_everything
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import SamplingParams
 
 SPLIT = "train"  # whose rows are shown: those that the run would learn from
@@ -50,8 +51,8 @@ class Subject:
 
     config: Config
     processor: Processor
-    policy: QwenVLPolicy
-    tasks: Mapping[str, Task]
+    policy: Policy
+    tasks: Mapping[str, TaskRows]
 
     @cached_property
     def items(self) -> list[Item]:
@@ -60,11 +61,11 @@ class Subject:
 
     @cached_property
     def rollout(self) -> RolloutEngine:
-        return common.build_rollout(self.config, self.policy)
+        return self.config.rollout.build(self.policy)
 
     @property
     def sampling(self) -> SamplingParams:
-        """As the run samples, but for the length."""
+        """Return how the run samples, but for the length."""
         tokens = min(self.config.rollout.max_completion_tokens, MAX_SAMPLED)
         return replace(self.config.rollout.sampling(), max_completion_tokens=tokens)
 
@@ -80,7 +81,7 @@ CHECKS: Mapping[str, Callable[[Subject], Row]] = {
     "chat template": lambda it: inputs.check_template(it.processor, it.items),
     "control tokens in texts": lambda it: inputs.check_control_tokens(it.processor, it.items[0]),
     "pixels": lambda it: inputs.check_pixels(it.processor, it.config.model.path),
-    "positions": lambda it: inputs.check_positions(it.processor, it.items),
+    "positions": lambda it: positions.check_positions(it.processor, it.items),
     "packed row = repeated rows": lambda it: forward.check_packed(it.policy, it.reference),
     "greedy rollout": lambda it: forward.check_greedy(
         it.policy, it.rollout, replace(it.sampling, greedy=True), it.items[:2], it.reference.band
@@ -95,7 +96,7 @@ CHECKS: Mapping[str, Callable[[Subject], Row]] = {
 
 
 def check_step(it: Subject) -> Row:
-    """On one rank that holds everything, with the longest of the prompts."""
+    """Return the row about a training step on one rank that holds everything, with the longest prompt."""
     config, device = it.config, it.policy.module.device
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -116,20 +117,21 @@ def check_step(it: Subject) -> Row:
 
 
 def build_subject(config: Config) -> Subject:
-    """Everything that is checked; ConfigError for what only a run with many ranks, or no model yet, could be."""
+    """Return everything that is checked; ConfigError for what only a run with many ranks, or no model yet, could be."""
     if collectives.world_size() > 1:
         raise ConfigError(f"nproc={collectives.world_size()}: a model is checked on one rank, leave nproc out")
-    if config.model.random_weights or config.model.checkpoint is not None:
+    if config.model.random_weights:
         raise ConfigError("a model is checked as it is saved: model.path=<folder or hub id>, such as <run>/model")
     seed_everything(config.seed)
     processor, dataset = common.build_processor(config), common.build_dataset(config)
     tasks = common.build_tasks(config, dataset, {SPLIT}, processor)[SPLIT]
-    policy = common.build_policy(config, processor, trains=False)
+    policy = common.build_policy(config, processor)
+    policy.max_packed_tokens = config.engine.max_packed_tokens
     return Subject(config=config, processor=processor, policy=policy, tasks=tasks)
 
 
 def rows_of(subject: Subject, announce: Callable[[str], object]) -> list[Row]:
-    """All rows of the table; ``announce`` is told what is being looked at."""
+    """Return all rows of the table; ``announce`` is told what is being looked at."""
     rows: list[Row] = []
     for number, (name, check) in enumerate(CHECKS.items(), start=1):
         announce(f"{number} of {len(CHECKS)}: {name} ..")

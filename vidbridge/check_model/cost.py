@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 
 import torch
 
 from vidbridge.check_model.base import Item, Row
 from vidbridge.check_model.peak import pages_of_their_own, peak_extra_bytes, seconds_of
+from vidbridge.config.schema import OptimConfig
 from vidbridge.memory_plan.memory import Groups, Memory
 from vidbridge.policy.engines.local import LocalEngine
-from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.policy.policy import Policy
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.types import Completion, Group, SamplingParams
 
@@ -29,7 +31,7 @@ class StepSize:
 
 
 def check_step(
-    policy: QwenVLPolicy,
+    policy: Policy,
     rollout: RolloutEngine,
     sampling: SamplingParams,
     item: Item,
@@ -75,7 +77,7 @@ def check_step(
             engine.backward(-(logprobs * batch.token_weights).mean())
 
     def step() -> dict[str, float]:
-        engine = LocalEngine(policy.module, lr=0.0, total_updates=2)
+        engine = LocalEngine(policy.module, OptimConfig(lr=sys.float_info.min), total_updates=2)
         engine.update()  # on no gradient: the optimizer makes its tensors
         return {"learner": seconds_of(lambda: learn(engine)), "update": seconds_of(engine.update)}
 
@@ -97,7 +99,7 @@ def check_step(
     )
 
 
-def full_length(policy: QwenVLPolicy, size: StepSize) -> tuple[Completion, ...]:
+def full_length(policy: Policy, size: StepSize) -> tuple[Completion, ...]:
     """``group_size`` completions of random words, all as long as they may be."""
     processor = policy.processor
     allowed = torch.ones(processor.config.text_config.vocab_size, dtype=torch.bool)

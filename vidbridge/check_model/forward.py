@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from vidbridge.check_model.base import Item, Row, batch_of
 from vidbridge.policy.plain import as_library, repeated_logits, repeated_logprobs
-from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.policy.policy import Policy
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.types import Completion, EncodedPrompt, Group, SamplingParams
 
@@ -61,7 +61,7 @@ class Reference:
 
 
 def sample(
-    policy: QwenVLPolicy, rollout: RolloutEngine, sampling: SamplingParams, items: Sequence[Item]
+    policy: Policy, rollout: RolloutEngine, sampling: SamplingParams, items: Sequence[Item]
 ) -> list[Group]:
     """NUM_SIBLINGS completions of each item's prompt, as training would sample them."""
     encoded = [policy.processor.encode(item.prompt) for item in items]
@@ -72,7 +72,7 @@ def sample(
     ]
 
 
-def reference_of(policy: QwenVLPolicy, groups: Sequence[Group]) -> Reference:
+def reference_of(policy: Policy, groups: Sequence[Group]) -> Reference:
     """The plain model's view of ``groups``, and how far its other view is from it, FACTOR times."""
     view = plain_view(policy, groups, attention="eager", together=False)
     rounding = gap(plain_view(policy, groups, attention="sdpa", together=True), view)
@@ -81,7 +81,7 @@ def reference_of(policy: QwenVLPolicy, groups: Sequence[Group]) -> Reference:
     return Reference(groups=groups, view=view, band=Gap(mean=mean, max=largest, gradient=gradient).times(FACTOR))
 
 
-def plain_view(policy: QwenVLPolicy, groups: Sequence[Group], *, attention: str, together: bool) -> View:
+def plain_view(policy: Policy, groups: Sequence[Group], *, attention: str, together: bool) -> View:
     """Return what repeated rows give: the completions of a prompt in one call, or each in a call of its own."""
 
     def forward(part: Sequence[Group]) -> torch.Tensor:
@@ -97,15 +97,15 @@ def plain_view(policy: QwenVLPolicy, groups: Sequence[Group], *, attention: str,
         return view_of(policy, forward, parts)
 
 
-def packed_view(policy: QwenVLPolicy, groups: Sequence[Group]) -> View:
+def packed_view(policy: Policy, groups: Sequence[Group]) -> View:
     """Return what the learner gives, with all groups in one row."""
     return view_of(policy, lambda part: policy.logprobs(batch_of(policy, part))[0], [groups])
 
 
 def view_of(
-    policy: QwenVLPolicy, forward: Callable[[Sequence[Group]], torch.Tensor], parts: Sequence[Sequence[Group]]
+    policy: Policy, forward: Callable[[Sequence[Group]], torch.Tensor], parts: Sequence[Sequence[Group]]
 ) -> View:
-    """From ``forward``, which gives log-probabilities [N, T] of a part; every other completion counts against."""
+    """Return the view by ``forward``, which gives log-probabilities [N, T] of a part; every second counts against."""
     weights = watched(policy.module)
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     logprobs: list[torch.Tensor] = []
@@ -145,7 +145,7 @@ def gap(one: View, other: View) -> Gap:
     )
 
 
-def check_packed(policy: QwenVLPolicy, reference: Reference) -> Row:
+def check_packed(policy: Policy, reference: Reference) -> Row:
     """The learner's packed row against repeated rows: log-probabilities and gradients."""
     found, band = gap(packed_view(policy, reference.groups), reference.view), reference.band
     ok = found.within(band)
@@ -159,7 +159,7 @@ def check_packed(policy: QwenVLPolicy, reference: Reference) -> Row:
 
 
 def check_greedy(
-    policy: QwenVLPolicy, rollout: RolloutEngine, sampling: SamplingParams, items: Sequence[Item], band: Gap
+    policy: Policy, rollout: RolloutEngine, sampling: SamplingParams, items: Sequence[Item], band: Gap
 ) -> Row:
     """Every token of a greedy rollout must be the likeliest of the plain model, or as likely as rounding can tell."""
     encoded = [policy.processor.encode(item.prompt) for item in items]
@@ -187,8 +187,8 @@ def check_greedy(
 
 
 @torch.no_grad()
-def margins_of(policy: QwenVLPolicy, prompt: EncodedPrompt, done: Completion) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much likelier than each token [T] the plain model's likeliest is, given those before, and which that is."""
+def margins_of(policy: Policy, prompt: EncodedPrompt, done: Completion) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how much likelier than each token [T] the plain model's likeliest is, and which that is."""
     with as_library(policy.module):
         logits, ids = repeated_logits(policy.module.eval(), [prompt], [done])
     scaled = (logits[0].float() / policy.temperature).index_fill(1, policy.suppressed_ids, -torch.inf)
@@ -197,7 +197,7 @@ def margins_of(policy: QwenVLPolicy, prompt: EncodedPrompt, done: Completion) ->
 
 
 @torch.no_grad()
-def check_sampler(policy: QwenVLPolicy, groups: Sequence[Group], band: Gap) -> Row:
+def check_sampler(policy: Policy, groups: Sequence[Group], band: Gap) -> Row:
     """Return what the rollout says of the tokens that it drew against what the learner says of them."""
     batch = batch_of(policy, groups)
     assert batch.sampler_logprobs is not None

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import unicodedata
 from dataclasses import replace
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
 import numpy as np
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vidbridge.check_model.base import Item, Row
+from vidbridge.check_model.positions import TOLD_IN_WORDS, runs_by_rule
 from vidbridge.media.decode import resized
-from vidbridge.policy.model_folder import read_preprocessing
+from vidbridge.policy.model_folder import read_config, read_preprocessing
 from vidbridge.policy.processor import Processor
 from vidbridge.types import Clip, EncodedPrompt, Prompt
 
@@ -79,9 +80,10 @@ def texts_of(message: Any) -> list[str]:
 
 
 def placeholder_problems(processor: Processor, encoded: EncodedPrompt) -> list[str]:
-    """Every video must be one run of placeholders between its borders, as long as its grid says."""
+    """Video tokens must stand in runs between the borders, as many and as long as the grids say."""
     config, ids = processor.config, encoded.input_ids.tolist()
-    expected = (encoded.video_grid_thw.prod(-1) // config.vision_config.spatial_merge_size**2).tolist()
+    grids = runs_by_rule(processor, encoded)
+    expected = [math.prod(grid) // config.vision_config.spatial_merge_size**2 for grid in grids]
     runs = runs_of(ids, config.video_token_id)
     problems = []
     if [stop - start for start, stop in runs] != expected:
@@ -94,7 +96,7 @@ def placeholder_problems(processor: Processor, encoded: EncodedPrompt) -> list[s
 
 
 def runs_of(ids: Sequence[int], token: int) -> list[tuple[int, int]]:
-    """Where ``token`` stands without a gap, as (start, stop)."""
+    """Return where ``token`` stands without a gap, as (start, stop)."""
     edges = np.flatnonzero(np.diff([0, *(id == token for id in ids), 0]))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
@@ -164,7 +166,7 @@ def check_pixels(processor: Processor, path: str) -> Row:
     grey_level = 1 / 255 / min(processor.numbers["image_std"])
     problems, exact, in_levels = [], 0.0, 0.0
     for height, width in sizes:
-        frames = waves(3, height, width)
+        frames = waves(4 if processor.config.model_type in TOLD_IN_WORDS else 3, height, width)
         if note:  # stills
             frames = frames[:1].repeat(processor.numbers["temporal_patch_size"], axis=0)
         size = budget.size(height, width, len(frames))
@@ -206,6 +208,7 @@ def hugging_face_patches(path: str, min_pixels: int, max_pixels: int) -> tuple[A
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     try:
         from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+        from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
     except (ImportError, RuntimeError, OSError):  # not there, or made for another torch
         video_settings = read_preprocessing(path).get("video_preprocessor_config.json")
         images = (
@@ -219,11 +222,14 @@ def hugging_face_patches(path: str, min_pixels: int, max_pixels: int) -> tuple[A
             return out["pixel_values"], out["image_grid_thw"].tolist()
 
         return of_still, type(images).__name__, "; torchvision cannot be imported: stills, no videos"
-    videos = Qwen2VLVideoProcessor.from_pretrained(path)
+    of_qwen3 = read_config(path).model_type in TOLD_IN_WORDS
+    videos = (Qwen3VLVideoProcessor if of_qwen3 else Qwen2VLVideoProcessor).from_pretrained(path)
 
     def of_video(frames: np.ndarray) -> tuple[torch.Tensor, Any]:
         planes = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        out = videos([planes], size=size, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt")
+        # the limits of Qwen3-VL are those of all frames together
+        limits = {edge: pixels * len(frames) for edge, pixels in size.items()} if of_qwen3 else size
+        out = videos([planes], size=limits, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt")
         return out["pixel_values_videos"], out["video_grid_thw"].tolist()
 
     return of_video, type(videos).__name__, ""
@@ -234,74 +240,3 @@ def waves(num_frames: int, height: int, width: int) -> np.ndarray:
     time, row, column = np.mgrid[0:num_frames, 0:height, 0:width]
     planes = [128 + 100 * np.sin(row / 9 + column / 7 + time + phase) for phase in (0, 1, 2)]
     return np.stack(planes, axis=-1).astype(np.uint8)
-
-
-def check_positions(processor: Processor, items: Sequence[Item]) -> Row:
-    """Rotary positions against the trained rule, written out here token by token."""
-    problems, num_tokens = [], 0
-    prompts = [item.prompt for item in items]
-    prompts.append(two_videos(prompts[0]))
-    for prompt in prompts:
-        encoded = processor.encode(prompt)
-        table = positions_by_token(processor, encoded, prompt.clips)
-        num_tokens += len(table)
-        wrong = np.flatnonzero((encoded.position_ids.numpy().T != table).any(axis=1))
-        if len(wrong):
-            at = int(wrong[0])
-            problems.append(f"token {at} stands at {encoded.position_ids[:, at].tolist()}, not {table[at].tolist()}")
-        delta = int(table.max()) + 1 - len(table)
-        if encoded.rope_delta != delta:
-            problems.append(f"the rope delta is {encoded.rope_delta}, not {delta}")
-    return Row(
-        name="positions",
-        ok=not problems,
-        found="; ".join(dict.fromkeys(problems)) or f"{len(prompts)} prompts, {num_tokens:,} tokens by the rule",
-        advice="see tokens_per_second in config.json and the rule in vidbridge/policy/positions.py"
-        if problems
-        else "",
-    )
-
-
-def two_videos(prompt: Prompt) -> Prompt:
-    """The first video of the prompt and then half of its frames again, read at another rate."""
-    clip = prompt.clips[0]
-    half = max(1, len(clip.times_s) // 2)
-    other = Clip(frames=clip.frames[:half], times_s=clip.times_s[:half] * 1.7)
-    content = [{"type": "video"}, {"type": "video"}, {"type": "text", "text": "."}]
-    return Prompt(messages=({"role": "user", "content": content},), clips=(clip, other))
-
-
-def positions_by_token(processor: Processor, encoded: EncodedPrompt, clips: Sequence[Clip]) -> np.ndarray:
-    """[L, 3]: text goes on one after the largest position so far; a video counts seconds, rows and columns from there.
-
-    Times are cut to whole positions after 32-bit products, as in the code that the model was trained with.
-    """
-    videos = zip(encoded.video_grid_thw.tolist(), clips, strict=True)
-    table: list[tuple[int, int, int]] = []
-    largest = -1
-    places: Iterator[tuple[int, int, int]] = iter(())  # those of the video that is being read
-    for id in encoded.input_ids.tolist():
-        place = (largest + 1,) * 3
-        if id == processor.config.video_token_id:
-            found = next(places, None)
-            if found is None:  # the first token of the next video
-                places = video_places(processor, largest + 1, *next(videos))
-                found = next(places)
-            place = found
-        table.append(place)
-        largest = max(largest, *place)
-    return np.array(table)
-
-
-def video_places(
-    processor: Processor, start: int, grid: Sequence[int], clip: Clip
-) -> Iterator[tuple[int, int, int]]:
-    """Return the position of each token of a video that begins at ``start``."""
-    vision, times_s = processor.config.vision_config, clip.times_s
-    rate = round((len(times_s) - 1) / float(times_s[-1] - times_s[0]), 6) if len(times_s) > 1 else 1.0
-    seconds = np.float32(vision.temporal_patch_size / rate)
-    for moment in range(grid[0]):
-        time = int(np.float32(moment) * seconds * np.float32(vision.tokens_per_second))
-        for row in range(grid[1] // vision.spatial_merge_size):
-            for column in range(grid[2] // vision.spatial_merge_size):
-                yield start + time, start + row, start + column

@@ -14,8 +14,8 @@ import numpy as np
 
 from vidbridge.check_model.base import Item, Row, group_of, in_turn, logprobs_per_token, read_items
 from vidbridge.evaluation.intervals import interval, resampled_means
-from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.tasks.base import Task
+from vidbridge.policy.policy import Policy
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import Prompt
 
 ORDERED = ("caption", "temporal_order")  # tasks whose answers tell what comes after what
@@ -48,7 +48,7 @@ class Mean:
         return f"{self.value:+.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def check_sight(policy: QwenVLPolicy, tasks: Mapping[str, Task]) -> Row:
+def check_sight(policy: Policy, tasks: Mapping[str, TaskRows]) -> Row:
     """Answers are likelier with the frames in order than with a black screen, and than with frames shuffled."""
     ordered = [task for name, task in tasks.items() if name in ORDERED]
     rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def with_frames(prompt: Prompt, change: Callable[[np.ndarray], np.ndarray]) -> P
     return replace(prompt, clips=tuple(replace(clip, frames=change(clip.frames)) for clip in prompt.clips))
 
 
-def check_answers(policy: QwenVLPolicy, tasks: Mapping[str, Task]) -> Row:
+def check_answers(policy: Policy, tasks: Mapping[str, TaskRows]) -> Row:
     """Right answers are likelier than those of other rows of the same task."""
     found = {name: measure(against_others(policy, task)) for name, task in tasks.items()}
     found = {name: each for name, each in found.items() if each.sources}
@@ -106,8 +106,8 @@ def check_answers(policy: QwenVLPolicy, tasks: Mapping[str, Task]) -> Row:
     )
 
 
-def against_others(policy: QwenVLPolicy, task: Task) -> Iterator[tuple[Item, list[float]]]:
-    """Each row with how much likelier its answer is than those of the rows after it, where they differ."""
+def against_others(policy: Policy, task: TaskRows) -> Iterator[tuple[Item, list[float]]]:
+    """Return each row with how much likelier its answer is than those of the rows after it, where they differ."""
     for item in read_items(task):
         following = (task.sample(item.sample.index + n) for n in range(1, len(task)))
         others = (gold for gold in map(task.gold, following) if gold != item.gold)
@@ -118,7 +118,7 @@ def against_others(policy: QwenVLPolicy, task: Task) -> Iterator[tuple[Item, lis
 
 
 def measure(differences: Iterable[tuple[Item, list[float]]]) -> Differences:
-    """As many rows as it takes until the interval of every quantity is on one side of 0."""
+    """Measure as many rows as it takes until the interval of every quantity is on one side of 0."""
     rows: list[list[float]] = []
     sources: list[str] = []
     found = Differences(values=np.empty((1, 0)), sources=sources)

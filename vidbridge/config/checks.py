@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from typing import Any, Dict, Iterable
+from typing import Any, Dict, Iterable, Mapping
 
 from vidbridge.errors import ConfigError
 
@@ -39,7 +39,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
-def reward_weights(reward: Dict[str, Any]) -> Dict[str, Dict[str, float]]:
+def reward_weights(reward: Mapping[str, Any]) -> Dict[str, Dict[str, float]]:
     """The blocks of a reward node that are weights by task.
 
     >>> reward_weights({"name": "x", "gates": {}, "terms": {"choice": {}}, "qa": {"choice": 1.0}})
@@ -48,11 +48,20 @@ def reward_weights(reward: Dict[str, Any]) -> Dict[str, Dict[str, float]]:
     return {key: value for key, value in reward.items() if key not in REWARD_PARTS}
 
 
+def check_shares(where: str, shares: Dict[str, float]) -> None:
+    """Refuse shares of tasks that are negative, not finite, or all 0; which tasks there are is checked by Config."""
+    require(any(shares.values()), f"{where} must give at least one task a share above 0")
+    for task, share in shares.items():
+        require(0 <= share < math.inf, f"{where}.{task} must not be negative, got {share}")
+
+
 def check_reward(where: str, reward: Dict[str, Any]) -> None:
     """Refuse a reward node that is not gates, terms, and numbers by task and term; tasks are checked by Config."""
     for part in ("gates", "terms"):
         require(isinstance(reward.get(part), dict), f"{where}.{part} must name its rewards, each with a _target_")
-    terms = [term for term, spec in reward["terms"].items() if spec is not None]  # null takes one out
+    gates, terms = ([name for name in reward[part] if reward[part][name] is not None] for part in ("gates", "terms"))
+    for name in gates:  # null takes one out
+        require(name not in terms, f"{where}: '{name}' is both a gate and a term; give one of them another name")
     for task, weights in reward_weights(reward).items():
         require(isinstance(weights, dict), f"{where}.{task} must be weights by term, got {weights!r}")
         for term, weight in weights.items():
@@ -61,9 +70,7 @@ def check_reward(where: str, reward: Dict[str, Any]) -> None:
             require(is_number, f"{where}.{task}.{term} must be a finite number, got {weight!r}")
 
 
-def check_covered(where: str, reward: Dict[str, Any], scored: Iterable[str], *, known: Iterable[str]) -> None:
-    """Every task named in a reward is ``known``, and every task that will be ``scored`` is named."""
-    for task in reward_weights(reward):
-        require_known("task", task, known, where)
+def check_covered(where: str, reward: Dict[str, Any], scored: Iterable[str]) -> None:
+    """Every task that will be ``scored`` has weights in a reward."""
     for task in scored:
         require(task in reward, f"{where} has no weights for the task '{task}'; add {where}.{task}.<term>")

@@ -27,6 +27,14 @@ MOVED = {
     "vidbridge.rewards.telling": "vidbridge.rewards.style",
     "vidbridge.rewards.wording": "vidbridge.rewards.style",
 }
+# Rollouts and engines were named themselves where their configurations are named today.
+RENAMED = {
+    "vidbridge.policy.engines.local.LocalEngine": "vidbridge.policy.engines.local.LocalConfig",
+    "vidbridge.policy.engines.zero.DeepSpeedEngine": "vidbridge.policy.engines.zero.DeepSpeedConfig",
+    "vidbridge.rollout.shared_prefix.SharedPrefixRollout": "vidbridge.rollout.shared_prefix.SharedPrefixConfig",
+}
+# Keys that runs recorded until evaluate.py had a configuration of its own; training made no use of them.
+GONE = ("benchmark", "agreement", "model.checkpoint")
 
 
 def current_name(target: str) -> str:
@@ -36,7 +44,8 @@ def current_name(target: str) -> str:
     ('vidbridge.rewards.rules.Format', 'mine.rewards.Format')
     """
     module, _, name = target.rpartition(".")
-    return f"{MOVED[module]}.{name}" if module in MOVED else target
+    target = f"{MOVED[module]}.{name}" if module in MOVED else target
+    return RENAMED.get(target, target)
 
 
 def with_current_names(node: Any) -> Any:

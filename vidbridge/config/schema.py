@@ -1,11 +1,13 @@
-"""What a run may be told: typed dataclasses, checked when Hydra composes and again across fields.
+"""What train.py may be told, and what every command may be told (RunConfig): typed dataclasses.
 
-Three nets: as Hydra's schema (launch.py registers them) they refuse an unknown key, a wrong type or an
-unknown member; ``__post_init__`` refuses values that make no sense together; the builder refuses
-``_target_`` names outside the allowed prefixes. Below the builder only these dataclasses are seen.
+As Hydra's schema (launch.py registers them) they refuse an unknown key, a wrong type or an unknown member;
+``__post_init__`` refuses values that make no sense together.
 
-Nodes typed ``Any`` carry a ``_target_``: their keys are the arguments of the class they name, checked
-by the builder against its signature.
+A node typed ``Any`` carries a ``_target_``: its keys are the arguments of the class that it names, and are checked
+against the signature of that class when the configuration is composed (instantiate.py).
+
+Metadata of a field: ``FREE`` may differ when a run is resumed, as it changes none of its numbers; ``OF_THE_RUN`` is
+taken from the run that evaluate.py evaluates.
 """
 
 from __future__ import annotations
@@ -22,16 +24,18 @@ from vidbridge.algo.token_weights import LossNorm
 from vidbridge.config.checks import (
     check_covered,
     check_reward,
+    check_shares,
     require,
     require_known,
     require_positive,
     reward_weights,
 )
-from vidbridge.config.choices import Attention, Dtype, Prompting, Resume, Schedule, Split, WandbMode
+from vidbridge.config.choices import Attention, Dtype, Resume, Schedule, Split, WandbMode
 from vidbridge.config.prompt import PromptConfig
 from vidbridge.errors import ConfigError
-from vidbridge.types import SamplingParams
+from vidbridge.media.frame_budget import FrameBudget
 
+FREE, OF_THE_RUN = {"free": True}, {"of_the_run": True}
 WANDB_TAG, WANDB_NAME = 64, 128  # characters of a tag; of a project and a group
 
 
@@ -44,7 +48,8 @@ class PathsConfig:
 class ShapeConfig:
     """The numbers of a released model's config.json that plan=true needs where that file is not at hand."""
 
-    text: Dict[str, Any] = field(default_factory=dict)  # empty: nothing is known without the file
+    model_type: str = ""  # empty, as all of these: nothing is known without the file
+    text: Dict[str, Any] = field(default_factory=dict)
     vision: Dict[str, Any] = field(default_factory=dict)
     tie_word_embeddings: bool = False
 
@@ -53,12 +58,11 @@ class ShapeConfig:
 class ModelConfig:
     name: str = MISSING
     path: str = MISSING  # a Hugging Face id or a folder in the same format
-    checkpoint: Optional[str] = None  # of evaluate.py, which says checkpoint=..; null: path as it is
     dtype: Dtype = Dtype.float32
     attn_implementation: Attention = Attention.sdpa  # of the vision tower; the language model's is policy/attention.py
     frozen: List[str] = field(default_factory=list)  # prefixes of module names that are not trained
     gradient_checkpointing: bool = False
-    device: str = "auto"
+    device: str = field(default="auto", metadata=FREE)
     max_prompt_tokens: int = 8192  # a longer prompt is refused, never cut
     random_weights: bool = False  # ignore path: start from an untrained embedded model (experiment=tiny_base)
     saved_dtype: Optional[Dtype] = None  # of the final model on disk; null: as trained
@@ -67,13 +71,28 @@ class ModelConfig:
 
 @dataclass
 class FramesConfig:
-    """Read into media.frame_budget.FrameBudget (frozen, which OmegaConf cannot merge into); checked there."""
+    """A FrameBudget in the form that OmegaConf can merge into: that class is frozen."""
 
     fps: Optional[float] = None
     max_frames: int = MISSING
     min_pixels: int = MISSING
     max_pixels: int = MISSING
     total_pixels: Optional[int] = None  # of all frames of a video together; null: max_pixels each
+
+    def __post_init__(self) -> None:
+        try:
+            self.budget()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def budget(self) -> FrameBudget:
+        return FrameBudget(
+            fps=self.fps,
+            max_frames=self.max_frames,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+            total_pixels=self.total_pixels,
+        )
 
 
 @dataclass
@@ -83,33 +102,8 @@ class TaskMixConfig:
     size_frac: float = 1.0  # rows in one pass over the deck, as a part of the train rows of all tasks
 
     def __post_init__(self) -> None:
-        require(any(self.shares.values()), "task_mix.shares must give at least one task a share above 0")
-        for task, share in self.shares.items():
-            require(0 <= share < math.inf, f"task_mix.shares.{task} must not be negative, got {share}")
+        check_shares("task_mix.shares", self.shares)
         require_positive("task_mix", self, "size_frac")
-
-
-@dataclass
-class RolloutConfig:
-    _target_: str = MISSING
-    temperature: float = 1.0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    stop: List[str] = field(default_factory=list)  # strings that end a completion, besides EOS
-    max_completion_tokens: int = MISSING
-    max_rows: int = MISSING  # sequences decoded together; a group is not divided
-
-    def __post_init__(self) -> None:
-        require_positive("rollout", self, "max_rows")
-        if self.max_completion_tokens != MISSING:
-            try:
-                self.sampling()
-            except ValueError as error:
-                raise ConfigError(f"rollout.{error}") from error
-
-    def sampling(self) -> SamplingParams:
-        names = ("max_completion_tokens", "temperature", "top_p", "min_p")
-        return SamplingParams(**{name: getattr(self, name) for name in names}, stop=tuple(self.stop))
 
 
 @dataclass
@@ -158,7 +152,7 @@ class SftConfig(AlgoConfig):
         require(bool(self.stages), "algo.stages needs at least one stage")
         for number, stage in enumerate(self.stages):
             require(stage.steps > 0, f"algo.stages[{number}].steps must be positive, got {stage.steps}")
-            require(bool(stage.shares), f"algo.stages[{number}].shares must name at least one task")
+            check_shares(f"algo.stages[{number}].shares", stage.shares)
 
     @property
     def num_steps(self) -> int:
@@ -181,17 +175,6 @@ class OptimConfig:
             f"optim.betas must be two numbers in [0, 1), got {self.betas}",
         )
         require(0 <= self.warmup_frac < 1, f"optim.warmup_frac must lie in [0, 1), got {self.warmup_frac}")
-
-
-@dataclass
-class EngineConfig:
-    _target_: str = MISSING
-    max_packed_tokens: int = MISSING  # in one forward and backward pass; a longer group goes alone
-    stage: Optional[int] = None  # DeepSpeedEngine alone: 2 divides gradients and optimizer, 3 the weights too
-    offload: Optional[bool] = None  # DeepSpeedEngine alone: weights and optimizer wait in the memory of the CPU
-
-    def __post_init__(self) -> None:
-        require_positive("engine", self, "max_packed_tokens")
 
 
 @dataclass
@@ -249,83 +232,58 @@ class EvalConfig:
 
 
 @dataclass
-class BenchmarkConfig:
-    """The questions that evaluate.py asks the model. What is empty or null is as in training."""
+class RunConfig:
+    """What every command is told."""
 
-    name: str = MISSING
-    data: Any = None
-    tasks: Dict[str, Any] = field(default_factory=dict)
-    reward: Dict[str, Any] = field(default_factory=dict)  # empty: eval.reward
-    frames: Optional[FramesConfig] = None
-    prompting: Prompting = Prompting.thinking
-    max_prompt_tokens: Optional[int] = None
-    max_completion_tokens: Optional[int] = None
-    num_items: Optional[int] = None  # of each task; null: all
-    num_samples: int = 0  # completions of each item at temperature 1, for mean@n and pass@k; 0: none
-    greedy: bool = True
-
-    def __post_init__(self) -> None:
-        require(self.num_samples >= 0, f"benchmark.num_samples must be 0 or positive, got {self.num_samples}")
-        require(self.greedy or self.num_samples > 0, "benchmark: with greedy=false num_samples must be positive")
-        for name in ("max_prompt_tokens", "max_completion_tokens", "num_items"):
-            if getattr(self, name) is not None:
-                require_positive("benchmark", self, name)
-        if self.reward:
-            check_reward("benchmark.reward", self.reward)
-
-
-@dataclass
-class AgreementConfig:
-    """Settings of evaluate.py judge_agreement; the first judge is that of the run."""
-
-    completions: Optional[str] = None  # completions.jsonl of a run
-    judge: Any = None  # the second judge: +judge@agreement.judge=openai
-
-
-@dataclass
-class Config:
-    seed: int = 0
-    steps: Optional[int] = None  # one batch of prompts each; null: one pass over the deck, or all stages of SFT
-    prompts_per_step: int = MISSING
-    resume: Resume = Resume.never
-    nproc: int = 1  # ranks on this machine, one a GPU; under torchrun or deepspeed these say how many there are
-    hang_s: float = 1800.0  # without a sign of life for so long, a rank prints where it is and the run ends
-    profile_steps: int = 0  # steps recorded by torch.profiler into trace_<step>.json
-    diagnostics_every: int = 0  # steps between two looks at each task's gradient; 0: never
-    plan: bool = False  # only say what the run would hold and cost, and whether it fits here
+    seed: int = field(default=0, metadata=OF_THE_RUN)
+    resume: Resume = field(default=Resume.never, metadata=FREE)
+    nproc: int = field(default=1, metadata=FREE)  # ranks on this machine, one a GPU; torchrun says how many by itself
+    hang_s: float = field(default=1800.0, metadata=FREE)  # a rank without a sign of life for so long ends the run
     allowed_targets: List[str] = field(default_factory=list)  # prefixes beside "vidbridge." for `_target_`
-    paths: PathsConfig = field(default_factory=PathsConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    frames: FramesConfig = field(default_factory=FramesConfig)
-    prompt: PromptConfig = field(default_factory=PromptConfig)
-    data: Any = MISSING
+    paths: PathsConfig = field(default_factory=PathsConfig, metadata=FREE)
+    model: ModelConfig = field(default_factory=ModelConfig, metadata=OF_THE_RUN)
+    frames: FramesConfig = field(default=MISSING, metadata=OF_THE_RUN)
+    prompt: PromptConfig = field(default_factory=PromptConfig, metadata=OF_THE_RUN)
+    data: Any = field(default=MISSING, metadata=OF_THE_RUN)
     train_rows: Optional[int] = None  # of each task, the first so many, the same in every pass; null: all
-    tasks: Dict[str, Any] = field(default_factory=dict)
-    task_mix: TaskMixConfig = MISSING
-    reward: Dict[str, Any] = field(default_factory=dict)
-    judge: Any = MISSING
-    rollout: RolloutConfig = MISSING
-    algo: AlgoConfig = MISSING
-    optim: OptimConfig = MISSING
-    engine: EngineConfig = MISSING
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    track: TrackConfig = MISSING
-    eval: EvalConfig = MISSING
-    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
-    agreement: AgreementConfig = field(default_factory=AgreementConfig)
+    tasks: Dict[str, Any] = field(default_factory=dict, metadata=OF_THE_RUN)
+    judge: Any = field(default=MISSING, metadata=OF_THE_RUN)
+    rollout: Any = field(default=MISSING, metadata=OF_THE_RUN)  # a RolloutConfig once composed: rollout/base.py
+    track: TrackConfig = field(default=MISSING, metadata=FREE)
+    eval: EvalConfig = field(default=MISSING, metadata=OF_THE_RUN)
 
     def __post_init__(self) -> None:
-        require(self.steps is None or self.steps > 0, f"steps must be positive or null, got {self.steps}")
         rows = self.train_rows
         require(rows is None or rows > 0, f"train_rows must be positive or null, got {rows}")
-        require_positive("", self, "prompts_per_step", "nproc", "hang_s")
+        require_positive("", self, "nproc", "hang_s")
         require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+
+
+@dataclass
+class Config(RunConfig):
+    """What train.py is told."""
+
+    steps: Optional[int] = field(default=None, metadata=FREE)  # null: one pass over the deck, or all stages of SFT
+    prompts_per_step: int = MISSING
+    profile_steps: int = field(default=0, metadata=FREE)  # recorded by torch.profiler into trace_<step>.json
+    diagnostics_every: int = 0  # steps between two looks at each task's gradient; 0: never
+    plan: bool = False  # only say what the run would hold and cost, and whether it fits here
+    task_mix: TaskMixConfig = MISSING
+    reward: Dict[str, Any] = field(default_factory=dict)
+    algo: AlgoConfig = MISSING
+    optim: OptimConfig = MISSING
+    engine: Any = MISSING  # an EngineConfig once composed: policy/engines/base.py
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=FREE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.steps is None or self.steps > 0, f"steps must be positive or null, got {self.steps}")
+        require_positive("", self, "prompts_per_step")
         require(self.profile_steps >= 0, f"profile_steps must not be negative, got {self.profile_steps}")
         require(self.diagnostics_every >= 0, f"diagnostics_every must be 0 or positive, got {self.diagnostics_every}")
         check_reward("reward", self.reward)
-        known = list(self.tasks)
         for task in self.task_mix.shares:
-            require_known("task", task, known, "task_mix.shares")
+            require_known("task", task, self.tasks, "task_mix.shares")
         if isinstance(self.algo, SftConfig):
             require(self.diagnostics_every == 0, "diagnostics_every looks at GRPO: with algo=sft set it to 0")
             require(
@@ -334,8 +292,13 @@ class Config:
             )
             for number, stage in enumerate(self.algo.stages):
                 for task in stage.shares:
-                    require_known("task", task, known, f"algo.stages[{number}].shares")
-        trained = [task for task, share in self.task_mix.shares.items() if share > 0]
-        # what the other reward names too is a task that was not chosen, not a slip of the pen
-        check_covered("reward", self.reward, trained, known=[*known, *reward_weights(self.eval.reward)])
-        check_covered("eval.reward", self.eval.reward, known, known=[*known, *reward_weights(self.reward)])
+                    require_known("task", task, self.tasks, f"algo.stages[{number}].shares")
+        check_covered("reward", self.reward, [task for task, share in self.task_mix.shares.items() if share > 0])
+        check_covered("eval.reward", self.eval.reward, self.tasks)
+        # what both rewards name is a task that was not chosen; what one alone names is a slip of the pen
+        for where, reward, other in (
+            ("reward", self.reward, self.eval.reward),
+            ("eval.reward", self.eval.reward, self.reward),
+        ):
+            for task in reward_weights(reward):
+                require_known("task", task, [*self.tasks, *reward_weights(other)], where)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Mapping, Self, Sequence
 
+from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.reader import VideoReader
-from vidbridge.tasks.base import Row, Task
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import Row, TaskRows
 
 SPLITS = ("train", "val", "test")
 
@@ -25,11 +27,18 @@ class Dataset(ABC):
             raise ValueError(f"data.max_bad_frac must lie in [0, 1), got {self.max_bad_frac}")
 
     @abstractmethod
-    def rows(self, task: Task, split: str) -> Sequence[Row]:
-        """All rows of a task's split; DataError when there are none."""
+    def rows(self, task: Task, split: str, frames: FrameBudget | None = None) -> Sequence[Row]:
+        """Return all rows of a task's split; NoRows when there are none.
+
+        ``frames`` are those that will be read: which rows there are may depend on what they can show.
+        """
+
+    def filled(self, task: TaskRows, split: str) -> TaskRows:
+        """Return a task with its rows of a split."""
+        return replace(task, rows=self.rows(task.task, split, task.frames))
 
     def lenient(self) -> Self:
-        """The same without the rows that something is wrong with."""
+        """Return the same without the rows that something is wrong with."""
         return self
 
     def row_problems(self) -> Sequence[str]:
@@ -37,7 +46,7 @@ class Dataset(ABC):
         return ()
 
     def problem_types(self) -> Mapping[str, int]:
-        """How many rows its files have of each, whether or not there is a task for it."""
+        """Return how many rows its files have of each, whether or not there is a task for it."""
         return {}
 
     @cached_property

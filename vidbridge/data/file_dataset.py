@@ -75,10 +75,10 @@ def leave_out(task: str) -> str:
 
 
 def split_by_video(video: str | bytes, held_out_frac: float) -> str:
-    """Which split a video belongs to for good: by its name alone, so that no two splits share one."""
-    place = zlib.crc32(video.encode() if isinstance(video, str) else video) / 2**32
+    """Return which split a video belongs to for good: by its name alone, so that no two splits share one."""
+    part = zlib.crc32(video.encode() if isinstance(video, str) else video) / 2**32
     bounds = zip(("val", "test"), (held_out_frac, 2 * held_out_frac))
-    return next((split for split, bound in bounds if place < bound), "train")
+    return next((split for split, bound in bounds if part < bound), "train")
 
 
 def check_split(split: str) -> None:

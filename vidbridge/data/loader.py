@@ -1,4 +1,4 @@
-"""From samples to prompts, where what cannot be used is left out by a rule and on record."""
+"""Samples become prompts; those that cannot be used are replaced by others of their task, and listed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vidbridge.media.reader import VideoReader
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime import collectives
 from vidbridge.runtime.jsonl_log import append_lines, resumed_lines
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import EncodedPrompt, Prompt, Sample
 
 BAD_SAMPLES = "bad_samples.jsonl"  # in the folder of a run
-FIRST = 100  # samples after which a fraction means something
+MIN_ASKED = 100  # the smallest denominator of a fraction of bad samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +29,12 @@ class Loaded:
     sample: Sample
     prompt: Prompt
     encoded: EncodedPrompt
-    num_bad: int = 0  # samples that should have been here and could not be used
+    num_bad: int = 0  # bad samples that were passed over before this one
 
 
 @dataclass(slots=True)
 class _News:
-    """Bad samples that this rank has met and the others have not been told of."""
+    """Samples asked for and bad ones on this rank since the last ``share``, with a line for each new bad one."""
 
     num_asked: int = 0
     num_bad: int = 0
@@ -44,8 +44,9 @@ class _News:
 class BadSamples:
     """Samples that could not be used: counted, listed in ``path``, never tried again.
 
-    DataError when they are more than ``max_frac`` of all that were asked for; with 0 the first one is too much. Each
-    rank counts what it meets itself until ``share`` adds what the others have met; the first one writes the list.
+    DataError when they are more than ``max_frac`` of all that were asked for (of 100 at least), repetitions included;
+    with 0 the first one raises and is not listed. Each rank counts by itself until ``share`` adds what the others have
+    met; rank 0 writes ``path``.
     """
 
     def __init__(self, path: Path | None = None, max_frac: float = 0.0) -> None:
@@ -71,7 +72,7 @@ class BadSamples:
             return frozenset(self._uids)
 
     def passes(self, sample: Sample) -> bool:
-        """Whether the sample is worth trying; every sample that is asked for goes through here once."""
+        """Count the sample, and return False if it is known to be bad; DataError when that makes too many."""
         with self._lock:
             self._news.num_asked += 1
             if sample.uid not in self._uids:
@@ -81,6 +82,7 @@ class BadSamples:
             return False
 
     def add(self, sample: Sample, error: ValueError) -> None:
+        """Record that ``sample`` is bad because of ``error``; DataError when that makes too many."""
         with self._lock:
             if self.max_frac == 0:
                 raise DataError(f"{sample.uid}: {error}") from error
@@ -117,7 +119,7 @@ class BadSamples:
             append_lines(self.path, [line])
 
     def _check(self, num_asked: int, num_bad: int, last: str = "one known from before") -> None:
-        if num_bad > self.max_frac * max(num_asked, FIRST):
+        if num_bad > self.max_frac * max(num_asked, MIN_ASKED):
             where = f"; all of them: {self.path}" if self.path is not None else ""
             raise DataError(
                 f"{num_bad} of {num_asked} samples could not be used, more than "
@@ -126,9 +128,9 @@ class BadSamples:
 
 
 class Loader:
-    """Prompts of samples. In the place of a bad one comes the next sample of its task, question and all."""
+    """Read the prompts of samples. A bad one is replaced by the next sample of its task, question and all."""
 
-    def __init__(self, tasks: Mapping[str, Task], processor: Processor, bad: BadSamples | None = None) -> None:
+    def __init__(self, tasks: Mapping[str, TaskRows], processor: Processor, bad: BadSamples | None = None) -> None:
         self.tasks, self.processor, self.bad = tasks, processor, bad or BadSamples()
         readers = [task.read for task in tasks.values() if isinstance(task.read, VideoReader)]
         width = max((reader.width for reader in readers), default=1)
@@ -138,11 +140,11 @@ class Loader:
     def own(self, samples: Sequence[Sample]) -> dict[int, Sample]:
         """Return the samples that this rank works on, by their index."""
 
-        def tokens(place: int) -> float:
-            sample = samples[place]
+        def tokens(index: int) -> float:
+            sample = samples[index]
             return estimated_tokens(sample, self.tasks[sample.task], self.processor)
 
-        return {place: samples[place] for place in collectives.my_share(len(samples), tokens)}
+        return {index: samples[index] for index in collectives.my_share(len(samples), tokens)}
 
     def load(
         self,
@@ -153,17 +155,18 @@ class Loader:
     ) -> dict[int, Loaded]:
         """Return the samples with everything read, by index; this may run beside a training step.
 
-        Without ``replace`` a bad sample leaves its place empty.
+        ``prompt`` stands in for the task's own way to a Prompt. A bad sample is replaced by the next of its task, or
+        left out without ``replace``. DataError for too many bad ones, and for a task without a row that can be used.
         """
 
         def load_one(sample: Sample) -> Loaded | None:
             return self._first_good(sample, prompt or self._prompt, replace)
 
         loaded = self._pool.map(load_one, samples.values()) if self._pool else map(load_one, samples.values())
-        return {place: each for place, each in zip(samples, loaded) if each is not None}
+        return {index: each for index, each in zip(samples, loaded) if each is not None}
 
     def report(self, loaded: Iterable[Loaded]) -> dict[str, float]:
-        """How many samples of this batch were bad, on any rank; called by all, which learn what the others met."""
+        """Return data/bad, the samples passed over for this batch on all ranks; called by all, which share them."""
         self.bad.share()
         return {"data/bad": collectives.all_reduce_sum([float(sum(each.num_bad for each in loaded))])[0]}
 

@@ -7,7 +7,7 @@ from typing import Mapping
 
 import numpy as np
 
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.types import Sample
 
 
@@ -21,21 +21,14 @@ class Mixture:
 
     def __init__(
         self,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, TaskRows],
         shares: Mapping[str, float],
         *,
         prompts_per_step: int,
         seed: int,
         total: int | None = None,
     ) -> None:
-        for name, share in shares.items():
-            if name not in tasks:
-                raise ValueError(f"task_mix.shares.{name}: there is no such task; there are {', '.join(sorted(tasks))}")
-            if not np.isfinite(share) or share < 0:
-                raise ValueError(f"task_mix.shares.{name} must be 0 or more, got {share}")
         positive = {name: share for name, share in shares.items() if share > 0}
-        if not positive:
-            raise ValueError("task_mix.shares: no task has a share above 0")
         self.tasks = {name: tasks[name] for name in sorted(positive)}
         self.prompts_per_step = prompts_per_step
         self.seed = seed
@@ -45,7 +38,7 @@ class Mixture:
         self._deck = lru_cache(maxsize=2)(self._shuffled_deck)
 
     def batch(self, step: int) -> list[Sample]:
-        """The samples of step ``step`` (from 0)."""
+        """Return the samples of step ``step`` (from 0)."""
         size = sum(self.counts.values())
         first = step * self.prompts_per_step
         cards = [self._deck(at // size)[at % size] for at in range(first, first + self.prompts_per_step)]
@@ -53,10 +46,10 @@ class Mixture:
 
     def _shuffled_deck(self, epoch: int) -> list[tuple[str, int]]:
         cards: list[tuple[str, int]] = []
-        for place, (name, count) in enumerate(self.counts.items()):
+        for index, (name, count) in enumerate(self.counts.items()):
             num_rows = len(self.tasks[name])
             for nth in range(epoch * count, (epoch + 1) * count):
-                order = _permutation(num_rows, (self.seed, place, nth // num_rows))
+                order = _permutation(num_rows, (self.seed, index, nth // num_rows))
                 cards.append((name, int(order[nth % num_rows]) + nth // num_rows * num_rows))  # past the end: again
         return [cards[card] for card in _permutation(len(cards), (self.seed, len(self.counts), epoch))]
 
@@ -67,7 +60,7 @@ def _permutation(size: int, seed: tuple[int, ...]) -> np.ndarray:
 
 
 def apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """Whole numbers that add up to ``total``, as near to the shares as can be (largest remainder).
+    """Return whole numbers that add up to ``total``, as near to the shares as can be (largest remainder).
 
     >>> apportion({"a": 1, "b": 1, "c": 1}, 4)
     {'a': 2, 'b': 1, 'c': 1}

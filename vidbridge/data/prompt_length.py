@@ -9,23 +9,23 @@ from pathlib import Path
 import av
 
 from vidbridge.errors import VideoError
-from vidbridge.media.decode import length_s
+from vidbridge.media.container import open_container
+from vidbridge.media.montage import in_files
 from vidbridge.media.reader import VideoReader
-from vidbridge.media.video_file import FORMATS
 from vidbridge.policy.processor import Processor
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.text import prompts
 from vidbridge.types import Montage, Sample, VideoRef
 
 
-def estimated_tokens(sample: Sample, task: Task, processor: Processor) -> float:
-    """Tokens of the texts and of the videos. What cannot be read counts as nothing: who decodes it will say so."""
+def estimated_tokens(sample: Sample, task: TaskRows, processor: Processor) -> float:
+    """Return the tokens of the texts and of the videos; what cannot be read counts as nothing."""
     texts = prompts.texts_in(task.messages(sample))
     text = sum(len(processor.chat_tokens.text_ids(each)) for each in texts)
     return text + sum(_video_tokens(video, task, processor) for video in sample.videos)
 
 
-def _video_tokens(video: VideoRef | Montage, task: Task, processor: Processor) -> float:
+def _video_tokens(video: VideoRef | Montage, task: TaskRows, processor: Processor) -> float:
     try:
         if isinstance(task.read, VideoReader):
             video = task.read.confined(video)
@@ -42,23 +42,24 @@ def _video_tokens(video: VideoRef | Montage, task: Task, processor: Processor) -
 
 
 def _shown(video: VideoRef | Montage) -> tuple[float, tuple[int, int]]:
-    """How long it is on show, and the size of its frames, which in a montage is that of the first part."""
-    if isinstance(video, Montage):
-        return sum(map(length_s, video.parts)), header(video.parts[0].path)[1:]
+    """Return how long it plays, and the size of its frames, which in a montage is that of what is shown first."""
     seconds, *size = header(video.path)
-    end_s = seconds if video.end_s is None else min(video.end_s, seconds)
-    return end_s - video.start_s, (size[0], size[1])
+    if isinstance(video, Montage) and video.segments:
+        return sum(segment.length_s for segment in in_files(video)), (size[0], size[1])
+    source = video.sources[0]
+    end_s = seconds if source.end_s is None else min(source.end_s, seconds)
+    return end_s - source.start_s, (size[0], size[1])
 
 
 @lru_cache(maxsize=2**16)
 def header(path: str) -> tuple[float, int, int]:
-    """(seconds, height, width) as the file says; zeros where it does not, or is no ordinary file."""
+    """Return (seconds, height, width) as the file says; zeros where it does not, or is no ordinary file."""
     if not Path(path).is_file():
         return 0.0, 0, 0
     try:
-        with av.open(path, container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"}) as container:
+        with open_container(path) as container:
             stream = container.streams.video[0]
             seconds = (container.duration or 0) / av.time_base
             return seconds, stream.height, stream.width
-    except (av.FFmpegError, IndexError):
+    except (VideoError, av.FFmpegError, IndexError):
         return 0.0, 0, 0

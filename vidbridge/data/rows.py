@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from vidbridge.errors import DataError
-from vidbridge.tasks.base import MULTIPLE_CHOICE, Row
+from vidbridge.tasks.rows import MULTIPLE_CHOICE, Row
 from vidbridge.text.option_reader import about, question_and_options, written
 from vidbridge.text.sanitize import check_text, check_unicode, without_placeholder
 
@@ -28,7 +28,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_rows(path: Path, problem_type: str) -> list[Row]:
-    """All rows of a task's file, or a DataError that lists every bad line with its field and what is wrong."""
+    """Return all rows of a task's file; DataError lists every bad line with its field and what is wrong."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     rows: list[Row] = []
@@ -93,7 +93,7 @@ def parse_row(
     try:
         fields = json.loads(line.decode("utf-8-sig"))  # some editors begin a file with a mark
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte 0x{line[error.start]:02x} at place {error.start + 1})") from error
+        raise ValueError(f"not UTF-8 (byte 0x{line[error.start]:02x} at byte {error.start + 1})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
     except RecursionError as error:

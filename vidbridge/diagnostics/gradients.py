@@ -15,11 +15,11 @@ added.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
-from typing import Callable, Iterator, Mapping, Sequence
+from typing import Callable, ContextManager, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -35,19 +35,38 @@ Share = tuple[str, int]  # a task, and the first or second half of its groups
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnostics:
-    """Looks at every ``every``-th step, the first one included."""
+    """Looks at every ``every``-th step, the first one included; 0: at none."""
 
     module: nn.Module  # the one that is trained
     processor: Processor
     every: int
 
-    def at(self, step: int) -> Probe | None:
-        return Probe(self.module, self.processor) if step % self.every == 0 else None
+    def at(self, step: int) -> Probe:
+        """Return what looks at this step, or looks away."""
+        return Look(self.module, self.processor) if self.every and step % self.every == 0 else Probe()
+
+
+class Probe:
+    """The calls of a step that is not looked at: ``batches``, ``reading`` around each backward pass, ``metrics``."""
+
+    def batches(
+        self, groups: Sequence[Group], teaches: torch.Tensor, batches_of: Callable[[torch.Tensor], list[Batch]]
+    ) -> list[Batch]:
+        """Return the micro-batches of the groups that teach, [P] bool; ``batches_of(mask)`` makes those of some."""
+        return batches_of(teaches)
+
+    def reading(self, index: int) -> ContextManager[None]:
+        """Return a context for the backward pass of the micro-batch ``index``."""
+        return nullcontext()
+
+    def metrics(self, groups: Sequence[Group], advantages: torch.Tensor, grad_norm: float | None) -> dict[str, float]:
+        """Called by all ranks, with all groups; ``grad_norm`` of the whole gradient, None if that was not finite."""
+        return {}
 
 
 @dataclass
-class Probe:
-    """A look at one step: call ``batches``, then ``reading`` around the backward pass of each, then ``metrics``."""
+class Look(Probe):
+    """A look at one step: whose gradient is whose."""
 
     module: nn.Module
     processor: Processor
@@ -57,10 +76,7 @@ class Probe:
     def batches(
         self, groups: Sequence[Group], teaches: torch.Tensor, batches_of: Callable[[torch.Tensor], list[Batch]]
     ) -> list[Batch]:
-        """Return the micro-batches of the groups that teach, task by task, half by half.
-
-        ``batches_of(mask)`` makes those of some groups, [P] bool.
-        """
+        """Return the micro-batches task by task, half by half."""
         batches: list[Batch] = []
         for share, mask in shares_of(groups, teaches).items():
             batches += batches_of(mask)
@@ -72,11 +88,11 @@ class Probe:
         """Read the gradient of the micro-batch ``index``, whose loss is differentiated inside."""
         share = self.owners[index]
         weights = [weight for weight in self.module.parameters() if weight.requires_grad]
-        places = coordinates([size_of(weight) for weight in weights], NUM_COORDINATES)
-        sums = [torch.zeros(len(place), device=weight.device) for weight, place in zip(weights, places)]
+        chosen = coordinates([size_of(weight) for weight in weights], NUM_COORDINATES)
+        sums = [torch.zeros(len(index), device=weight.device) for weight, index in zip(weights, chosen)]
 
         def read(number: int, gradient: torch.Tensor) -> None:
-            sums[number] += gradient.detach().flatten()[places[number].to(gradient.device)].float()
+            sums[number] += gradient.detach().flatten()[chosen[number].to(gradient.device)].float()
 
         handles = [weight.register_hook(partial(read, number)) for number, weight in enumerate(weights)]
         try:
@@ -88,7 +104,6 @@ class Probe:
         self.gradients[share] = self.gradients[share] + found if share in self.gradients else found
 
     def metrics(self, groups: Sequence[Group], advantages: torch.Tensor, grad_norm: float | None) -> dict[str, float]:
-        """Called by all ranks, with all groups; ``grad_norm`` of the whole gradient, None if that was not finite."""
         for gradient in self.gradients.values():
             collectives.all_reduce_sum_(gradient)
         found = {share: gradient for share, gradient in self.gradients.items() if share[0]}
@@ -103,9 +118,9 @@ def shares_of(groups: Sequence[Group], teaches: torch.Tensor) -> dict[Share, tor
     """Return which groups each share has, [P] bool; together they are ``teaches``, and the same on all ranks."""
     count: Counter[str] = Counter()
     masks: dict[Share, torch.Tensor] = {}
-    for place in teaches.nonzero().flatten().tolist():
-        task = groups[place].sample.task
-        masks.setdefault((task, count[task] % 2), torch.zeros_like(teaches))[place] = True
+    for index in teaches.nonzero().flatten().tolist():
+        task = groups[index].sample.task
+        masks.setdefault((task, count[task] % 2), torch.zeros_like(teaches))[index] = True
         count[task] += 1
     return dict(sorted(masks.items())) or {("", 0): teaches}  # all ranks work on every weight, be it for nothing
 
@@ -160,7 +175,7 @@ def entropy_metrics(groups: Sequence[Group], processor: Processor) -> dict[str, 
 
 
 def reasoning_tokens(completion: Completion, processor: Processor) -> int:
-    """How many tokens come before the answer; all where there is none."""
+    """Return how many tokens come before the answer; all where there is none."""
     start = answer_start(completion.text)
     if start is None:
         return len(completion.token_ids)

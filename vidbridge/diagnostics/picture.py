@@ -36,8 +36,8 @@ def draw_diagnosis(lines: list[dict[str, Any]], path: Path) -> None:
     colors = {task: f"C{number}" for number, task in enumerate(tasks)}
     figure = Figure(figsize=(15, 6.8), layout="constrained")
     draw_cosines(figure.add_subplot(2, 4, 1), lines, keys)
-    for place, (title, labels) in enumerate([panel for panel in shown if panel[1]], start=2):
-        draw_panel(figure.add_subplot(2, 4, place, title=title), lines, labels, colors)
+    for number, (title, labels) in enumerate([panel for panel in shown if panel[1]], start=2):
+        draw_panel(figure.add_subplot(2, 4, number, title=title), lines, labels, colors)
     lined = [Line2D([], [], color=color, label=task) for task, color in colors.items()]
     figure.add_subplot(2, 4, 8, frame_on=False, xticks=[], yticks=[]).legend(handles=lined, loc="center", frameon=False)
     figure.savefig(path, dpi=110)

@@ -10,33 +10,21 @@ from typing import Any, Mapping, Sequence, cast
 from omegaconf import OmegaConf
 
 from vidbridge.config.choices import Resume, Split
-from vidbridge.config.schema import Config, GrpoConfig, TaskMixConfig
-from vidbridge.errors import ConfigError
+from vidbridge.config.evaluate import EvaluateConfig
+from vidbridge.config.instantiate import free_keys
 from vidbridge.evaluation.evaluator import Evaluator, held_out
 from vidbridge.record.files import COMPLETIONS, ITEMS
 from vidbridge.record.tracker import Tracker
 from vidbridge.runtime import collectives
-from vidbridge.runtime.checkpoint import FREE, check_same
+from vidbridge.runtime.checkpoint import check_same
 from vidbridge.runtime.jsonl_log import whole_lines
 
-FREE_HERE = [key for key in FREE if key != "benchmark"]  # what may differ when an evaluation goes on
 
-
-def with_benchmark(config: Config) -> Config:
-    """The configuration in which the held-out rows are those of ``benchmark``."""
-    benchmark = config.benchmark
-    if benchmark.data is None and (benchmark.tasks or benchmark.reward):
-        raise ConfigError("benchmark.data: a benchmark with tasks or a reward of its own needs data of its own")
-    changes: dict[str, Any] = {}
+def with_benchmark(config: EvaluateConfig) -> EvaluateConfig:
+    """Return the configuration in which the held-out rows are those of ``benchmark``."""
+    benchmark, rows = config.benchmark, dict[str, Any]()
     if benchmark.data is not None:
-        changes = {
-            "data": benchmark.data,
-            "tasks": benchmark.tasks,
-            "reward": benchmark.reward,
-            # nothing is trained on: what a valid configuration must say about it
-            "task_mix": TaskMixConfig(name=benchmark.name, shares={name: 1.0 for name in benchmark.tasks}),
-            "algo": GrpoConfig(),
-        }
+        rows = {"data": benchmark.data, "tasks": benchmark.tasks}
     evaluated = replace(
         config.eval,
         split=config.eval.split if benchmark.data is None else Split.test,
@@ -52,11 +40,13 @@ def with_benchmark(config: Config) -> Config:
         frames=benchmark.frames or config.frames,
         model=replace(config.model, max_prompt_tokens=tokens),
         rollout=replace(config.rollout, max_completion_tokens=completion),
-        **changes,
+        **rows,
     )
 
 
-def items_so_far(config: Config, public: Mapping[str, Any], run_dir: Path, tracker: Tracker) -> list[dict[str, Any]]:
+def items_so_far(
+    config: EvaluateConfig, public: Mapping[str, Any], run_dir: Path, tracker: Tracker
+) -> list[dict[str, Any]]:
     """Return the lines of items.jsonl of this evaluation as far as it came, with resume=auto; its tables stay.
 
     CheckpointError when the folder is of another evaluation.
@@ -67,14 +57,14 @@ def items_so_far(config: Config, public: Mapping[str, Any], run_dir: Path, track
     with collectives.fail_together():
         if collectives.is_rank_0():
             old = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-            check_same(cast(dict[str, Any], old), public, run_dir, free=FREE_HERE)
+            check_same(cast(dict[str, Any], old), public, run_dir, list(free_keys(config)))
             rows, size = whole_lines(run_dir / ITEMS)
             tracker.rewind({ITEMS: size, COMPLETIONS: whole_lines(run_dir / COMPLETIONS)[1]})
     return collectives.all_gather(rows)[0]
 
 
 def ask(
-    evaluator: Evaluator, config: Config, tracker: Tracker, known: Sequence[Mapping[str, Any]]
+    evaluator: Evaluator, config: EvaluateConfig, tracker: Tracker, known: Sequence[Mapping[str, Any]]
 ) -> dict[str, Mapping[str, Any]]:
     """The summary: "scores" as in training, and under "benchmark" what papers report and what was left out."""
     asked = config.benchmark

@@ -17,14 +17,14 @@ from vidbridge.data.loader import BadSamples, Loaded, Loader
 from vidbridge.evaluation import paper_numbers
 from vidbridge.evaluation.intervals import interval, resampled_means
 from vidbridge.evaluation.items import earned, is_scored, item_row
+from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.policy.qwen_vl import QwenVLPolicy
 from vidbridge.record.tracker import Tracker
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rewards.scoring import score_groups
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.text import prompts
 from vidbridge.types import Group, Sample, SamplingParams
 
@@ -75,8 +75,8 @@ class Scores:
 class Evaluator:
     """Everything an evaluation needs but the question how much of it."""
 
-    tasks: Mapping[str, Mapping[str, Task]]  # by split, then by name
-    policy: QwenVLPolicy
+    tasks: Mapping[str, Mapping[str, TaskRows]]  # by split, then by name
+    policy: Policy
     processor: Processor
     rollout: RolloutEngine
     sampling: SamplingParams
@@ -123,12 +123,12 @@ class Evaluator:
         return Scores(mean=normalised_mean(scores.values()), tasks=scores, shown=tuple(shown), items=items)
 
     def num_completions(self, split: str, num_items: int, num_samples: int = 1) -> int:
-        """How many there are in all, known ones too."""
+        """Return how many there are in all, known ones too."""
         return sum(min(num_items, len(task)) for task in self.tasks[split].values()) * num_samples
 
     def scored(
         self,
-        task: Task,
+        task: TaskRows,
         samples: Mapping[int, Sample],
         advance: Callable[[int], None],
         *,
@@ -160,8 +160,8 @@ class Evaluator:
             num_samples,
             replace(self.sampling, greedy=greedy),
             seed=seed,
-            places=list(loaded),
-            ended=lambda place, done: advance(len(done)),
+            indices=list(loaded),
+            ended=lambda index, done: advance(len(done)),
             progress=lambda share: advance(0),
         )
         if self.direct:

@@ -17,7 +17,7 @@ def resampled_means(values: np.ndarray, clusters: Sequence[Hashable]) -> np.ndar
     same on every call. Of n seeds n - 1 are drawn (Rao and Wu, 1988): n would make the variance of their mean
     (n - 1) / n of what it is, which with three seeds is too little by a third.
     """
-    names = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
+    names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     member = np.zeros((len(clusters), len(names)))
     member[np.arange(len(clusters)), [names[name] for name in clusters]] = 1.0
     num_seeds, rng = values.shape[1], np.random.default_rng(0)

@@ -36,7 +36,7 @@ def item_row(group: Group) -> dict[str, Any]:
 
 
 def is_scored(row: Mapping[str, Any]) -> bool:
-    """At least one of its completions."""
+    """Return whether at least one of its completions is scored."""
     return not np.isnan(np.array(row["totals"], float)).all()
 
 

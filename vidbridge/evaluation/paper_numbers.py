@@ -71,7 +71,7 @@ def headline(task: str, maximum: float, items: Sequence[Mapping[str, np.ndarray]
 
 
 def table(task: str, maximum: float, items: Sequence[Mapping[str, np.ndarray]], sources: Sequence[str]) -> Table:
-    """All numbers of a task; an item is what its samples earned by term, [samples], nan where not scored.
+    """Return all numbers of a task; an item is what its samples earned by term, [samples], nan where not scored.
 
     Several samples make each number a mean@n, and where an item is right or wrong there is pass@k too, for k = 2, 4, ..
     and the items that have as many scored samples.
@@ -85,7 +85,7 @@ def table(task: str, maximum: float, items: Sequence[Mapping[str, np.ndarray]], 
         scored = [item[first.terms[0]][~np.isnan(item[first.terms[0]])] for item in items]
         right = [first.of(each[None]) > 100 - 1e-6 for each in scored]
         for k in powers_of_two(max(map(len, right))):
-            enough = [place for place, each in enumerate(right) if len(each) >= k]
+            enough = [index for index, each in enumerate(right) if len(each) >= k]
             passes = np.array([[pass_at_k(len(right[n]), int(right[n].sum()), k) for n in enough]])
             metric = Metric(title="", terms=("pass",), of=percent)
             found[f"{task} pass@{k} %"] = estimate(passes, [sources[n] for n in enough], metric)
@@ -111,9 +111,9 @@ def by_category(
     metric = headline(task, maximum, items)
     for kind in dict.fromkeys(kind for each in categories for kind in each):
         for name in sorted({str(each[kind]) for each in categories if kind in each}):
-            own = [place for place, each in enumerate(categories) if kind in each and str(each[kind]) == name]
-            values = np.array([[np.nanmean(items[place][term]) for place in own] for term in metric.terms])
-            numbers = estimate(values, [sources[place] for place in own], metric)
+            own = [index for index, each in enumerate(categories) if kind in each and str(each[kind]) == name]
+            values = np.array([[np.nanmean(items[index][term]) for index in own] for term in metric.terms])
+            numbers = estimate(values, [sources[index] for index in own], metric)
             found.setdefault(kind, {})[name] = {**numbers, "n": len(own)}
     return found
 

@@ -7,31 +7,32 @@ is.
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Iterable, Mapping
 
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from vidbridge.config.evaluate import EvaluateConfig
 from vidbridge.config.renamed import with_current_names
 from vidbridge.errors import ConfigError
 from vidbridge.record.files import SUMMARY
 from vidbridge.runtime.checkpoint import newest
 
-OF_THE_RUN = "seed model prompt frames data tasks task_mix reward judge rollout engine optim eval".split()
+OF_THE_RUN = [each.name for each in fields(EvaluateConfig) if each.metadata.get("of_the_run")]
 WHOLE_RUNS = ("model", "experiment", "debug")  # choices that are about many of these at once
 
 
 def resolve(cfg: DictConfig, overrides: Iterable[str]) -> None:
-    """Put what ``model.checkpoint`` names in the place of its name; ``overrides``: what the command line says.
+    """Put what ``checkpoint`` names in the place of its name; ``overrides``: what the command line says.
 
     ConfigError for a run that has left nothing to evaluate.
     """
-    if cfg.model.checkpoint is None:
+    if not isinstance(cfg.checkpoint, str):  # null, or training's section of that name
         return
-    run, named = Path(cfg.model.checkpoint), cfg.model.checkpoint
-    cfg.model.checkpoint = None
+    run, named = Path(cfg.checkpoint), cfg.checkpoint
+    cfg.checkpoint = None
     if not (run / "config.yaml").is_file():  # a Hugging Face folder has a config.json
         if run.is_dir() and not (run / "config.json").is_file():
             raise ConfigError(f"checkpoint={named}: neither a run (config.yaml) nor a model (config.json) is in there")
@@ -41,7 +42,7 @@ def resolve(cfg: DictConfig, overrides: Iterable[str]) -> None:
     if both := sorted({key for key in keys if key in WHOLE_RUNS}):
         raise ConfigError(f"checkpoint={named} is a run, which says what it is about: leave {both[0]}=.. out")
     _take(cfg, _record(run), ["tasks" if key == "task" else key for key in keys])
-    cfg.model.checkpoint, cfg.model.random_weights = None, False
+    cfg.model.random_weights = False
     if (run / "model").is_dir() and ((run / SUMMARY).is_file() or not (run / "checkpoints").is_dir()):
         cfg.model.path = str(run / "model")
         return
@@ -51,7 +52,7 @@ def resolve(cfg: DictConfig, overrides: Iterable[str]) -> None:
         raise ConfigError(f"checkpoint={named} has neither a finished model/ nor a checkpoint that is whole{reasons}")
     if (run / "untrained").is_dir():  # what it started from
         cfg.model.path = str(run / "untrained")
-    cfg.model.checkpoint = str(found.path)
+    cfg.checkpoint = str(found.path)
 
 
 def _record(run: Path) -> Mapping[str, Any]:
@@ -61,6 +62,7 @@ def _record(run: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{run / 'config.yaml'} cannot be read: {error}") from error
     if not isinstance(record, dict):
         raise ConfigError(f"{run / 'config.yaml'} is no configuration of a run")
+    record.get("model", {}).pop("checkpoint", None)  # renamed.GONE
     return {str(key): value for key, value in with_current_names(record).items()}
 
 

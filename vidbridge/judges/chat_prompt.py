@@ -96,7 +96,7 @@ class ChatPrompt:
 
     @property
     def opening(self) -> str:
-        """How every right reply starts: ``{"score":``."""
+        """Return how every right reply starts: ``{"score":``."""
         return _FORMS[self.request.kind].split(":")[0] + ":"
 
     @property

@@ -96,7 +96,7 @@ def fallback(dialect: Dialect, refusal: Refusal | None, base_url: str) -> Dialec
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
-    """The same with the system's text at the head of the user's message.
+    """Return the same messages with the system's text at the head of the user's message.
 
     >>> without_system([{"role": "system", "content": "Judge."}, {"role": "user", "content": "It grows."}])
     [{'role': 'user', 'content': 'Judge.\\n\\nIt grows.'}]

@@ -36,11 +36,11 @@ class ChatModel(Protocol):
 
     @property
     def identity(self) -> str:
-        """All that decides a reply beside the prompt, as far as it is known: a server may not take all of it."""
+        """Return all that decides a reply beside the prompt, as far as it is known: a server may not take all of it."""
 
     @property
     def where(self) -> str:
-        """For messages: what it is called and where it is."""
+        """Return what it is called and where it is, for messages."""
 
     @property
     def notes(self) -> str:
@@ -55,6 +55,8 @@ class ModelJudge(Judge):
 
     Raises JudgeLost when more than ``max_unscored_frac`` of the last ``window`` requests have no reply.
     """
+
+    free = ("cache", "window", "max_unscored_frac", "slack")  # keys that may differ when a run is resumed
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ class LocalChat:
     """
 
     waits = False
+    free = ("device", "batch_size")  # keys that may differ when a run is resumed
     deadline_s = math.inf
     last_failure = notes = ""
 
@@ -68,9 +69,9 @@ class LocalChat:
         return f"{self.path} in this process"
 
     def chat(self, prompts: Sequence[ChatPrompt]) -> list[Said]:
-        order = sorted(range(len(prompts)), key=lambda place: prompts[place].num_chars)
-        said = dict(zip(order, self._in_batches([prompts[place] for place in order])))
-        return [said[place] for place in range(len(prompts))]
+        order = sorted(range(len(prompts)), key=lambda index: prompts[index].num_chars)
+        said = dict(zip(order, self._in_batches([prompts[index] for index in order])))
+        return [said[index] for index in range(len(prompts))]
 
     def _in_batches(self, prompts: Sequence[ChatPrompt]) -> Iterator[Said]:
         for first in range(0, len(prompts), self.batch_size):

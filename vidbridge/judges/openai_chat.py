@@ -59,6 +59,10 @@ class OpenAIChat:
     """
 
     waits = True
+    free = (  # keys that may differ when a run is resumed: which model it is decides the numbers, not where it is
+        "base_url", "api_key_env", "max_concurrent", "requests_per_minute", "tokens_per_minute", "timeout_s",
+        "deadline_s",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -110,7 +114,7 @@ class OpenAIChat:
         return f"{self.where} does not take all that was asked for; it is asked with {changes}" if changes else ""
 
     def chat(self, prompts: Sequence[Chat]) -> list[Said]:
-        """From any thread, several at once: all share one connection pool and the limits."""
+        """Return the reply; from any thread, several at once: all share one connection pool and the limits."""
         if not prompts:
             return []
         return asyncio.run_coroutine_threadsafe(self._all(prompts), self._running()).result()
@@ -276,7 +280,7 @@ def key_from(variable: str | None) -> str:
 
 
 def address(base_url: str) -> tuple[str, dict[str, str]]:
-    """Where the protocol begins, and the query of every request. ConfigError where it is no address.
+    """Return where the protocol begins, and the query of every request. ConfigError where it is no address.
 
     >>> address("http://gpu7:8000/v1/chat/completions")
     ('http://gpu7:8000/v1', {})

@@ -40,7 +40,7 @@ class Pace:
 
 
 def passes(status: int) -> bool:
-    """Whether the same request may do better a little later."""
+    """Return whether the same request may do better a little later."""
     return status in _PASSING or status >= 500
 
 

@@ -13,19 +13,21 @@ from typing import Callable
 
 import numpy as np
 
+from vidbridge.media.effects import file_of
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.types import Clip, Montage, VideoRef
 
 Decode = Callable[[VideoRef | Montage, FrameBudget], Clip]
 
-VERSION = 2  # of what is decoded: another one makes old entries useless
+VERSION = 3  # of what is decoded: another one makes old entries useless
 _LOCK = "lock"
 
 
 class FrameCache:
     """``decode`` as before, and what it gave kept in ``folder``.
 
-    An entry belongs to the files as they are (name, size, time of change), the part asked for and the budget. What was
+    An entry belongs to the files as they are (name, size, time of change), those of effects from outside of the package
+    too, the part or the montage asked for and the budget. What was
     used least recently goes first once there are more than ``max_bytes``.
     """
 
@@ -78,8 +80,9 @@ class FrameCache:
 
 def entry_name(video: VideoRef | Montage, frames: FrameBudget) -> str:
     """OSError where a file cannot be looked at."""
-    parts = video.parts if isinstance(video, Montage) else (video,)
-    paths = sorted({part.path for part in parts})
+    paths = sorted({source.path for source in video.sources})
+    if isinstance(video, Montage):
+        paths += sorted({path for effect in video.effects if (path := file_of(effect))})
     identities = [(os.path.abspath(path), (found := os.stat(path)).st_size, found.st_mtime_ns) for path in paths]
     key = json.dumps([VERSION, type(video).__name__, asdict(video), asdict(frames), identities])
     name = hashlib.sha256(key.encode()).hexdigest()
@@ -102,7 +105,7 @@ def write_entry(path: Path, clip: Clip) -> int:
 
 
 def read_entry(path: Path) -> Clip | None:
-    """None if it is not there or not whole; what is read counts as used now."""
+    """Return the clip; None if it is not there or not whole; what is read counts as used now."""
     try:
         with path.open("rb") as file:
             num_frames, height, width, channels = json.loads(file.readline())

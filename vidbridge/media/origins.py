@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from vidbridge.media.decode import montage_times
-from vidbridge.types import Montage, Sample, VideoRef
+from vidbridge.media.montage import in_files, planned
+from vidbridge.types import Effect, Montage, Sample, Segment, VideoRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,34 +25,43 @@ class Origins:
 
 
 def origins(sample: Sample, number: int, times_s: np.ndarray) -> Origins:
-    """Origins of the frames at ``times_s`` of video ``number`` of ``sample``.
+    """Return the origins of the frames at ``times_s`` of video ``number`` of ``sample``.
 
     A montage knows what it shows; of a file that was cut before, ``sample.meta`` tells ("pieces", "dark").
     """
     video = sample.videos[number]
-    if isinstance(video, Montage):
-        parts, dark_s = video.parts, video.dark_s
-    else:
-        meta: Mapping[str, Any] = sample.meta if len(sample.videos) == 1 else {}
-        pieces = _numbers(meta.get("pieces"), 3)  # source from 0, start and end, one after another
-        parts = tuple(VideoRef(path=f"video {nth + 1:g}", start_s=start, end_s=end) for nth, start, end in pieces)
-        dark_s = next(((start, end) for start, end in _numbers([meta.get("dark")], 2)), None)
-    if not parts:
-        assert isinstance(video, VideoRef)
-        plain = [(0, video.start_s + float(time_s)) for time_s in times_s]
-        return Origins(sources=(_name(video.path),), frames=_darkened(plain, times_s, dark_s))
-    paths = list(dict.fromkeys(part.path for part in parts))
-    shown = [(paths.index(parts[at].path), time_s) for at, time_s in montage_times(Montage(parts=parts), times_s)]
-    return Origins(sources=tuple(map(_name, paths)), frames=_darkened(shown, times_s, dark_s))
+    return origins_of(video if isinstance(video, Montage) else _recorded(sample) or video, times_s)
 
 
-def _darkened(
-    shown: Sequence[tuple[int, float]], times_s: np.ndarray, dark_s: tuple[float, float] | None
-) -> tuple[tuple[int, float] | None, ...]:
-    if dark_s is None:
-        return tuple(shown)
-    start_s, end_s = dark_s
-    return tuple(None if start_s <= time_s < end_s else origin for time_s, origin in zip(times_s, shown))
+def origins_of(video: VideoRef | Montage, times_s: np.ndarray) -> Origins:
+    """Return the origins of the frames of ``video`` that are played at ``times_s``."""
+    montage = video if isinstance(video, Montage) else Montage(sources=(video,))
+    segments = in_files(montage)
+    paths = list(dict.fromkeys(montage.sources[segment.source].path for segment in segments))
+    frames = [
+        None if frame.hidden else (paths.index(montage.sources[frame.source].path), frame.time_s)
+        for frame in planned(segments, montage.effects, times_s)
+    ]
+    return Origins(sources=tuple(map(_name, paths)), frames=tuple(frames))
+
+
+def _recorded(sample: Sample) -> Montage | None:
+    """Return what the row of a file that was cut before says of it: pieces of several videos, and the dark."""
+    if len(sample.videos) > 1:
+        return None
+    pieces = _numbers(sample.meta.get("pieces"), 3)  # source from 0, start and end, one after another
+    dark = _numbers([sample.meta.get("dark")], 2)
+    if not pieces and not dark:
+        return None
+    numbers = list(dict.fromkeys(piece[0] for piece in pieces))
+    try:
+        return Montage(
+            sources=tuple(VideoRef(path=f"video {number + 1:g}") for number in numbers) or sample.videos[0].sources,
+            segments=tuple(Segment(source=numbers.index(n), start_s=start, end_s=end) for n, start, end in pieces),
+            effects=tuple(Effect(name="dark", start_s=start, end_s=end) for start, end in dark),
+        )
+    except ValueError:  # pieces that end before they begin
+        return None
 
 
 def _numbers(rows: Any, length: int) -> list[list[float]]:

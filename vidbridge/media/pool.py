@@ -37,7 +37,7 @@ class WorkerPool:
             self._idle.put(None)
 
     def decode(self, video: VideoRef | Montage, frames: FrameBudget) -> Clip:
-        """As ``decode.decode``, and VideoError with reason deadline, crashed or memory."""
+        """Return what ``decode.decode`` gives; VideoError with reason deadline, crashed or memory."""
         head, payload = self._ask(to_request(video, frames), video.path)
         num_frames = head["shape"][0]
         times_s = payload[: 8 * num_frames].view(np.float64)
@@ -77,8 +77,8 @@ class _Worker:
     """One process. It ends with this object, and when this process does, for then its input ends."""
 
     def __init__(self) -> None:
-        package = str(Path(__file__).parents[2])
-        paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+        # all that can be imported here: an effect may be from outside of the package
+        paths = os.pathsep.join([str(Path(__file__).parents[2]), *map(os.path.abspath, sys.path)])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vidbridge.media.worker", str(MAX_WORKER_MB)],
             stdin=subprocess.PIPE,

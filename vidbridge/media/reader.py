@@ -40,7 +40,7 @@ class VideoReader:
         return self._decode(self.confined(video), frames)
 
     def duration_s(self, path: str) -> float:
-        """As the headers of the file say."""
+        """Return the duration as the headers of the file say."""
         confined = self._confined(VideoRef(path=path)).path
         if self.pool:
             return float(self.pool.describe(confined)["duration_s"])
@@ -49,13 +49,13 @@ class VideoReader:
 
     @property
     def width(self) -> int:
-        """How many videos are worth reading at once."""
+        """Return how many videos are worth reading at once."""
         return self.pool.size if self.pool else 1
 
     def confined(self, video: VideoRef | Montage) -> VideoRef | Montage:
         """Return the video with paths that have been followed; VideoError if one leads out of the folder."""
         if isinstance(video, Montage):
-            return replace(video, parts=tuple(self._confined(part) for part in video.parts))
+            return replace(video, sources=tuple(map(self._confined, video.sources)))
         return self._confined(video)
 
     @cached_property

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import stat
 from bisect import bisect
 from contextlib import suppress
 from types import TracebackType
@@ -17,14 +15,12 @@ from av.video.reformatter import VideoReformatter
 
 from vidbridge.errors import VideoError
 from vidbridge.media.clock import FrameClock
+from vidbridge.media.container import check_file, open_container, plain
 from vidbridge.media.extent import MAX_PAUSE_S, TOLERANCE_S, measure
-from vidbridge.media.kinds import READ, kind_of
 from vidbridge.media.packets import packets_of, unhidden
 from vidbridge.media.upright import upright
 
 MAX_CANVAS_PIXELS = 2**24  # 4096 x 4096; a small file can ask for much more
-# Containers of videos. No playlists: they name other files and addresses, whatever the file is called.
-FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
 INDEXED_FORMATS = ("mov", "matroska")  # they know where key frames are
 STEADY_CODECS = ("h264", "hevc", "av1")  # a frame comes out for every packet that goes in, or something is wrong
 # container time bases round: a frame due at 0.25 may say 0.250001
@@ -42,11 +38,11 @@ class VideoFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        _check_file(path)
+        check_file(path)
         self._reformatter = VideoReformatter()  # setting up the conversion costs more than a small frame
         self._open_stream()
         try:
-            with self._opened() as again:  # the first one is read from its very first packet
+            with open_container(self.path) as again:  # the first one is read from its very first packet
                 stream = again.streams[self._stream.index]
                 assert isinstance(stream, av.VideoStream)
                 self._extent = measure(again, stream, path)
@@ -54,7 +50,7 @@ class VideoFile:
             self._start()
         except av.FFmpegError as error:
             self._container.close()
-            raise self._error("damaged", f"cannot be decoded ({_plain(error)})") from error
+            raise self._error("damaged", f"cannot be decoded ({plain(error)})") from error
         except BaseException:
             self._container.close()
             raise
@@ -68,7 +64,7 @@ class VideoFile:
         self._container.close()
 
     def frames_at(self, times_s: Iterable[float]) -> Iterator[np.ndarray]:
-        """For each of the rising times the frame on show then, [H, W, 3] uint8, RGB, upright.
+        """Yield the frame on show at each of the rising times, [H, W, 3] uint8, RGB, upright.
 
         Decodes forward and keeps the last frame at or before each time, which is right for variable frame rates;
         where a key frame lies in between, what comes before it is skipped.
@@ -81,20 +77,11 @@ class VideoFile:
                     converted = shown, self._upright(shown)
                 yield converted[1]
         except av.FFmpegError as error:
-            raise self._error("damaged", f"cannot be decoded ({_plain(error)})") from error
-
-    def _opened(self) -> av.container.InputContainer:
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-        try:
-            return av.open(f"file:{os.path.abspath(self.path)}", metadata_errors="replace", container_options=options)
-        except (av.FFmpegError, UnicodeError) as error:
-            if kind := kind_of(self.path):
-                raise self._error("not_a_video", f"is {kind}; read are {READ}") from error
-            raise self._error("not_a_video", f"is no video that can be opened ({_plain(error)})") from error
+            raise self._error("damaged", f"cannot be decoded ({plain(error)})") from error
 
     def _open_stream(self) -> None:
         """Open the file and choose its first video stream."""
-        self._container = self._opened()
+        self._container = open_container(self.path)
         try:
             videos = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
             if not videos:
@@ -154,7 +141,7 @@ class VideoFile:
         self._ahead = next(self._frames, None)
 
     def _decoded_from_start(self) -> Iterator[av.VideoFrame]:
-        """All frames but those before the first good one, which need what was cut off.
+        """Return all frames but those before the first good one, which need what was cut off.
 
         Once something was not good that is a key frame, and a bad key frame is damage: it needs nothing before it.
         """
@@ -245,7 +232,7 @@ class VideoFile:
                     raise
 
     def _is_early(self) -> bool:
-        """Whether the decoder may complain because of what was cut off before the beginning."""
+        """Return whether the decoder may complain because of what was cut off before the beginning."""
         return self._ahead is not None and float(self._ahead.time or 0.0) < self._extent.start_s + TOLERANCE_S
 
     def _reached(self, time_s: float) -> av.VideoFrame:
@@ -262,7 +249,7 @@ class VideoFile:
         return shown
 
     def _is_lost(self, shown: av.VideoFrame, time_s: float) -> bool:
-        """Whether a frame between ``shown`` and ``time_s`` went into the decoder and never came out.
+        """Return whether a frame between ``shown`` and ``time_s`` went into the decoder and never came out.
 
         Only where packets and frames have the same times: in indexed files, but for pictures of two fields, each of
         which may be a packet.
@@ -294,12 +281,12 @@ class VideoFile:
         has_sought = False
         for _ in range(3):  # a key frame may have others shown before it, and lead by less
             if keys:
-                place = bisect(keys, wanted) - 1
-                key, lead = keys[max(place, 0)], 0
+                nearest = bisect(keys, wanted) - 1
+                key, lead = keys[max(nearest, 0)], 0
             else:
-                place, lead = index.search_timestamp(wanted - self._lead), self._lead
-                key = index[max(place, 0)].timestamp
-            if place < 0 or float((key + lead) * base) - self._extent.zero_s < here_s + MIN_SKIP_S:
+                nearest, lead = index.search_timestamp(wanted - self._lead), self._lead
+                key = index[max(nearest, 0)].timestamp
+            if nearest < 0 or float((key + lead) * base) - self._extent.zero_s < here_s + MIN_SKIP_S:
                 break
             self._container.seek(key, stream=self._stream)
             self._has_skipped = has_sought = True
@@ -315,18 +302,3 @@ class VideoFile:
 
     def _error(self, reason: str, detail: str) -> VideoError:
         return VideoError(self.path, reason, detail)
-
-
-def _check_file(path: str) -> None:
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise VideoError(path, "missing", "no such video file") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise VideoError(path, "not_a_file", "is a folder, a pipe or a device, not a file")
-    if found.st_size == 0:
-        raise VideoError(path, "empty", "is empty")
-
-
-def _plain(error: Exception) -> str:
-    return getattr(error, "strerror", None) or type(error).__name__

@@ -19,11 +19,11 @@ from vidbridge.errors import VideoError
 from vidbridge.media.decode import decode
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.video_file import VideoFile
-from vidbridge.types import Clip, Montage, VideoRef
+from vidbridge.types import Clip, Effect, Montage, Segment, VideoRef
 
 
 def to_request(video: VideoRef | Montage, frames: FrameBudget | None) -> dict[str, Any]:
-    """As JSON can hold it; without a budget the reply tells how long and large the video is."""
+    """Return the request as JSON can hold it; without a budget the reply tells how long and large the video is."""
     return {
         "kind": type(video).__name__,
         "video": asdict(video),
@@ -34,9 +34,10 @@ def to_request(video: VideoRef | Montage, frames: FrameBudget | None) -> dict[st
 def from_request(request: dict[str, Any]) -> tuple[VideoRef | Montage, FrameBudget | None]:
     video, frames = request["video"], request["frames"]
     if request["kind"] == "Montage":
-        dark_s = video["dark_s"]
         read: VideoRef | Montage = Montage(
-            parts=tuple(VideoRef(**part) for part in video["parts"]), dark_s=None if dark_s is None else tuple(dark_s)
+            sources=tuple(VideoRef(**each) for each in video["sources"]),
+            segments=tuple(Segment(**each) for each in video["segments"]),
+            effects=tuple(Effect(**each) for each in video["effects"]),
         )
     else:
         read = VideoRef(**video)
@@ -66,7 +67,7 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], Clip | None]:
 
 def _path(request: dict[str, Any]) -> str:
     video = request["video"]
-    return video["path"] if "path" in video else video["parts"][0]["path"]
+    return video["path"] if "path" in video else video["sources"][0]["path"]
 
 
 def peak_mb() -> float:

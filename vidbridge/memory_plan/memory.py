@@ -1,10 +1,10 @@
 """How many bytes a step holds, by arithmetic on the layers of the real model: before any weight is loaded.
 
 A step has moments at which memory is highest: prompts are read, completions decoded, the loss is differentiated, the
-weights are changed. For each, what is held is listed by what it is for. The counts of saved tensors are those of
-transformers' Qwen2.5-VL layers and of our attention; tests/memory_plan/test_memory.py counts them in a real forward
-pass. Left out: what an allocator wastes, libraries and the interpreter, and all that does not grow with the model or
-the prompts. What DeepSpeed holds is read from its code, not measured.
+weights are changed. For each, what is held is listed by what it is for. What a layer saves for the backward pass is
+counted (saved.py), our attention's part of it is arithmetic; tests/memory_plan/test_memory.py counts both in a real
+forward pass. Left out: what an allocator wastes, libraries and the interpreter, and all that does not grow with the
+model or the prompts. What DeepSpeed holds is read from its code, not measured.
 """
 
 from __future__ import annotations
@@ -13,13 +13,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Mapping
 
-import torch
-from torch import nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
 from vidbridge.algo.logprobs import _CHUNK_VALUES
-from vidbridge.config.schema import ModelConfig
-from vidbridge.policy.loading import DTYPES, freeze
+from vidbridge.memory_plan.model_size import ModelSize
 from vidbridge.policy.packing import fill_rows
 from vidbridge.rollout.kv_cache import FIRST_COLUMNS
 from vidbridge.rollout.shared_prefix import _WORTH_LEAVING
@@ -30,53 +25,6 @@ FLOAT = 4  # bytes of a number in 32 bits
 MAX_LIVE, SUB_GROUP, BUCKET = 1_000_000_000, 1_000_000_000, 50_000_000
 
 Bytes = Mapping[str, float]  # by what they are for
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSize:
-    """The parts of a model that take memory, in numbers; a tied weight counts once."""
-
-    config: Qwen2_5_VLConfig
-    weights: int
-    in_text_layers: int
-    in_vision_blocks: int
-    trained: int
-    trains_vision: bool
-    trains_vocabulary: bool
-    itemsize: int  # bytes of a weight
-    checkpointing: bool  # gradient checkpointing
-
-    @classmethod
-    def of(cls, config: Qwen2_5_VLConfig, spec: ModelConfig) -> ModelSize:
-        """Return the size of a model, which is made without memory for its weights."""
-        with torch.device("meta"):
-            module = Qwen2_5_VLForConditionalGeneration(config)
-        freeze(module, spec.frozen)
-        return cls(
-            config=config,
-            weights=_numbers(module),
-            in_text_layers=_numbers(module.model.language_model.layers),
-            in_vision_blocks=_numbers(module.model.visual.blocks),
-            trained=sum(weight.numel() for weight in module.parameters() if weight.requires_grad),
-            trains_vision=any(weight.requires_grad for weight in module.model.visual.parameters()),
-            trains_vocabulary=module.lm_head.weight.requires_grad,
-            itemsize=DTYPES[spec.dtype.value].itemsize,
-            checkpointing=spec.gradient_checkpointing,
-        )
-
-    @property
-    def in_vocabulary(self) -> int:
-        """In the projection to the vocabulary, and as many in the embedding."""
-        return self.config.text_config.vocab_size * self.config.text_config.hidden_size
-
-    @property
-    def patch_numbers(self) -> int:
-        vision = self.config.vision_config
-        return vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-
-
-def _numbers(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +51,12 @@ class Groups:
     patches: int  # of the videos of one prompt
 
     def in_one_row(self, max_packed_tokens: int) -> Groups:
-        """As many of them as fit into the learner's budget, and at least one."""
-        return replace(self, number=len(fill_rows([self.places // self.number] * self.number, max_packed_tokens)[0]))
+        """Return as many of them as fit into the learner's budget, and at least one."""
+        return replace(self, number=len(fill_rows([self.tokens // self.number] * self.number, max_packed_tokens)[0]))
 
     @property
-    def places(self) -> int:
-        """In a packed row, where the last token of a completion takes none."""
+    def tokens(self) -> int:
+        """Return the tokens of a packed row, in which the last token of a completion is not."""
         return self.number * (self.prompt_tokens + self.siblings * (self.completion_tokens - 1))
 
     @property
@@ -152,9 +100,9 @@ class Memory:
         """Reading the prompts of ``groups``, or decoding their last tokens: whichever takes more."""
         b, text = self.model.itemsize, self.model.config.text_config
         tokens, patches = groups.number * groups.prompt_tokens, groups.number * groups.patches
-        of_a_token = 2 * b * text.num_hidden_layers * self._key_width  # key and value
-        # in the widest place of a layer: residual, its input, and three tensors of the MLP
-        reading = b * tokens * 3 * (text.hidden_size + text.intermediate_size)
+        of_a_token = 2 * b * text.num_hidden_layers * self.model.key_width  # key and value
+        # where a layer is widest: residual, its input, and three tensors of the MLP
+        reading = b * tokens * 3 * (text.hidden_size + self.model.mlp_width)
         seeing = patches * self._vision_forward() + b * tokens * text.hidden_size
         pixels = patches * (FLOAT * self.model.patch_numbers + self._cast_patch)
         # rows that have ended leave by a copy of those that stay, made before the old ones go
@@ -236,54 +184,42 @@ class Memory:
         return Gradients(held=held, first=first, last=first + b * embedding, gathering=first + b * embedding)
 
     def _saved_text(self, row: Groups) -> float:
-        """For the backward pass, of all layers and what follows them."""
+        """Return the bytes that all layers and what follows them keep for the backward pass."""
         b, text = self.model.itemsize, self.model.config.text_config
-        layer = b * row.places * text.hidden_size if self.model.checkpointing else self._text_layer(row)
-        last_norm = row.places * (FLOAT + b) * text.hidden_size
+        layer = b * row.tokens * text.hidden_size if self.model.checkpointing else self._text_layer(row)
+        last_norm = row.tokens * (FLOAT + b) * text.hidden_size
         predicting = b * row.rows * row.completion_tokens * text.hidden_size
         return text.num_hidden_layers * layer + last_norm + predicting
 
     def _text_layer(self, row: Groups) -> float:
-        """Two norms; query, key and value; what attention gives, twice; four tensors of the MLP."""
-        b, text = self.model.itemsize, self.model.config.text_config
-        attention = 3 * text.hidden_size + 2 * self._key_width
-        saved = row.places * (2 * self._norm(text.hidden_size) + b * (attention + 4 * text.intermediate_size))
+        saved = row.tokens * self.model.saved_text
         if self.on_gpu:
             return saved
         # attention.PackedSdpa: queries again, and keys and values with those of the prompt before them
         tokens = row.completion_tokens - 1
-        return saved + b * row.rows * (
-            tokens * text.hidden_size + 2 * self._key_width * (row.prompt_tokens + tokens)
-        )
+        again = tokens * self.model.query_width + 2 * self.model.key_width * (row.prompt_tokens + tokens)
+        return saved + self.model.itemsize * row.rows * again
 
     def _text_work(self, row: Groups) -> float:
-        """While a layer is differentiated: gradients in its MLP, and what checkpointing computes again."""
+        """Return the bytes while a layer is differentiated: gradients in its MLP, what checkpointing computes again."""
         text = self.model.config.text_config
         again = self._text_layer(row) if self.model.checkpointing else 0.0
-        return again + self.model.itemsize * row.places * (2 * text.hidden_size + 3 * text.intermediate_size)
+        return again + self.model.itemsize * row.tokens * (2 * text.hidden_size + 3 * self.model.mlp_width)
 
     def _saved_vision(self, row: Groups) -> float:
-        """All blocks and the merger; nothing where the tower is frozen."""
+        """Return the bytes that all blocks and the merger keep; 0 where the tower is frozen."""
         if not self.model.trains_vision:
             return 0.0
         b, vision = self.model.itemsize, self.model.config.vision_config
-        block = b * vision.hidden_size if self.model.checkpointing else self._vision_block()
+        block = b * vision.hidden_size if self.model.checkpointing else self.model.saved_vision
         merger = self._norm(vision.hidden_size) + 2 * b * vision.hidden_size
         return row.number * row.patches * (vision.depth * block + merger + self._cast_patch)
-
-    def _vision_block(self) -> float:
-        """Return the bytes that a block saves of a patch.
-
-        Two norms; query, key, value and, twice, what attention gives; four tensors of the MLP.
-        """
-        b, vision = self.model.itemsize, self.model.config.vision_config
-        return 2 * self._norm(vision.hidden_size) + b * (5 * vision.hidden_size + 4 * vision.intermediate_size)
 
     def _vision_work(self, row: Groups) -> float:
         if not self.model.trains_vision:
             return 0.0
         vision = self.model.config.vision_config
-        again = self._vision_block() if self.model.checkpointing else 0.0
+        again = self.model.saved_vision if self.model.checkpointing else 0.0
         gradients = self.model.itemsize * (2 * vision.hidden_size + 3 * vision.intermediate_size)
         return row.number * row.patches * (again + gradients)
 
@@ -293,13 +229,8 @@ class Memory:
         return b * max(12 * vision.hidden_size, 2 * vision.hidden_size + 3 * vision.intermediate_size)
 
     def _norm(self, width: int) -> float:
-        """Saved by a norm for one place: its input in 32 bits, what it makes of it, and that times the scale."""
+        """Saved by a norm for one token: its input in 32 bits, what it makes of it, and that times the scale."""
         return (FLOAT + 2 * self.model.itemsize) * width
-
-    @property
-    def _key_width(self) -> int:
-        text = self.model.config.text_config
-        return text.hidden_size // text.num_attention_heads * text.num_key_value_heads
 
     @property
     def _cast_patch(self) -> float:

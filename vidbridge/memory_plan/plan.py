@@ -27,15 +27,15 @@ from vidbridge.build.train import num_steps
 from vidbridge.config.schema import Config, GrpoConfig, SftConfig
 from vidbridge.data.dataset import Dataset
 from vidbridge.data.loader import BadSamples, Loader
-from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.memory_plan import stand_in
-from vidbridge.memory_plan.memory import Groups, Memory, ModelSize, Moment, Sharding
+from vidbridge.memory_plan.memory import Groups, Memory, Moment, Sharding
+from vidbridge.memory_plan.model_size import ModelSize
 from vidbridge.memory_plan.sizes import TaskSizes, look_at
 from vidbridge.memory_plan.tables import cost_table, gb, memory_table, task_table
 from vidbridge.policy.loading import resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.shapes_world.create_model import create_folder, texts_of
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 
 NUM_SAMPLED = 8  # rows of each task
 # What an allocator takes beside what is held, as a part of it: measured by experiments/bench/plan.py on a CPU, a guess
@@ -113,12 +113,12 @@ def planned_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or torch.cuda.is_available() else "cpu")
 
 
-def prepare(config: Config, dataset: Dataset, console: Console) -> tuple[Processor, dict[str, Task]]:
+def prepare(config: Config, dataset: Dataset, console: Console) -> tuple[Processor, dict[str, TaskRows]]:
     """Return what the run itself would encode with, or a stand-in for a released model, and its train rows."""
     spec = config.model
     if not spec.random_weights:
         if spec.shape.text and not stand_in.is_at_hand(spec.path):
-            processor = stand_in.processor_of(spec, FrameBudget(**vars(config.frames)))
+            processor = stand_in.processor_of(spec, config.frames.budget())
             tell = f"{spec.path} is not here: planned by the numbers of model.shape, text tokens estimated"
         else:
             processor = common.build_processor(config)  # quick to refuse, while the rows may have to be made
@@ -149,8 +149,8 @@ def task_shares(config: Config) -> dict[str, float]:
 def sharding_of(config: Config) -> Sharding:
     """Return what the engine divides, and among how many ranks: torchrun's, or those that we start."""
     return Sharding(
-        stage=getattr(config.engine, "stage", None) or 0,
-        offload=getattr(config.engine, "offload", None) or False,
+        stage=getattr(config.engine, "stage", 0),
+        offload=getattr(config.engine, "offload", False),
         ranks=int(os.environ.get("WORLD_SIZE", config.nproc)),
     )
 
@@ -198,16 +198,16 @@ def offered(device: torch.device, *, local_ranks: int) -> Offer:
     if device.type != "cuda":
         name = "the memory of this machine" + (f" for {local_ranks} ranks" if local_ranks > 1 else "")
         return Offer(kind="cpu", name=name, device=host, host=host)
-    places = range(local_ranks) if device.index is None else [device.index]
+    numbers = range(local_ranks) if device.index is None else [device.index]
     found = torch.cuda.device_count()
-    if found <= max(places):
+    if found <= max(numbers):
         return Offer(kind="cuda", name=f"{found} CUDA devices for {local_ranks} ranks", device=0.0, host=host)
-    free = min(torch.cuda.mem_get_info(place)[0] for place in places)
-    return Offer(kind="cuda", name=torch.cuda.get_device_name(places[0]), device=free, host=host)
+    free = min(torch.cuda.mem_get_info(number)[0] for number in numbers)
+    return Offer(kind="cuda", name=torch.cuda.get_device_name(numbers[0]), device=free, host=host)
 
 
 def available_ram() -> float:
-    """In bytes: what Linux could give without swapping; elsewhere all there is."""
+    """Return the bytes that Linux could give without swapping; elsewhere all there are."""
     info = Path("/proc/meminfo")
     for line in info.read_text().splitlines() if info.exists() else []:
         if line.startswith("MemAvailable:"):
@@ -218,9 +218,9 @@ def available_ram() -> float:
 def too_much(moment: Moment, offer: Offer) -> list[str]:
     """A line for each memory that is too small at this moment, with what fills it and which key to turn."""
     lines = []
-    places = [(moment.device, offer.device, offer.name, SPARE[offer.kind])]
-    places += [(moment.host, offer.host, "the memory of the CPU", SPARE["cpu"])]
-    for held, there, name, spare in places:
+    numbers = [(moment.device, offer.device, offer.name, SPARE[offer.kind])]
+    numbers += [(moment.host, offer.host, "the memory of the CPU", SPARE["cpu"])]
+    for held, there, name, spare in numbers:
         needed = sum(held.values()) * (1 + spare)
         if needed > there:
             largest = max(held, key=lambda part: held[part])
@@ -237,7 +237,7 @@ def costs(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> dict[st
     A weight costs 2 operations a token, 6 with the backward pass, and 8 if that computes the forward pass again; what
     attention does beside its weights is left out.
     """
-    model, text = memory.model, memory.model.in_text_layers
+    model, text = memory.model, memory.model.active_in_text
     num_prompts, limit = config.prompts_per_step, config.rollout.max_completion_tokens
     completions = num_prompts * siblings(config)
     prompt_tokens, patches = (

@@ -8,7 +8,7 @@ from typing import Sequence
 import numpy as np
 
 from vidbridge.data.loader import Loader
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +24,8 @@ class TaskSizes:
     num_bytes: Sequence[int]  # of frames and patches
 
 
-def look_at(task: Task, loader: Loader, *, num_rows: int, share: float) -> TaskSizes:
-    """At ``num_rows`` rows, evenly spread; with those that training cannot use it is as it is in training."""
+def look_at(task: TaskRows, loader: Loader, *, num_rows: int, share: float) -> TaskSizes:
+    """Return the sizes of ``num_rows`` rows, evenly spread; what training cannot use is replaced as it is there."""
     tokens, of_video, patches, num_bytes = [], [], [], []
     rows = np.unique(np.linspace(0, len(task) - 1, num_rows).astype(int)).tolist()
     for each in loader.load({row: task.sample(row) for row in rows}).values():

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
+from vidbridge.backbones import backbone_of
 from vidbridge.config.schema import ModelConfig, ShapeConfig
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.processor import Processor
@@ -38,9 +39,9 @@ def is_at_hand(path: str) -> bool:
     return found is not None
 
 
-def config_of(shape: ShapeConfig) -> Qwen2_5_VLConfig:
+def config_of(shape: ShapeConfig) -> PretrainedConfig:
     """Return the configuration of a model with these numbers and the ids of the released ones."""
-    return Qwen2_5_VLConfig(
+    return backbone_of(shape.model_type).model_class.config_class(
         text_config={**shape.text, "eos_token_id": IDS["<|im_end|>"], "pad_token_id": IDS["<|endoftext|>"]},
         vision_config=dict(shape.vision),
         tie_word_embeddings=shape.tie_word_embeddings,
@@ -85,7 +86,7 @@ def _counting_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def differences(shape: ShapeConfig, config: Qwen2_5_VLConfig) -> Iterator[str]:
+def differences(shape: ShapeConfig, config: PretrainedConfig) -> Iterator[str]:
     """Yield where the numbers of ``shape`` are others than those of a config.json, a phrase each."""
     sections: dict[str, tuple[Mapping[str, Any], Any]] = {
         "text": (shape.text, config.text_config),

@@ -31,8 +31,8 @@ def amount(number: float) -> str:
 def new_table(title: str, *columns: str) -> Table:
     """All columns but the first hold numbers."""
     table = Table(title=title, title_justify="left")
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", no_wrap=True)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table
 
 
@@ -69,8 +69,8 @@ def memory_table(memory: Memory, moments: Sequence[Moment]) -> Table:
         f"GB that a rank of {memory.sharding.ranks} holds at the worst moment of each stage",
         *("held", *(moment.stage for moment in moments)),
     )
-    places = {"in all": [moment.device for moment in moments], "on the CPU": [moment.host for moment in moments]}
-    for total, sides in places.items():
+    sides_of = {"in all": [moment.device for moment in moments], "on the CPU": [moment.host for moment in moments]}
+    for total, sides in sides_of.items():
         if any(sides):
             for part in dict.fromkeys(part for side in sides for part in side if side[part]):
                 table.add_row(part, *(gb(side[part]) if side.get(part) else "-" for side in sides))

@@ -1,110 +1,22 @@
-"""Attention in which G completions share one prompt, and the windows of a video are computed together.
+"""Attention in which G completions share one prompt.
 
 A packed row holds whole groups, [p1 c11 .. c1G | p2 c21 .. | ..]. A token sees, of its own group and up to itself, the
 prompt and its own completion, so that every completion is computed as if it stood alone after the prompt, while the
-prompt is computed once. transformers runs these classes inside the unmodified model: they are passed where a mask goes.
+prompt is computed once. backbones/attention_interface.py brings these classes into the layers of transformers.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
-
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-NAME = "shared_prefix"
-WINDOWS = "flash_windows"  # with "flash" in its name, transformers hands over all windows in one call
-
-
-@runtime_checkable
-class Attends(Protocol):
-    """Takes the place of a mask: one object for all layers of one forward pass."""
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,  # [B, H, S, D]
-        key: torch.Tensor,  # [B, K, S, D], K key heads, each shared by H / K query heads
-        value: torch.Tensor,  # [B, K, S, D]
-        scaling: float,
-    ) -> torch.Tensor:  # [B, S, H, D]
-        """Return what transformers calls an attention interface, with the layer's number."""
-
-
-def _attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: Any,
-    scaling: float,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    if isinstance(attention_mask, Attends):
-        layer = module.layer_idx
-        assert isinstance(layer, int)
-        return attention_mask.attend(layer, query, key, value, scaling), None
-    # somebody else's call (generate): an ordinary mask
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-
-
-def _attend_in_windows(
-    module: nn.Module,
-    query: torch.Tensor,  # [1, H, S, D]
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    scaling: float,
-    cu_seq_lens_q: torch.Tensor,  # [W + 1], where the windows begin and end
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """For the vision tower: windows of the same size in one call, where transformers would make one for each."""
-    lengths = cu_seq_lens_q.diff().tolist()
-    if len(set(lengths)) == 1:  # nothing need be sorted, nor copied
-        alike = (tensor[0].transpose(0, 1).unflatten(0, (-1, lengths[0])) for tensor in (query, key, value))
-        return _sdpa(*alike, scaling=scaling).flatten(0, 1)[None], None
-    pieces = [tensor[0].transpose(0, 1).split(lengths) for tensor in (query, key, value)]  # windows of [length, H, D]
-    outs: list[torch.Tensor] = [query] * len(lengths)
-    for length in set(lengths):
-        places = [place for place, each in enumerate(lengths) if each == length]
-        alike = (torch.stack([windows[place] for place in places]) for windows in pieces)  # [n, length, H, D]
-        for place, out in zip(places, _sdpa(*alike, scaling=scaling).unbind()):
-            outs[place] = out
-    return torch.cat(outs)[None], None
-
-
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
-AttentionInterface.register(WINDOWS, _attend_in_windows)
-
-
-def enable_shared_prefix(module: PreTrainedModel) -> None:
-    """From now on the language model of ``module`` understands an ``Attends`` in the place of a mask."""
-    module.model.language_model.config._attn_implementation = NAME
-    if module.model.visual.config._attn_implementation == "sdpa":
-        module.model.visual.config._attn_implementation = WINDOWS
-
-
-def last_hidden(
-    module: PreTrainedModel, embeddings: torch.Tensor, position_ids: torch.Tensor, attention: Attends
-) -> torch.Tensor:
-    """Final hidden states [B, S, hidden] of input embeddings [B, S, hidden] at mRoPE positions [3, B, S]."""
-    return module.model.language_model(
-        inputs_embeds=embeddings,
-        position_ids=position_ids,
-        attention_mask=dict.fromkeys(("full_attention", "sliding_attention"), attention),
-        use_cache=False,
-    ).last_hidden_state
+from vidbridge.backbones.attention_interface import Attends, sdpa
 
 
 def packed_attention(group_ids: torch.Tensor, sibling_ids: torch.Tensor) -> Attends:
-    """For a packed row [S]: the group of each token, and its completion's number from 1 (0: the prompt)."""
+    """Return the attention of a packed row [S]: the group of each token, and its completion's number (0: prompt)."""
     kind = PackedFlex if group_ids.is_cuda else PackedSdpa
     return kind(group_ids, sibling_ids)
 
@@ -146,20 +58,20 @@ class PackedSdpa:
     ) -> torch.Tensor:
         """One group [prompt | c1 .. cG]: [S, heads, D] -> [S, H, D]."""
         if len(lengths) <= 2:  # with a single completion it is an ordinary row
-            return _sdpa(query[None], key[None], value[None], scaling=scaling, is_causal=True)[0]
+            return sdpa(query[None], key[None], value[None], scaling=scaling, is_causal=True)[0]
         of_prompt, of_completions = zip(*((p, c) for p, *c in (t.split(lengths) for t in (query, key, value))))
-        prompt = _sdpa(*(tensor[None] for tensor in of_prompt), scaling=scaling, is_causal=True)[0]
+        prompt = sdpa(*(tensor[None] for tensor in of_prompt), scaling=scaling, is_causal=True)[0]
         query, key, value = (pad_sequence(pieces, batch_first=True) for pieces in of_completions)  # [G, T, heads, D]
         key, value = (
             torch.cat([given.expand(len(own), -1, -1, -1), own], dim=1)  # [G, L + T, heads, D]
             for given, own in zip(of_prompt[1:], (key, value))
         )
-        rows = _sdpa(query, key, value, scaling=scaling, attn_mask=mask.to(query.dtype)).unbind()
+        rows = sdpa(query, key, value, scaling=scaling, attn_mask=mask.to(query.dtype)).unbind()
         return torch.cat([prompt, *(row[:length] for row, length in zip(rows, lengths[1:]))])
 
 
 def _completion_mask(lengths: list[int]) -> torch.Tensor:
-    """To be added to scores [G, 1, T, L + T]: each completion sees the prompt and its own past.
+    """Return what is added to scores [G, 1, T, L + T]: each completion sees the prompt and its own past.
 
     Padding stands at the end of a completion, where its own past hides it from all that counts.
     """
@@ -196,10 +108,3 @@ class PackedFlex:
             query, key, value = (F.pad(each, (0, _SMALLEST_HEAD - size)) for each in (query, key, value))
         out = run(query, key, value, block_mask=self.block_mask, scale=scaling, enable_gqa=True)
         return out[..., :size].transpose(1, 2)
-
-
-def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, scaling: float, **mask: Any) -> torch.Tensor:
-    """query [B, S, H, D], key and value [B, L, K, D] -> [B, S, H, D]."""
-    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    out = F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True, **mask)
-    return out.transpose(1, 2)

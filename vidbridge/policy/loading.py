@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL checkpoint, from a folder or the hub, ready to train: the same path for a toy and for 72B."""
+"""A model from a folder or the hub, ready to train: the same path for a toy and for 72B."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import logging
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from types import MethodType
 from typing import Any, Collection, Iterator, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 
-from vidbridge.policy.attention import enable_shared_prefix
+from vidbridge.backbones import backbone_of
 from vidbridge.policy.model_folder import read_config, read_json
 from vidbridge.runtime import collectives
 
@@ -31,7 +29,7 @@ def load_model(
     frozen: Sequence[str] = (),
     gradient_checkpointing: bool = False,
     device: str = "auto",
-) -> Qwen2_5_VLForConditionalGeneration:
+) -> PreTrainedModel:
     """The model at ``path`` (local folder or hub id) on ``device`` ("auto": the rank's GPU if there is one).
 
     ``frozen`` names parts by the start of their parameters' names, with or without "model.": "visual",
@@ -40,12 +38,12 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    place = resolve_device(device)
-    read_config(path)
+    target = resolve_device(device)
+    backbone = backbone_of(read_config(path).model_type)
     read_json(path, "model.safetensors.index.json")  # named here if it is no JSON
     try:
         with _without_load_report():
-            model, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            model, found = backbone.model_class.from_pretrained(
                 path,
                 dtype=DTYPES[dtype],
                 attn_implementation=attn_implementation,
@@ -61,11 +59,10 @@ def load_model(
         raise ValueError(f"cannot load a model from {path!r}: {error}") from error
     check_covered(path, found)
     freeze(model, frozen)
-    embed_patches_by_matmul(model)
-    enable_shared_prefix(model)
+    backbone.prepare(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.to(place)
+    return model.to(target)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -167,19 +164,3 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
             raise ValueError(f"cannot freeze {part!r}: the model has no such part; it has {', '.join(known)}")
         for weight in chosen:
             weight.requires_grad_(False)
-
-
-def embed_patches_by_matmul(model: nn.Module) -> None:
-    """Compute the vision tower's patch embedding as the matrix product it is.
-
-    Its Conv3d has stride = kernel = one patch, which is slow on CPUs and in some CUDA builds. Only this module's call
-    is replaced: weights, their names and the class stay as they are.
-    """
-    convolution = model.get_submodule("model.visual.patch_embed.proj")
-    assert isinstance(convolution, nn.Conv3d) and convolution.kernel_size == convolution.stride
-    assert convolution.bias is None
-
-    def forward(self: nn.Conv3d, patches: torch.Tensor) -> torch.Tensor:
-        return F.linear(patches.flatten(1), self.weight.flatten(1))  # [S, embedding]
-
-    convolution.forward = MethodType(forward, convolution)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The files of a model beside its weights, in every layout that Qwen2.5-VL has been saved in.
+"""The files of a model beside its weights, in every layout that its family has been saved in.
 
 The layout has changed with transformers: text settings stand at the top of config.json (the released models, 4.49) or
 under text_config (from 4.52), preprocessing numbers in preprocessor_config.json (images) and
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import Qwen2_5_VLConfig
+from transformers import PretrainedConfig
 from transformers.utils import cached_file
+
+from vidbridge.backbones import backbone_of
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 # Preprocessing numbers: the file of each kind, and its section in PROCESSOR. Where both speak, videos win.
@@ -37,7 +39,7 @@ def read_json(path: str, name: str) -> dict[str, Any] | None:
     return content
 
 
-def read_config(path: str) -> Qwen2_5_VLConfig:
+def read_config(path: str) -> PretrainedConfig:
     """Return the configuration of the model at a local folder or hub id.
 
     ValueError in plain words when there is none, for an adapter, another family of models, and quantised weights.
@@ -57,13 +59,15 @@ def read_config(path: str) -> Qwen2_5_VLConfig:
             f"cannot load a model from {path!r}: it is neither a folder with a {CONFIG} "
             f"nor a hub id that can be reached from here"
         )
-    if content.get("model_type") != Qwen2_5_VLConfig.model_type:
-        raise ValueError(f"{path!r} holds a {content.get('model_type')!r} model; only qwen2_5_vl is supported")
+    try:
+        config_class = backbone_of(content.get("model_type")).model_class.config_class
+    except ValueError as error:
+        raise ValueError(f"{path!r}: {error}") from error
     if quantised := content.get("quantization_config"):
         method = quantised.get("quant_method", "bitsandbytes")
         raise ValueError(f"{path!r} is quantised ({method}), which cannot be trained: take the full-precision model")
     try:
-        return Qwen2_5_VLConfig.from_dict(content)
+        return config_class.from_dict(content)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{CONFIG} of {path!r} cannot be used: {error}") from error
 
@@ -92,24 +96,10 @@ def write_preprocessing(path: Path, numbers: Mapping[str, Mapping[str, Any]]) ->
         _write_json(path / name, content)
 
 
-def flatten_config(path: Path) -> None:
-    """Rewrite the config.json that transformers 5 has saved at ``path`` as the released models have it.
-
-    transformers 4.49 knows no text_config, and none before 5 knows rope_parameters: the rope settings are rope_theta
-    and rope_scaling there. Version 5 still reads all three.
-    """
+def rewrite_config(path: Path) -> None:
+    """Rewrite the config.json that transformers 5 has saved at ``path`` as the family's released models have it."""
     content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    text = content.pop("text_config")
-    rope = text.pop("rope_parameters")
-    scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "rope_type", "type")}
-    # "mrope" is what these versions call the default with three positions a token
-    kind = rope.get("rope_type", "default")
-    scaling["type"] = "mrope" if kind == "default" else kind
-    text |= {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
-    dtype = content.pop("dtype", text.get("dtype"))
-    for name in ("dtype", "model_type"):
-        text.pop(name, None)
-    _write_json(path / CONFIG, {**text, **content, "torch_dtype": dtype})
+    _write_json(path / CONFIG, backbone_of(content["model_type"]).released_config(content))
 
 
 def rename_tokenizer_keys(path: Path) -> None:

@@ -22,7 +22,7 @@ def packed_tokens(group: Group) -> int:
 
 
 def fill_rows(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Which groups go together: indices, the longest first, each in the first row with room for it.
+    """Return which groups go together: indices, the longest first, each in the first row with room for it.
 
     A row that runs out of memory does so at the start of a step, not in the middle of a night. A group longer than
     ``max_tokens`` gets a row of its own.
@@ -93,7 +93,7 @@ def pack(
 
 
 def masked(batch: Batch) -> Batch:
-    """The same to compute, and nothing to learn from it."""
+    """Return the same batch with nothing to learn from it."""
     return replace(
         batch,
         loss_mask=torch.zeros_like(batch.loss_mask),

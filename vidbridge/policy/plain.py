@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from vidbridge.backbones import backbone_of
 from vidbridge.policy.packing import pad_completions
 from vidbridge.types import Completion, EncodedPrompt, Group
 
@@ -22,10 +23,11 @@ def as_library(module: PreTrainedModel, attention: str = "sdpa") -> Iterator[Pre
 
     The weights are the same tensors, so this needs no memory of its own. ``attention`` is "sdpa" or "eager".
     """
-    configs = [module.model.language_model.config, module.model.visual.config]
+    backbone = backbone_of(module.config.model_type)
+    configs = [part(module).config for part in (backbone.text_model, backbone.vision_tower)]
     ours = [config._attn_implementation for config in configs]
-    patches = vars(module.model.visual.patch_embed.proj)
-    forward = patches.pop("forward", None)  # what embed_patches_by_matmul has put before the class's own
+    # what Backbone.prepare has put before the class's own
+    replaced = [(each, vars(each).pop("forward")) for each in module.modules() if "forward" in vars(each)]
     try:
         for config in configs:
             config._attn_implementation = attention
@@ -33,8 +35,8 @@ def as_library(module: PreTrainedModel, attention: str = "sdpa") -> Iterator[Pre
     finally:
         for config, name in zip(configs, ours):
             config._attn_implementation = name
-        if forward is not None:
-            patches["forward"] = forward
+        for each, forward in replaced:
+            vars(each)["forward"] = forward
 
 
 def repeated_logits(

@@ -1,8 +1,8 @@
 """Between text + frames and tensors: everything a checkpoint folder says about its inputs.
 
 Does what the Hugging Face processor of the family does for video prompts, without constructing it (it needs
-torchvision): renders the chat template, cuts frames into patches, widens each video placeholder to one token for each
-merged patch, and gives every token its rotary positions.
+torchvision): renders the chat template, cuts frames into patches, puts each video's tokens in the place of its
+placeholder, and gives every token its rotary positions.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from vidbridge.backbones import Backbone, backbone_of
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.model_folder import (
     read_config,
@@ -24,23 +25,8 @@ from vidbridge.policy.model_folder import (
     rename_tokenizer_keys,
     write_preprocessing,
 )
-from vidbridge.policy.patches import patchify
-from vidbridge.policy.positions import mrope_positions
 from vidbridge.text.chat_tokens import ChatTokens
 from vidbridge.types import Clip, EncodedPrompt, Prompt
-
-
-def frames_per_second(clip: Clip) -> float:
-    """Sampling rate of a clip from its frame times; 1.0 for a single frame, whose rate has no meaning.
-
-    Rounded, because the temporal positions are truncated to integers and 1.9999999 fps would shift them.
-    """
-    if len(clip.times_s) < 2:
-        return 1.0
-    span_s = float(clip.times_s[-1] - clip.times_s[0])
-    if span_s <= 0:
-        raise ValueError(f"the frame times of a clip must increase, got {clip.times_s.tolist()}")
-    return round((len(clip.times_s) - 1) / span_s, 6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +34,7 @@ class Processor:
     """Made by ``from_folder``; holds no weights."""
 
     tokenizer: PreTrainedTokenizerBase
-    config: Qwen2_5_VLConfig
+    config: PretrainedConfig
     frames: FrameBudget
     max_prompt_tokens: int
     settings: Mapping[str, Mapping[str, Any]] = field(repr=False)  # of read_preprocessing
@@ -82,7 +68,7 @@ class Processor:
         return processor
 
     def sized(self) -> Processor:
-        """The same for clips that are read in their final size; its ``frames`` is the budget to read them with."""
+        """Return the processor for clips that are read in their final size, with the budget in ``frames``."""
         multiple = self.numbers["patch_size"] * self.numbers["merge_size"]
         return replace(self, frames=replace(self.frames, multiple=multiple))
 
@@ -112,6 +98,10 @@ class Processor:
         return {name: merged[name] for name in names}
 
     @property
+    def backbone(self) -> Backbone:
+        return backbone_of(self.config.model_type)
+
+    @property
     def eos_id(self) -> int:
         return self.tokenizer.eos_token_id
 
@@ -121,7 +111,7 @@ class Processor:
 
     @cached_property
     def chat_tokens(self) -> ChatTokens:
-        """How texts become tokens; what a text spells is never one of the control tokens, placeholders included."""
+        """Return how texts become tokens. No text spells a control token, nor a placeholder."""
         return ChatTokens(self.tokenizer, self.config.video_token_id, self.config.image_token_id)
 
     @cached_property
@@ -144,13 +134,12 @@ class Processor:
         """
         low, high, resizes = self.frames.min_pixels, self.frames.max_pixels, self.frames.multiple is None
         videos = [
-            patchify(clip.frames, **self.numbers, min_pixels=low, max_pixels=high, resizes=resizes)
+            self.backbone.patchify(clip.frames, **self.numbers, min_pixels=low, max_pixels=high, resizes=resizes)
             for clip in prompt.clips
         ]
         grids = torch.tensor([grid for _, grid in videos], dtype=torch.long).reshape(-1, 3)
 
-        ids = torch.tensor(self.chat_tokens.ids(prompt.messages), dtype=torch.long)
-        ids = self._widen_placeholders(ids, grids)
+        ids = torch.tensor(self._with_videos(self.chat_tokens.ids(prompt.messages), prompt.clips, grids))
         if len(ids) > self.max_prompt_tokens:
             num_video = int((ids == self.config.video_token_id).sum())
             raise ValueError(
@@ -158,15 +147,7 @@ class Processor:
                 f"max_prompt_tokens={self.max_prompt_tokens}: use fewer frames or pixels, or a shorter text"
             )
 
-        vision = self.config.vision_config
-        positions, delta = mrope_positions(
-            ids,
-            grids,
-            [vision.temporal_patch_size / frames_per_second(clip) for clip in prompt.clips],
-            video_token_id=self.config.video_token_id,
-            merge_size=vision.spatial_merge_size,
-            tokens_per_second=vision.tokens_per_second,
-        )
+        positions, delta = self.backbone.positions(self.config, ids, grids, prompt.clips)
         nothing = np.empty((0, 3 * self.numbers["temporal_patch_size"] * self.numbers["patch_size"] ** 2), np.float32)
         return EncodedPrompt(
             input_ids=ids,
@@ -176,17 +157,17 @@ class Processor:
             video_grid_thw=grids,
         )
 
-    def _widen_placeholders(self, ids: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
-        """Repeat the i-th video placeholder in ids [L] once for each merged patch of grids[i]."""
-        is_video = ids == self.config.video_token_id
-        if int(is_video.sum()) != len(grids) or bool((ids == self.config.image_token_id).any()):
+    def _with_videos(self, ids: Sequence[int], clips: Sequence[Clip], grids: torch.Tensor) -> list[int]:
+        """Put what the family makes of each clip in the place of its placeholder in ``ids``."""
+        config = self.config
+        if (num_videos := list(ids).count(config.video_token_id)) != len(clips) or config.image_token_id in ids:
             raise ValueError(
-                f"the messages hold {int(is_video.sum())} video placeholders for {len(grids)} clips "
-                f"(images are not supported)"
+                f"the messages hold {num_videos} video placeholders for {len(clips)} clips (images are not supported)"
             )
-        repeats = torch.ones_like(ids)
-        repeats[is_video] = grids.prod(-1) // self.numbers["merge_size"] ** 2
-        return torch.from_numpy(np.repeat(ids.numpy(), repeats.numpy()))  # in numpy for the reason told in patchify
+        spelt = (
+            self.backbone.video_ids(config, self.chat_tokens, clip, grid) for clip, grid in zip(clips, grids.tolist())
+        )
+        return [id for token in ids for id in (next(spelt) if token == config.video_token_id else (token,))]
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Token ids of an assistant's turn, EOS included; ValueError for tokens the policy may never produce."""

@@ -123,7 +123,7 @@ def shown(clip: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _goes_on(last: tuple[float, Any], frame: tuple[float, Any]) -> bool:
-    """The same source without a jump in it, or still dark."""
+    """Return whether the same source goes on without a jump, or it is still dark."""
     (last_s, last_from), (time_s, origin) = last, frame
     if last_from is None or origin is None:
         return last_from is origin

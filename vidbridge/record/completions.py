@@ -30,8 +30,8 @@ def completion_rows(
     """
     rows = []
     for number, group in enumerate(groups):
-        for place, completion in enumerate(group.completions):
-            reward = group.rewards[place]
+        for index, completion in enumerate(group.completions):
+            reward = group.rewards[index]
             rows.append(
                 {
                     "step": step,
@@ -43,7 +43,7 @@ def completion_rows(
                     "completion": completion.text,
                     "finished": completion.finished,
                     "total": reward.total if reward.scored else None,
-                    "advantage": advantages[number][place] if advantages else None,
+                    "advantage": advantages[number][index] if advantages else None,
                     "gates": dict(reward.gates),
                     "terms": {name: value for name, value in reward.terms.items() if value == value},
                     "group": number,  # the same item may come twice in a step

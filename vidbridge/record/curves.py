@@ -29,8 +29,8 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     shown = [(title, matching(keys, start, end)) for title, start, end in PANELS]
     shown = [(title, labels) for title, labels in shown if labels]
     figure = Figure(figsize=(12, 3.2 * ((len(shown) + 2) // 3)), layout="constrained")
-    for place, (title, labels) in enumerate(shown, start=1):
-        draw_panel(figure.add_subplot((len(shown) + 2) // 3, 3, place, title=title), lines, labels)
+    for number, (title, labels) in enumerate(shown, start=1):
+        draw_panel(figure.add_subplot((len(shown) + 2) // 3, 3, number, title=title), lines, labels)
     figure.savefig(path, dpi=110)
 
 
@@ -56,7 +56,7 @@ def keys_of(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def trailing_means(values: list[float]) -> list[float]:
-    """Each with those before it, a twentieth of all at most: what a batch happens to hold shall not hide the trend.
+    """Return the mean of each with those before it, a twentieth of all at most, so that noise does not hide the trend.
 
     >>> trailing_means([1.0, 2.0, 3.0])
     [1.0, 2.0, 3.0]

@@ -61,7 +61,7 @@ def write_page(rows: Sequence[Mapping[str, Any]], path: Path, *, run_dir: Path) 
 
 
 def _choice_of(tasks: Sequence[str]) -> str:
-    """Which task to look at. The page has no script: what is hidden is a matter of its style."""
+    """Return the choice of a task to look at. The page has no script: what is hidden is a matter of its style."""
     names = ["all tasks", *map(html.escape, tasks)]
     buttons = [f"<label><input type='radio' name='task' id='t{n - 1}'> {name}</label>" for n, name in enumerate(names)]
     hint = "Clips are what the model saw; point at one for its controls. Green: above the group's mean, red: below."

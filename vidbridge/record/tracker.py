@@ -27,9 +27,9 @@ from vidbridge.types import Group, StepResult
 
 
 class Tracker:
-    """Use as a context: the bar and the W&B run are closed however the run ends.
+    """Records a run; a context manager that closes the bar and the W&B run however the run ends.
 
-    What it is told about is also a sign of life: ``hang_s`` without any and the process ends.
+    The process is ended after ``hang_s`` seconds without a step and without progress of an evaluation.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Tracker:
             self.wandb.close(failed=error is not None)
 
     def start_evaluation(self, when: str, num_completions: int, done: int = 0) -> Callable[[int], None]:
-        """To be called with how many more completions are done; with 0 where none is, but a token more of each."""
+        """Start the bar; return ``advance(n)`` for n more completions, where ``advance(0)`` is a sign of life alone."""
         advance = self.console.start_stage(f"evaluating {when}", num_completions, done)
 
         def on(more: int) -> None:
@@ -94,14 +94,17 @@ class Tracker:
             self.completions(step, result.groups[: self.completions_groups], "training", advantages)
 
     def scores(self, step: int, name: str, scores: Mapping[str, Any]) -> None:
-        """Record evaluate.Scores as ``name``/mean and ``name``/<task>, every task as a part of its maximum."""
+        """Log ``name``/mean and ``name``/<task> of Scores.to_dict(), every task as a part of its maximum."""
         parts = {task: score["mean"] / score["max"] for task, score in scores["tasks"].items()}
         self.log(step, {f"{name}/{key}": value for key, value in {"mean": scores["mean"], **parts}.items()})
 
     def completions(
         self, step: int, groups: Sequence[Group], stage: str, advantages: Sequence[Sequence[float]] = ()
     ) -> None:
-        """A table of what was seen, written and earned; called by all ranks, the frames are with those that decoded."""
+        """Append what was seen, written and earned to completions.jsonl, clips and W&B; called by all ranks.
+
+        Each rank encodes the clips that it has decoded.
+        """
         clips = seen_clips(groups)
         if not groups:
             return
@@ -121,7 +124,7 @@ class Tracker:
             self.wandb.log(step, metrics)
 
     def position(self) -> dict[str, int]:
-        """How long the record is now, by file."""
+        """Return the bytes of each file of the record, by its name."""
         paths = [self.run_dir / name for name in RECORD]
         return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
 
@@ -133,7 +136,7 @@ class Tracker:
                 os.truncate(path, position.get(name, 0))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the summary and the picture, show the table, and say where everything is."""
+        """Write summary, pictures and the page of completions, show the scores, and close the bar and W&B."""
         lines = read_lines(self.run_dir / METRICS)
         summary = {**summary, "early_dips": early_dips(lines)}
         (self.run_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -154,9 +157,9 @@ class Tracker:
 
 
 class SilentTracker(Tracker):
-    """The tracker of every rank but rank 0, whose record would be the same.
+    """The tracker of all ranks but rank 0: it writes nothing but the clips that its rank has decoded.
 
-    It watches for signs of life, and hands the first rank the clips that only this one has decoded.
+    It watches for signs of life as the other does.
     """
 
     def __init__(self, run_dir: Path, *, completions_every: int, completions_groups: int, hang_s: float) -> None:
@@ -187,7 +190,10 @@ class SilentTracker(Tracker):
 
 
 def pace(groups: Sequence[Group], step_s: float) -> dict[str, float]:
-    """Sampled tokens a second over the whole step; nothing when nothing was sampled."""
+    """Return rollout/tokens_per_s of the tokens in ``groups``; empty where there are none.
+
+    ``step_s`` is the time since the last step was recorded, with an evaluation or a checkpoint in between.
+    """
     num_tokens = sum(len(completion.token_ids) for group in groups for completion in group.completions)
     return {"rollout/tokens_per_s": num_tokens / step_s} if num_tokens else {}
 

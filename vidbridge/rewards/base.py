@@ -44,15 +44,6 @@ class GatedSum:
     weights: Mapping[str, Mapping[str, float]]  # by task, then by term
     judge: Judge | None = None  # the one that the terms ask
 
-    def __post_init__(self) -> None:
-        """Raises ValueError on a weight for a term that does not exist, and on a name used twice."""
-        for task, weights in self.weights.items():
-            for term in weights:
-                if term not in self.terms:
-                    raise ValueError(f"reward.{task}.{term}: there is no term '{term}'. {_known('Terms', self.terms)}")
-        for name in self.gates.keys() & self.terms.keys():
-            raise ValueError(f"reward: '{name}' is both a gate and a term; give one of them another name")
-
     def score(self, sample: Sample, completions: Sequence[Completion]) -> tuple[RewardBreakdown, ...]:
         """One breakdown for each completion. Raises JudgeUnavailable, and ValueError for a task without weights."""
         weights = self._weights(sample.task)

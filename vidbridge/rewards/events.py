@@ -69,7 +69,7 @@ def _events_in(judge: Judge, texts: Sequence[str]) -> list[tuple[str, ...] | Non
 
 
 def _shares(judge: Judge, pairs: Sequence[tuple[tuple[str, ...] | None, str]], hits: tuple[Label, ...]) -> list[float]:
-    """For each (events, text) the share of events whose label is a hit; 0 where either is empty."""
+    """Return the share of events whose label is a hit, for each (events, text); 0 where either is empty."""
     requests = [JudgeRequest(kind="entail", events=events, text=text) for events, text in pairs if events and text]
     replies = iter(judge.ask(requests))
     shares = []

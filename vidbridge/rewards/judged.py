@@ -43,7 +43,7 @@ def _compare(
     sample: Sample,
     completions: Sequence[Completion],
 ) -> list[float]:
-    """All answers of the group in one call; one that says nothing is 0 and costs no request."""
+    """Return a score for each answer of the group, by one call; one that says nothing is 0 and costs no request."""
     answers = [answer_of(completion.text) for completion in completions]
     asked = [not says_nothing(answer, sample.answer) for answer in answers]
     requests = [

@@ -12,7 +12,7 @@ from typing import Callable, Iterator, Mapping, Self, Sequence
 from vidbridge.errors import DataError
 from vidbridge.judges.base import JudgeUnavailable
 from vidbridge.rewards.base import GatedSum
-from vidbridge.tasks.base import Task, as_data_errors
+from vidbridge.tasks.rows import TaskRows, as_data_errors
 from vidbridge.text import prompts
 from vidbridge.types import Completion, Group, RewardBreakdown, Sample
 
@@ -22,18 +22,18 @@ MAX_THREADS = 64  # groups that wait for the judge at the same time
 
 
 def score_groups(groups: Sequence[Group], reward: GatedSum) -> list[Group]:
-    """Each group with its rewards. One that the judge could not score stays, with totals of nan.
+    """Return each group with its rewards. One that the judge could not score stays, with totals of nan.
 
     Raises DataError naming the row that a reward or the judge cannot work with, and JudgeLost.
     """
     with Scorer(reward) as scorer:
-        for place, group in enumerate(groups):
-            scorer.add(place, group)
+        for index, group in enumerate(groups):
+            scorer.add(index, group)
         return list(scorer.groups().values())
 
 
 class Scorer:
-    """``score_groups`` of groups that come one by one, each with its place; use as a context.
+    """``score_groups`` of groups that come one by one, each with its index; use as a context.
 
     Where the judge is one to wait for, a group goes to it when it comes and beside the others, while the caller does
     something else; otherwise when it is asked for.
@@ -51,15 +51,15 @@ class Scorer:
         if self._pool is not None:
             self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
-    def add(self, place: int, group: Group) -> None:
+    def add(self, index: int, group: Group) -> None:
         if self._pool is None:
-            self._results[place] = partial(_score_group, group, self._reward)
+            self._results[index] = partial(_score_group, group, self._reward)
         else:
-            self._results[place] = self._pool.submit(_score_group, group, self._reward).result
+            self._results[index] = self._pool.submit(_score_group, group, self._reward).result
 
     def groups(self) -> dict[int, Group]:
-        """All of them, scored, by place."""
-        return {place: result() for place, result in self._results.items()}
+        """Return all groups, scored, by index."""
+        return {index: result() for index, result in self._results.items()}
 
 
 def waits(reward: GatedSum) -> bool:
@@ -68,7 +68,7 @@ def waits(reward: GatedSum) -> bool:
 
 def _score_group(group: Group, reward: GatedSum) -> Group:
     try:
-        with as_data_errors(group.sample):
+        with as_data_errors(group.sample.uid):
             rewards = reward.score(group.sample, group.completions)
     except JudgeUnavailable:
         rewards = ()
@@ -96,7 +96,7 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
     return {**metrics, "rollout/judge_failed": float(unscored.total())}
 
 
-def self_test(tasks: Mapping[str, Task], reward: GatedSum, *, perfect: bool = True) -> None:
+def self_test(tasks: Mapping[str, TaskRows], reward: GatedSum, *, perfect: bool = True) -> None:
     """Before training: gold answers must earn the most there is, empty ones nothing, and evasions not the judge's best.
 
     The most, but for terms of style, which a reference need not earn, and for the slack of a judge that is a model.

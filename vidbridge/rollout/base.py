@@ -1,20 +1,23 @@
-"""What the training step and the evaluation ask of a sampler."""
+"""What the training step and the evaluation ask of a sampler, and what its configuration says."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Callable, Protocol, Sequence
 
-from vidbridge.policy.qwen_vl import QwenVLPolicy
+from vidbridge.config.checks import require_positive
+from vidbridge.errors import ConfigError
+from vidbridge.policy.policy import Policy
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 
-Ended = Callable[[int, tuple[Completion, ...]], None]  # told the place of a prompt, and all of its completions
+Ended = Callable[[int, tuple[Completion, ...]], None]  # told the index of a prompt, and all of its completions
 Progress = Callable[[float], None]  # told the share of the work done so far, in (0, 1]
 
 
 class RolloutEngine(Protocol):
     """Samples completions. The result is a function of weights, prompts and seed, and of nothing else.
 
-    The random numbers of a prompt come from ``seed`` and its place (None: 0, 1, ..): how prompts are cut into calls and
+    The random numbers of a prompt come from ``seed`` and its index (None: 0, 1, ..): how prompts are cut into calls and
     dealt to ranks changes nothing. A rank generates without the others.
     """
 
@@ -25,7 +28,7 @@ class RolloutEngine(Protocol):
         sampling: SamplingParams,
         *,
         seed: int,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         ended: Ended | None = None,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
@@ -34,5 +37,37 @@ class RolloutEngine(Protocol):
         ``ended`` is called once for each prompt, as soon as its last completion has ended.
         """
 
-    def sync(self, policy: QwenVLPolicy) -> None:
+    def sync(self, policy: Policy) -> None:
         """Sample from the weights as they are now; called by all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """The keys of every rollout engine; each has a subclass, with its own keys, that its yaml's ``_target_`` names."""
+
+    max_completion_tokens: int
+    max_rows: int  # completions in flight on a rank
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: Sequence[str] = ()  # strings that end a completion, besides EOS
+
+    def __post_init__(self) -> None:
+        require_positive("rollout", self, "max_rows")
+        try:
+            self.sampling()
+        except ValueError as error:
+            raise ConfigError(f"rollout.{error}") from error
+
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(
+            max_completion_tokens=self.max_completion_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            stop=tuple(self.stop),
+        )
+
+    def build(self, policy: Policy) -> RolloutEngine:
+        """Return the engine; called by all ranks."""
+        raise NotImplementedError

@@ -11,9 +11,9 @@ import torch
 from vidbridge.types import SamplingParams
 
 
-def uniforms_of(seed: int, places: Sequence[int], group_size: int, num_tokens: int) -> torch.Tensor:
+def uniforms_of(seed: int, indices: Sequence[int], group_size: int, num_tokens: int) -> torch.Tensor:
     """Numbers [N, T] in [0, 1), ``group_size`` rows for each prompt; those of prompt i come from (seed, i) alone."""
-    drawn = [np.random.default_rng([seed, place]).random((group_size, num_tokens)) for place in places]
+    drawn = [np.random.default_rng([seed, index]).random((group_size, num_tokens)) for index in indices]
     return torch.from_numpy(np.concatenate(drawn))
 
 

@@ -1,18 +1,25 @@
-"""Sampling all siblings of many prompts together: each prompt is read once, then all completions grow at once."""
+"""Sampling with shared prefixes: each prompt is read once, then the completions of all are decoded together."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Sequence
 
 import torch
 
-from vidbridge.policy.qwen_vl import QwenVLPolicy
-from vidbridge.rollout.base import Ended, Progress
+from vidbridge.policy.policy import Policy
+from vidbridge.rollout.base import Ended, Progress, RolloutConfig
 from vidbridge.rollout.decode_step import DecodeStep, prefill
 from vidbridge.rollout.sampling import StopStrings, choose, uniforms_of
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 
 _WORTH_LEAVING = 0.75  # ended rows leave the batch once no more than this part of it need remain
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPrefixConfig(RolloutConfig):
+    def build(self, policy: Policy) -> SharedPrefixRollout:
+        return SharedPrefixRollout(policy, max_rows=self.max_rows)
 
 
 class SharedPrefixRollout:
@@ -25,15 +32,13 @@ class SharedPrefixRollout:
     before top-p and min-p take tokens out.
     """
 
-    def __init__(self, policy: QwenVLPolicy, *, max_rows: int = 128):
-        if max_rows < 1:
-            raise ValueError(f"max_rows must be positive, got {max_rows}")
+    def __init__(self, policy: Policy, *, max_rows: int = 128):
         self.sync(policy)
         self.max_rows = max_rows
         self._stop: StopStrings | None = None  # the last ones asked for, with what is known of their tokens
 
-    def sync(self, policy: QwenVLPolicy) -> None:
-        """Nothing is copied where the engine does not divide the weights: its module is sampled as it is then."""
+    def sync(self, policy: Policy) -> None:
+        """Sample from ``policy`` from now on. Under ZeRO-3 its weights are gathered; else the module is shared."""
         self.policy, self.module = policy, policy.whole()
 
     def generate(
@@ -43,16 +48,16 @@ class SharedPrefixRollout:
         sampling: SamplingParams,
         *,
         seed: int,
-        places: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
         ended: Ended | None = None,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
-        places = range(len(prompts)) if places is None else places
+        indices = range(len(prompts)) if indices is None else indices
         chunk_size = max(1, self.max_rows // group_size)
         completions: list[tuple[Completion, ...]] = []
         for start in range(0, len(prompts), chunk_size):
             chunk = prompts[start : start + chunk_size]
-            here = places[start : start + chunk_size]
+            here = indices[start : start + chunk_size]
             limit = sampling.max_completion_tokens
             drawn = None if sampling.greedy else uniforms_of(seed, here, group_size, limit)
 
@@ -151,7 +156,7 @@ class SharedPrefixRollout:
     def _ends(
         self, token_ids: torch.Tensor, rows: torch.Tensor, column: int, stop: StopStrings | None
     ) -> torch.Tensor:
-        """Return whether the token at ``column`` of these rows of ``token_ids`` is their last one, [len(rows)] bool."""
+        """Return which rows end at ``column``, by EOS or a stop string, [len(rows)] bool."""
         ends = token_ids[rows, column] == self.policy.processor.eos_id
         if stop is not None:
             first = max(column + 1 - stop.reach, 0)

@@ -31,17 +31,6 @@ from vidbridge.runtime import collectives
 
 MANIFEST, STATE = "manifest.json", "state.json"
 _PREFIX, _UNFINISHED = "step_", ".unfinished_"
-# Of a judge: where it is and how hard it is asked. Which model it is decides the numbers.
-_OF_JUDGES = (
-    "base_url", "api_key_env", "max_concurrent", "requests_per_minute", "tokens_per_minute", "timeout_s", "deadline_s",
-    "device", "batch_size",
-)  # fmt: skip
-# What may differ from the run that wrote a checkpoint: nothing that changes a number, but how far to go.
-FREE = (
-    "steps", "resume", "checkpoint", "track", "profile_steps", "paths", "model.device", "nproc", "hang_s", "benchmark",
-    "judge.cache", "judge.window", "judge.max_unscored_frac", "judge.slack",
-    *(f"judge.{role}.{key}" for role in ("answers", "events") for key in _OF_JUDGES),
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +81,9 @@ def _hashed(root: Path, folder: Path) -> dict[str, str]:
     seen = collectives.all_gather({str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()})
     digests: dict[str, str] = {}
     with _together(root):
-        for place, name in enumerate(sorted(set().union(*seen))):
+        for number, name in enumerate(sorted(set().union(*seen))):
             sees = [rank for rank, names in enumerate(seen) if name in names]
-            if sees[place % len(sees)] == collectives.rank():
+            if sees[number % len(sees)] == collectives.rank():
                 _sync(folder / name)
                 digests[name] = sha256(folder / name)
     shares = collectives.all_gather(digests)
@@ -193,7 +182,7 @@ class Checkpointer:
             shutil.rmtree(self.root / f"{_PREFIX}{old:06d}", ignore_errors=True)
 
 
-def check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path, free: Sequence[str] = FREE) -> None:
+def check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path, free: Sequence[str]) -> None:
     """CheckpointError naming every key in which two configurations differ, but for those that are ``free``."""
     before, now = decisive(old, free), decisive(new, free)
     differing = [
@@ -208,12 +197,12 @@ def check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path, free:
         )
 
 
-def fingerprint(record: Mapping[str, Any]) -> str:
+def fingerprint(record: Mapping[str, Any], free: Sequence[str]) -> str:
     """A short name for all that decides the numbers of a run: the same for runs that may go on from one another."""
-    return hashlib.sha256(json.dumps(decisive(record), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(decisive(record, free), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def decisive(record: Mapping[str, Any], free: Sequence[str] = FREE) -> dict[str, Any]:
+def decisive(record: Mapping[str, Any], free: Sequence[str]) -> dict[str, Any]:
     """The keys of ``record``, flat, without those that are ``free``."""
     keys = flat(with_current_names(record)).items()
     return {key: value for key, value in keys if not any(key == name or key.startswith(name + ".") for name in free)}

@@ -128,7 +128,7 @@ def gather_by_index(own: Mapping[int, T], lighten: Callable[[T], T]) -> list[T]:
 
 
 def my_share(num: int, cost: Callable[[int], float]) -> list[int]:
-    """Which of ``num`` things this rank works on, in ascending order, so that all ranks end at about the same time.
+    """Return which of ``num`` things this rank works on, rising, so that all ranks end at about the same time.
 
     Every rank must know the same costs, which are asked for only where there is something to share.
     """

@@ -42,13 +42,13 @@ def allowed() -> set[int]:
 
 
 def usable() -> int:
-    """How many threads can compute at once: the cores allowed, or the worth of a container's quota, if less."""
+    """Return how many threads can compute at once: the cores allowed, or the worth of a container's quota, if less."""
     quotas = [math.ceil(quota) for quota in _quotas() if quota > 0]
     return min([len(allowed()), *quotas])
 
 
 def others_busy(since: Usage) -> float:
-    """How many of the allowed cores, on average, other processes have kept busy since then; 0 where nobody knows."""
+    """Return how many of the allowed cores others have kept busy since then, on average; 0 where nobody knows."""
     now = Usage.now()
     seconds = now.at_s - since.at_s
     if now.all_s is None or since.all_s is None or seconds <= 0:

@@ -28,8 +28,9 @@ from omegaconf.resolvers import oc
 
 from vidbridge.config.checks import did_you_mean, require_known
 from vidbridge.config.choices import Resume
-from vidbridge.config.instantiate import make
-from vidbridge.config.schema import Config, GrpoConfig, SftConfig
+from vidbridge.config.evaluate import OF_TRAINING, EvaluateConfig
+from vidbridge.config.instantiate import checked
+from vidbridge.config.schema import Config, GrpoConfig, RunConfig, SftConfig
 from vidbridge.errors import ConfigError, JobFailed, RankFailed, Stopped, UserError
 from vidbridge.evaluation import run_folder
 from vidbridge.record.files import CHECK, RECORD
@@ -38,12 +39,11 @@ from vidbridge.runtime.cores import Usage, advice, others_busy
 from vidbridge.runtime.ranks import Ending
 from vidbridge.runtime.signals import StopSignals
 from vidbridge.runtime.sweep import Job, print_jobs, run_job
-from vidbridge.tasks.base import Task
 
 PACKAGE = Path(__file__).parents[1]  # where ${package_file:..} in a yaml starts
 CONF = PACKAGE.parent / "conf"
 
-Body = Callable[[Config, Mapping[str, Any], Path], None]
+Body = Callable[[Any, Mapping[str, Any], Path], None]  # the first is a RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +51,22 @@ class Run:
     """A run as a rank needs to know it: ``body(config, public, run_dir)`` is the whole of the run."""
 
     body: Body
-    config: Config
+    config: RunConfig
     public: Mapping[str, Any]
     run_dir: Path
     traceback: bool  # of every error, as HYDRA_FULL_ERROR=1 asks
 
 
-def main(body: Body, *, plan: Callable[[Config], bool] | None = None) -> NoReturn:
-    """Compose the configuration from the command line, call ``body(config, public, run_dir)`` on every rank, and exit.
+def main(
+    body: Body,
+    overrides: Sequence[str] | None = None,
+    *,
+    config_name: str = "config",
+    plan: Callable[[Config], bool] | None = None,
+) -> NoReturn:
+    """Compose conf/``config_name``.yaml, call ``body(config, public, run_dir)`` on every rank, and exit.
 
+    ``overrides`` are the whole command line unless the door has read a part of it.
     ``public`` is the configuration for the record: resolved, without secrets, also in ``run_dir``/config.yaml.
     With plan=true ``plan(config)`` says instead whether the run would fit, and no folder is claimed.
     """
@@ -68,10 +75,10 @@ def main(body: Body, *, plan: Callable[[Config], bool] | None = None) -> NoRetur
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing in its own way
     jobs: list[Job] = []
     try:
-        run = compose(body, jobs, wants_traceback)
+        run = compose(body, sys.argv[1:] if overrides is None else overrides, config_name, jobs, wants_traceback)
         if run is None:
             ending = Ending(status=UserError.status if any(job.status for job in jobs) else 0)
-        elif run.config.plan:
+        elif isinstance(run.config, Config) and run.config.plan:
             ending = Ending(status=planned(run.config, plan, run.run_dir))
         elif run.config.nproc > 1:
             tell_of_cores(run.config, started)
@@ -91,11 +98,13 @@ def main(body: Body, *, plan: Callable[[Config], bool] | None = None) -> NoRetur
     ranks.end(ending.status)
 
 
-def compose(body: Body, jobs: list[Job], wants_traceback: bool) -> Run | None:
+def compose(
+    body: Body, overrides: Sequence[str], config_name: str, jobs: list[Job], wants_traceback: bool
+) -> Run | None:
     """Return the run that the command line asks for; None for a sweep, whose jobs have run by then (``jobs``)."""
     register()
-    if ranks.is_rank():  # deepspeed adds an argument that says again what the environment says
-        sys.argv[1:] = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    # where Hydra reads them; deepspeed adds an argument that says again what the environment says
+    sys.argv[1:] = [text for text in overrides if not (ranks.is_rank() and text.startswith("--local_rank="))]
     door, here = os.path.abspath(sys.argv[0]), os.getpid()
     found: list[Run] = []
     mistakes: list[Exception] = []
@@ -118,7 +127,7 @@ def compose(body: Body, jobs: list[Job], wants_traceback: bool) -> Run | None:
             mistakes.append(error)  # kept from Hydra, which would print about it too
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)()
     except HydraException:  # one of which is an OSError
         raise
     except OSError as error:  # all that Hydra does on disk
@@ -128,7 +137,7 @@ def compose(body: Body, jobs: list[Job], wants_traceback: bool) -> Run | None:
     return found[0] if found else None
 
 
-def check_outside(config: Config, hydra_overrides: Sequence[str]) -> None:
+def check_outside(config: RunConfig, hydra_overrides: Sequence[str]) -> None:
     """Every rank composes for itself where others start them: each must come to the same."""
     if config.nproc > 1:
         raise ConfigError(f"nproc={config.nproc}, but the ranks are started already (RANK is set): leave nproc out")
@@ -137,7 +146,7 @@ def check_outside(config: Config, hydra_overrides: Sequence[str]) -> None:
 
 
 def run_here(run: Run) -> None:
-    """On this rank, one of many or the only one."""
+    """Run on this rank, one of many or the only one."""
     with StopSignals().installed(), ranks.joined(run.config), ExitStack() as stack:
         with collectives.fail_together():
             if collectives.is_rank_0():
@@ -147,7 +156,7 @@ def run_here(run: Run) -> None:
         run.body(run.config, run.public, run.run_dir)
 
 
-def tell_of_cores(config: Config, started: Usage) -> None:
+def tell_of_cores(config: RunConfig, started: Usage) -> None:
     """One line where threads will wait for cores; computing on a GPU few threads do."""
     if ranks.is_rank() or config.model.device != "cpu" and torch.cuda.is_available():
         return  # who started the ranks has said how many threads they get
@@ -217,31 +226,33 @@ def register() -> None:
     """Tell Hydra the schema and the resolver of our own; calling it twice is harmless."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
+    evaluate = OmegaConf.structured(EvaluateConfig)
+    OmegaConf.set_struct(evaluate, False)  # for OF_TRAINING, which to_dataclasses leaves out
+    store.store(name="evaluate_schema", node=evaluate)
     store.store(group="algo", name="grpo_schema", node=GrpoConfig)
     store.store(group="algo", name="sft_schema", node=SftConfig)
     OmegaConf.register_new_resolver("package_file", lambda name: str(PACKAGE / name), replace=True)
 
 
-def to_dataclasses(cfg: DictConfig) -> Config:
-    """The composed configuration with every cross-check done. Raises ConfigError or an OmegaConf error."""
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, Config)
+def to_dataclasses(cfg: DictConfig) -> Any:
+    """Return the composed configuration, a Config or an EvaluateConfig, with every check done.
+
+    Raises ConfigError or an OmegaConf error.
+    """
+    config = OmegaConf.to_object(used(cfg))
+    assert isinstance(config, RunConfig)
     refuse_extras(config, "")
-    check_prompts(config)
-    return config
+    return checked(config)
 
 
-def check_prompts(config: Config) -> None:
-    """ConfigError unless every task that may be asked has templates, with its own placeholders and no others."""
-    for where, nodes in {"tasks": config.tasks, "benchmark.tasks": config.benchmark.tasks}.items():
-        for name, node in nodes.items():
-            try:
-                task = make(config, f"{where}.{name}", node)
-            except ValueError as error:
-                raise ConfigError(str(error)) from error
-            if not isinstance(task, Task):
-                raise ConfigError(f"{where}.{name}._target_: {node['_target_']} is no task")
-            config.prompt.check(name, task.placeholders)
+def used(cfg: DictConfig) -> DictConfig:
+    """Return the configuration without OF_TRAINING, where nothing is trained."""
+    if OmegaConf.get_type(cfg) is EvaluateConfig:
+        cfg = cfg.copy()
+        OmegaConf.set_struct(cfg, False)
+        for key in OF_TRAINING:
+            cfg.pop(key, None)
+    return cfg
 
 
 def refuse_extras(config: Any, where: str) -> None:
@@ -262,7 +273,7 @@ def public(cfg: DictConfig) -> dict[str, Any]:
     """
     OmegaConf.register_new_resolver("oc.env", lambda *parts: "${oc.env:" + ",".join(parts) + "}", replace=True)
     try:
-        container = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+        container = OmegaConf.to_container(used(cfg), resolve=True, enum_to_str=True)
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
     assert isinstance(container, dict)
@@ -287,7 +298,7 @@ def explain(error: Exception) -> str:
 
 
 def readable(text: str) -> str:
-    """Without OmegaConf's notes about its own types.
+    """Return the text without OmegaConf's notes about its own types.
 
     >>> readable("Value 'abc' is no number\\n    full_key: optim.lr\\n    object_type=OptimConfig")
     "Value 'abc' is no number"

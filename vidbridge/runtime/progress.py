@@ -38,7 +38,7 @@ class Lines:
 
 
 def told(fresh: int, done: int, total: int, seconds: float) -> str:
-    """How a job stands that has made ``fresh`` of ``done`` things in so many seconds.
+    """Return a line on a job that has made ``fresh`` of ``done`` things in so many seconds.
 
     >>> told(20, 120, 200, 40.0), told(1, 1, 9, 90.0), told(0, 0, 9, 31.0)
     ('120 of 200, 0.5 a second, 2:40 left', '1 of 9, 0.67 a minute, 12:00 left', '0 of 9 after 0:31')

@@ -25,7 +25,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from vidbridge.config.schema import Config
+from vidbridge.config.schema import RunConfig
 from vidbridge.errors import ConfigError
 from vidbridge.runtime import collectives
 from vidbridge.runtime.cores import usable
@@ -65,7 +65,7 @@ def end(status: int) -> NoReturn:
 
 
 @contextmanager
-def joined(config: Config) -> Iterator[None]:
+def joined(config: RunConfig) -> Iterator[None]:
     """Together with the other ranks of this run, where there are others."""
     if is_rank():
         die_with_parent()

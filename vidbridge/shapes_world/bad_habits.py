@@ -12,7 +12,7 @@ from typing import Mapping
 import numpy as np
 
 from vidbridge.shapes_world.language import COLOURS, KINDS, StatedEvent, read_events
-from vidbridge.tasks.base import as_data_errors
+from vidbridge.tasks.rows import as_data_errors
 from vidbridge.text import prompts
 from vidbridge.text.options import LETTERS
 from vidbridge.types import Sample
@@ -30,7 +30,7 @@ class Spoiler:
 
     @classmethod
     def from_rates(cls, rates: Mapping[str, float]) -> Spoiler:
-        """From a yaml's ``spoil``; ValueError names a habit that there is not."""
+        """Return the habits of a yaml's ``spoil``; ValueError names a habit that there is not."""
         unknown = sorted(set(rates) - set(cls.__dataclass_fields__))
         if unknown:
             known = ", ".join(cls.__dataclass_fields__)
@@ -46,7 +46,7 @@ class Spoiler:
 
     def completion(self, sample: Sample, rng: np.random.Generator) -> str:
         """The gold completion of ``sample`` with each habit at its rate; DataError if one finds no event in it."""
-        with as_data_errors(sample):
+        with as_data_errors(sample.uid):
             if sample.task == "caption":
                 answer = self._caption(sample.answer, rng)
             else:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 from vidbridge.rewards.style import CONNECTIVES, HEDGES
 from vidbridge.shapes_world.bad_habits import Spoiler
 from vidbridge.shapes_world.language import COLOURS, KINDS, SHAPES, SIZES
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 from vidbridge.text import prompts
 from vidbridge.text.options import LETTERS
 
@@ -119,7 +119,7 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     words |= {" " + word for word in words if word[0].isalnum()} | {word.lstrip(" ") for word in words if word != " "}
     # tags come from the added tokens; their letters would otherwise be split and take up entries
     vocabulary = [*SPECIAL_TOKENS, "<unk>", *sorted(words - set(TAGS))]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({word: id for id, word in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
@@ -136,8 +136,8 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def texts_of(tasks: Mapping[str, Task], *, num_samples: int = 400) -> list[str]:
-    """Everything the embedded model must be able to read and write: prompts, gold and spoilt answers, fixed words.
+def texts_of(tasks: Mapping[str, TaskRows], *, num_samples: int = 400) -> list[str]:
+    """Return all that the embedded model must read and write: prompts, gold and spoilt answers, fixed words.
 
     The fixed words let a researcher reward what the base never says (any connective or hedge of the wording reward).
     """

@@ -81,7 +81,7 @@ def grade(reference: str, answer: str) -> int:
 
 
 def verdict(reference: str, answer: str) -> bool:
-    """Whether the answer says what the reference says and nothing beside it.
+    """Return whether the answer says what the reference says and nothing beside it.
 
     A reference without an event is about looks: then the answer's words for colour, shape or size must
     be the reference's, in each of the three that the reference speaks of.
@@ -99,7 +99,7 @@ def verdict(reference: str, answer: str) -> bool:
 
 
 def entail(text: str, event: str) -> Label:
-    """Whether ``text`` bears out the event, tells another one of its family in its place, or is silent.
+    """Return whether ``text`` bears out the event, tells another one of its family in its place, or is silent.
 
     Only the events that are extracted from ``text`` count: what goes beyond MAX_EVENTS costs no precision,
     so it must not earn recall either.
@@ -128,7 +128,7 @@ def _told(text: str) -> list[StatedEvent]:
 
 
 def _distinct(text: str) -> list[StatedEvent]:
-    """Each event once, in order. An "it" before any shape is named means the first one that is."""
+    """Return each event once, in order. An "it" before any shape is named means the first one that is."""
     events = read_events(_in_the_language(_affirmed(text)))
     first_named = next((event.subject for event in events if event.subject), None)
     return list(dict.fromkeys(replace(event, subject=event.subject or first_named) for event in events))

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Mapping, Sequence
+from typing import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from vidbridge.data.dataset import SPLITS, Dataset
 from vidbridge.data.rows import read_rows, write_rows
 from vidbridge.errors import NoRows
-from vidbridge.media import edit, write
+from vidbridge.media import write
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.media.montage import in_files, render
 from vidbridge.runtime.progress import track
 from vidbridge.shapes_world import language, world
-from vidbridge.tasks.base import Draft, Row, Source, Task, video_path
-from vidbridge.types import Clip
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import Row, as_data_errors
+from vidbridge.tasks.sources import Draft, Source
+from vidbridge.types import Clip, Montage, Segment, VideoRef
 
 VERSION = 1  # of how rows are drawn, rendered and written: another number makes all of them anew
 _COMPARED = 8  # rows of a task that tell whether it asks what it asked when its files were made
@@ -51,8 +56,8 @@ class Shapes(Dataset):
             if type(number) is not int or number < 1:  # True is an int too
                 raise ValueError(f"data.{name} must be a whole number of at least 1, got {number!r}")
 
-    def rows(self, task: Task, split: str) -> Sequence[Row]:
-        """All rows of a task's split, generated when they are not on disk yet."""
+    def rows(self, task: Task, split: str, frames: FrameBudget | None = None) -> Sequence[Row]:
+        """Return all rows of a task's split, generated when they are not on disk yet."""
         if split not in self.num_rows:
             raise NoRows(f"data.num_rows.{split} is not set, so there are no {split} rows of {task.name}: set it")
         folder = Path(self.root).absolute() / f"{task.name}-{split}-{self._fingerprint(task, split)}"
@@ -62,9 +67,8 @@ class Shapes(Dataset):
 
     def _fingerprint(self, task: Task, split: str) -> str:
         """Return the hash of everything the rows depend on: settings, the version, and what the task asks in a few."""
-        bound = ("template", "rows", "frames", "read")  # to a run; the rest makes the rows
-        settings = {f.name: getattr(task, f.name) for f in fields(task) if f.name not in bound}
-        digest = hashlib.sha256(json.dumps([VERSION, self.seed, split, self.num_rows[split], settings]).encode())
+        settings = [VERSION, self.seed, split, self.num_rows[split], vars(task)]
+        digest = hashlib.sha256(json.dumps(settings).encode())
         for index in range(min(_COMPARED, self.num_rows[split])):
             digest.update(repr(self._drawn(task, split, index)).encode())
         return digest.hexdigest()[:12]
@@ -97,8 +101,10 @@ class Shapes(Dataset):
     def _make_row(self, task: Task, split: str, index: int, folder: Path) -> Row:
         scenes, draft = self._drawn(task, split, index)
         uid = f"{task.name}/{split}/{index}"
-        path = video_path(folder, uid)
-        write.write_mp4(cut([world.render(scene) for scene in scenes], draft), path, fps=world.FPS)
+        path = folder / "videos" / f"{index}.mp4"
+        with as_data_errors(uid):  # an effect without a frame
+            clip = cut([world.render(scene) for scene in scenes], draft)
+        write.write_mp4(clip, path, fps=world.FPS)
         return Row(
             uid=uid,
             problem=draft.problem,
@@ -118,10 +124,35 @@ def split_of(scene: world.Scene) -> str:
     return ("train", "train", "train", "train", "val", "test")[bucket]
 
 
+class Film:
+    """A rendered scene as a source of frames."""
+
+    def __init__(self, clip: Clip) -> None:
+        self.frames = clip.frames
+        self.duration_s = len(clip.frames) / world.FPS
+        self.height, self.width = clip.frames.shape[1:3]
+
+    def frames_at(self, times_s: Iterable[float]) -> Iterator[np.ndarray]:
+        return (self.frames[int(time_s * world.FPS)] for time_s in times_s)
+
+
 def cut(clips: Sequence[Clip], draft: Draft) -> Clip:
-    """Return what the draft shows of its sources."""
-    clip = edit.interleave(clips, draft.pieces) if draft.pieces else clips[0]
-    return clip if draft.dark_s is None else edit.blackout(clip, *draft.dark_s)
+    """Return what the draft shows of its sources, frame by frame."""
+    montage = Montage(
+        sources=tuple(VideoRef(path=f"scene {number}") for number in range(len(clips))),
+        segments=tuple(whole_frames(draft.segments)),
+        effects=draft.effects,
+    )
+    films = {segment.source: Film(clips[segment.source]) for segment in in_files(montage)}
+    return render(montage, films, FrameBudget(fps=world.FPS, max_frames=10**6, min_pixels=1, max_pixels=1))
+
+
+def whole_frames(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Yield the segments with the frames that begin in them, so that none is lost or shown twice at a cut."""
+    for segment in segments:
+        start_s, end_s = (math.ceil(time_s * world.FPS) / world.FPS for time_s in (segment.start_s, segment.end_s))
+        if start_s < end_s:
+            yield replace(segment, start_s=start_s, end_s=end_s)
 
 
 def draw_sources(rng: np.random.Generator, split: str, number: int) -> tuple[list[world.Scene], list[Source]]:

@@ -1,7 +1,7 @@
 """The embedded world: one shape goes through three to five events, another may stand by. Exact ground truth.
 
 A scene is drawn so that nothing but the pixels tells it: event kinds are a uniform draw without
-repetition from the twelve, so each kind is equally likely at each place, and the starting state is
+repetition from the twelve, so each kind is equally likely at each turn, and the starting state is
 uniform among those in which every event changes something (a shape that grows does not start big).
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vidbridge.shapes_world.language import COLOURS, KINDS, LASTING, SHAPES, SIZES
-from vidbridge.tasks.base import Question, Source, TimedEvent
+from vidbridge.tasks.sources import Question, Source, TimedEvent
 from vidbridge.types import Clip
 
 FPS = 8
@@ -205,7 +205,7 @@ def caption(scene: Scene) -> str:
 
 
 def _question(scene: Scene, rng: np.random.Generator) -> Question:
-    """Return what happened at a place in the order, what followed an event, or the first colour."""
+    """Return what happened at a turn, what followed an event, or the first colour."""
     subject = f"the {scene.actor.shape}"
     form = rng.integers(5)
     if form == 4:
@@ -215,10 +215,10 @@ def _question(scene: Scene, rng: np.random.Generator) -> Question:
             found=f"So {scene.actor.colour}",
             options=_options(scene.actor.colour, COLOURS, len(COLOURS), rng),
         )
-    place = int(rng.integers(1 if form == 3 else 0, len(scene.kinds)))
-    answer, ordinal = scene.kinds[place], _ordinal(scene, place)
+    index = int(rng.integers(1 if form == 3 else 0, len(scene.kinds)))
+    answer, ordinal = scene.kinds[index], _ordinal(scene, index)
     if form == 3:
-        before = scene.kinds[place - 1]
+        before = scene.kinds[index - 1]
         text, found = f"What does {subject} do right after it {before}?", f"So {before}, {ordinal} {answer}"
         candidates = [kind for kind in KINDS if kind != before]
     else:
@@ -233,7 +233,7 @@ def _question(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _options(answer: str, candidates: tuple[str, ...], number: int, rng: np.random.Generator) -> tuple[str, ...]:
-    """The right option at a uniform place among others drawn uniformly, so that the text alone tells nothing."""
+    """The right option at a uniform index among others drawn uniformly, so that the text alone tells nothing."""
     others = rng.permutation([candidate for candidate in candidates if candidate != answer])[: number - 1]
     options = [str(other) for other in others]
     options.insert(int(rng.integers(number)), answer)

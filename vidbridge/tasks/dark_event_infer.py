@@ -11,7 +11,9 @@ from typing import Sequence
 
 import numpy as np
 
-from vidbridge.tasks.base import Draft, Source, Task
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.sources import Draft, Source
+from vidbridge.types import Effect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class DarkEventInfer(Task):
         return Draft(
             problem="What happens while the screen is black?",
             answer=hidden.text,
-            dark_s=(hidden.start_s, hidden.end_s),
+            effects=(Effect(name="dark", start_s=hidden.start_s, end_s=hidden.end_s),),
             notes=f"{source.notes(hidden)} Before {hidden.before}; after {hidden.after}." if hidden.before else "",
             meta={"dark": [hidden.start_s, hidden.end_s]},
         )

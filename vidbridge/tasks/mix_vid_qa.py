@@ -12,8 +12,9 @@ from typing import Sequence
 
 import numpy as np
 
-from vidbridge.media.edit import alternate
-from vidbridge.tasks.base import Draft, Source, Task
+from vidbridge.media.cuts import alternate
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.sources import Draft, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +38,17 @@ class MixVidQA(Task):
         asked, other = sources
         if asked.question is None:
             return None
-        asked_place = int(rng.integers(2))
-        order = (0, 1) if asked_place == 0 else (1, 0)  # of the sources, as they are shown
+        asked_index = int(rng.integers(2))
+        order = (0, 1) if asked_index == 0 else (1, 0)  # of the sources, as they are shown
         pieces = alternate((sources[order[0]].duration_s, sources[order[1]].duration_s), self.piece_s, rng)
         return Draft(
             problem=asked.question.text,
             answer=asked.question.answer,
-            pieces=tuple(replace(piece, source=order[piece.source]) for piece in pieces),
+            segments=tuple(replace(piece, source=order[piece.source]) for piece in pieces),
             notes=asked.notes(),
             conclusion=f"{asked.question.found}." if asked.question.found else "",
             meta={
                 "pieces": [[piece.source, round(piece.start_s, 3), round(piece.end_s, 3)] for piece in pieces],
-                "asked": asked_place,
+                "asked": asked_index,
             },
         )

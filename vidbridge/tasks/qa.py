@@ -11,7 +11,8 @@ from typing import Sequence
 
 import numpy as np
 
-from vidbridge.tasks.base import Draft, Source, Task
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.sources import Draft, Source
 from vidbridge.text.options import LETTERS
 
 

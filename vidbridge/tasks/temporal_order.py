@@ -11,8 +11,9 @@ from typing import Sequence
 
 import numpy as np
 
-from vidbridge.media.edit import Piece
-from vidbridge.tasks.base import Draft, Source, Task
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.sources import Draft, Source
+from vidbridge.types import Segment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class TemporalOrder(Task):
     def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
         """Every event must leave a trace, and no state come twice: else more than one order would fit.
 
-        Of events whose states nobody wrote down that cannot be known.
+        That cannot be known of events whose states nobody wrote down.
         """
         (source,) = sources
         events = source.events
@@ -33,12 +34,12 @@ class TemporalOrder(Task):
             return None
         shown = list(range(len(events)))
         while shown == sorted(shown):
-            shown = [int(place) for place in rng.permutation(len(events))]
+            shown = [int(index) for index in rng.permutation(len(events))]
         texts = [event.text for event in events]
         return Draft(
             problem="What happens from start to end?",
             answer=f"First {', then '.join(texts[:-1])}, finally {texts[-1]}.",
-            pieces=tuple(Piece(source=0, start_s=events[at].start_s, end_s=events[at].end_s) for at in shown),
+            segments=tuple(Segment(source=0, start_s=events[at].start_s, end_s=events[at].end_s) for at in shown),
             notes=source.notes(),
             meta={"shown": shown},
         )

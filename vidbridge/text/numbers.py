@@ -54,7 +54,7 @@ def read_number(answer: str) -> str | None:
 
 
 def same_number(answer: str, reference: str) -> bool:
-    """Whether both state the same number. ValueError for a reference that states none.
+    """Return whether both state the same number. ValueError for a reference that states none.
 
     >>> same_number("about 50 %", "0.5"), same_number("3.0 cm", "3"), same_number("13", "3")
     (True, True, False)

@@ -117,7 +117,7 @@ def _plain(text: str) -> str:
 
 
 def _phrases(answer: str, texts: dict[str, str | None]) -> dict[Span, str | None]:
-    """Where option texts stand as whole words, in order; of two that start together the longer.
+    """Return where option texts stand as whole words, in order; of two that start together the longer.
 
     None: the text of several options.
     """
@@ -130,7 +130,7 @@ def _phrases(answer: str, texts: dict[str, str | None]) -> dict[Span, str | None
 
 
 def _letters(answer: str, known: str) -> dict[Span, str]:
-    """Where something reads as an option letter, in order, rejected ones included."""
+    """Return where something reads as an option letter, in order, rejected ones included."""
     if not known:
         return {}
     found = {}
@@ -159,7 +159,7 @@ def _rejections(answer: str, known: str) -> list[Span]:
 
 
 def _denied(answer: str, span: Span) -> bool:
-    """Whether an option text follows a "not" with at most three words between, all in one clause."""
+    """Return whether an option text follows a "not" with at most three words between, all in one clause."""
     left = answer[max(0, span[0] - 60) : span[0]]
     return bool(re.search(rf"{_NO}(?: (?!but\b)\w+){{0,3}} ?{_OPEN}{{0,4}}$", left, re.IGNORECASE))
 

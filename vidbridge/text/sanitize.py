@@ -14,7 +14,7 @@ def check_unicode(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"field '{name}' is no Unicode text (half a character at place {error.start + 1})") from error
+        raise ValueError(f"field '{name}' is no Unicode text (half a character at index {error.start + 1})") from error
 
 
 def check_text(text: str, name: str) -> None:

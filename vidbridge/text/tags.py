@@ -35,7 +35,7 @@ def read_tags(text: str) -> Tagged | None:
 
 
 def answer_start(text: str) -> int | None:
-    """Where the first answer block begins; None where there is none.
+    """Return where the first answer block begins; None where there is none.
 
     >>> answer_start("<think>x</think><answer>A</answer>"), answer_start("A")
     (16, None)

@@ -72,7 +72,7 @@ def _seen(character: str) -> str:
 
 
 def says_nothing(answer: str, reference: str = "") -> bool:
-    """Whether an answer has no word, or only a phrase that could stand before any answer.
+    """Return whether an answer has no word, or only a phrase that could stand before any answer.
 
     A phrase of the reference is an answer.
 

@@ -20,9 +20,10 @@ from vidbridge.data.file_dataset import FileDataset, check_split, leave_out, spl
 from vidbridge.data.formats.annotations import Annotation, read_annotations
 from vidbridge.data.rows import listed
 from vidbridge.errors import DataError, NoRows, VideoError
-from vidbridge.media.decode import length_s
 from vidbridge.media.frame_budget import FrameBudget
-from vidbridge.tasks.base import Draft, DrawnRows, Question, Row, Source, Task, TimedEvent
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import DrawnRows, Row
+from vidbridge.tasks.sources import Question, Source, TimedEvent
 from vidbridge.types import Montage, VideoRef
 
 # Annotations are often some seconds off, of a video that was cut or encoded anew since: that goes without saying.
@@ -45,32 +46,34 @@ class Raw(FileDataset):
         if self.max_duration_ratio < 1:
             raise ValueError(f"data.max_duration_ratio must be at least 1, got {self.max_duration_ratio}")
 
-    def rows(self, task: Task, split: str) -> Sequence[Row]:
+    def rows(self, task: Task, split: str, frames: FrameBudget | None = None) -> Sequence[Row]:
+        """Return the rows of a task. Which events can be hidden depends on the frames that are seen."""
+        assert frames is not None, "rows of annotated videos are drawn for a frame budget"
         check_split(split)
-        rows = self._rows_of(task, split, self.held_out_frac)
+        rows = self._rows_of(task, split, frames, self.held_out_frac)
         if not len(rows):
-            raise self._no_rows(task, split)
+            raise self._no_rows(task, split, frames)
         return rows
 
-    def _rows_of(self, task: Task, split: str, held_out_frac: float | None) -> RawRows:
-        """The rows of a split; without a fraction, those of all videos together."""
+    def _rows_of(self, task: Task, split: str, frames: FrameBudget, held_out_frac: float | None) -> RawRows:
+        """Return the rows of a split; without a fraction, those of all videos together."""
         mine = self.annotated
         if held_out_frac is not None:
             mine = [each for each in mine if split_by_video(each.video, held_out_frac) == split]
-        return RawRows(task, split, mine, seed=self.seed, max_duration_ratio=self.max_duration_ratio)
+        return RawRows(task, split, mine, frames, seed=self.seed, max_duration_ratio=self.max_duration_ratio)
 
-    def _no_rows(self, task: Task, split: str) -> NoRows:
+    def _no_rows(self, task: Task, split: str, frames: FrameBudget) -> NoRows:
         files, videos = ", ".join(self.annotations), {each.video for each in self.annotated}
         mine = sum(split_by_video(video, self.held_out_frac) == split for video in videos)
         part = f"{split} split: {mine} of {len(videos)} videos, with data.held_out_frac={self.held_out_frac:g}"
-        if len(self._rows_of(task, split, None)):  # it is a matter of which videos are set aside
+        if len(self._rows_of(task, split, frames, None)):  # it is a matter of which videos are set aside
             why = f"{files}: the {part}, " + ("is empty" if not mine else f"has nothing that {task.name} needs")
             return without_rows(
                 why,
                 task.name,
                 split,
                 self.held_out_frac,
-                lambda frac: all(len(self._rows_of(task, each, frac)) for each in SPLITS),
+                lambda frac: all(len(self._rows_of(task, each, frames, frac)) for each in SPLITS),
             )
         known = {
             "events": sum(bool(each.events) for each in self.annotated),
@@ -84,7 +87,7 @@ class Raw(FileDataset):
 
     @cached_property
     def annotated(self) -> list[Annotation]:
-        """All videos, or parts of them, that can be opened; none goes on after the end of its file."""
+        """Return all videos, or parts of them, that can be opened; none goes on after the end of its file."""
         self.refuse(self._read[1])
         durations, unreadable = self._durations
         if unreadable:
@@ -94,7 +97,7 @@ class Raw(FileDataset):
             print(f"left out: {told}", file=sys.stderr)
         if beyond := [*self._too_long, *self._beyond]:
             print(f"left out, {len(beyond)} after the end:\n{listed(beyond)}", file=sys.stderr)
-        return [each for each in self._timed if length_s(part(each)) > 0]
+        return [each for each in self._timed if length_s(each) > 0]
 
     def row_problems(self) -> Sequence[str]:
         return [*self._read[1], *self._durations[1], *self._too_long, *self._beyond]
@@ -124,7 +127,7 @@ class Raw(FileDataset):
         """Parts and events that begin when their video is over: no frame shows them."""
         found = []
         for each in self._timed:
-            lasts_s = length_s(part(each))
+            lasts_s = length_s(each)
             if lasts_s <= 0:
                 found.append(f"{each.uid}: starts at {each.start_s:g} s, {each.video} ends at {each.duration_s:g} s")
                 continue
@@ -134,7 +137,7 @@ class Raw(FileDataset):
 
     @cached_property
     def _read(self) -> tuple[list[Annotation], list[str]]:
-        """All files, and what is wrong with them."""
+        """Return the annotations of all files, and what is wrong with them."""
         found: list[Annotation] = []
         problems: list[str] = []
         uids: dict[str, str] = {}
@@ -145,7 +148,7 @@ class Raw(FileDataset):
 
     @cached_property
     def _durations(self) -> tuple[dict[str, float | None], list[str]]:
-        """How long each file is, whatever its annotation says; None, and a problem, for what cannot be opened."""
+        """Return how long each file is, whatever its annotation says; None and a problem for what does not open."""
         videos = list(dict.fromkeys(each.video for each in self._read[0]))
         problems: list[str] = []
 
@@ -164,7 +167,7 @@ class Raw(FileDataset):
 
 def to_source(known: Annotation, frames: FrameBudget) -> Source:
     """Times count from the start of the part; an event can be hidden if frames show it, and what is around it."""
-    lasts_s = length_s(part(known))
+    lasts_s = length_s(known)
     times_s = frames.times(lasts_s)
     events = []
     for start_s, end_s, text in known.events:
@@ -182,15 +185,28 @@ def part(known: Annotation) -> VideoRef:
     return VideoRef(path=known.video, start_s=known.start_s, end_s=end_s)
 
 
+def length_s(known: Annotation) -> float:
+    """Return how long the annotated part is; 0 or less where it starts after the end of its file."""
+    there = part(known)
+    assert there.end_s is not None
+    return there.end_s - there.start_s
+
+
 class RawRows(DrawnRows):
     """The rows of a task that annotations allow. Several sources: the others are of about the same length."""
 
     def __init__(
-        self, task: Task, split: str, annotations: Sequence[Annotation], *, seed: int, max_duration_ratio: float
+        self,
+        task: Task,
+        split: str,
+        annotations: Sequence[Annotation],
+        frames: FrameBudget,
+        *,
+        seed: int,
+        max_duration_ratio: float,
     ) -> None:
-        assert task.frames is not None, "which events can be hidden depends on the frames that are seen"
         self.task, self.split, self.seed = task, split, seed
-        sources = [(known, to_source(known, task.frames)) for known in annotations]
+        sources = [(known, to_source(known, frames)) for known in annotations]
         sources = [(known, source) for known, source in sources if source.duration_s > 0]
         self._all = sorted(sources, key=lambda each: (each[1].duration_s, each[0].uid))
         self._lengths = np.array([source.duration_s for _, source in self._all])
@@ -206,8 +222,8 @@ class RawRows(DrawnRows):
     def __len__(self) -> int:
         return len(self._asked)
 
-    def draw(self, place: int, epoch: int) -> Row:
-        at = self._asked[place]
+    def draw(self, index: int, epoch: int) -> Row:
+        at = self._asked[index]
         known = self._all[at][0]
         uid = f"{self.task.name}/{self.split}/{known.uid}"
         rng = np.random.default_rng([self.seed, epoch, zlib.crc32(uid.encode())])
@@ -227,7 +243,11 @@ class RawRows(DrawnRows):
             options=draft.options,
             rationale=draft.rationale,
             meta={**draft.meta, "epoch": epoch, "sources": [self._all[each][0].video for each in chosen]},
-            shown=montage(draft, [part(self._all[each][0]) for each in chosen]),
+            shown=Montage(
+                sources=tuple(part(self._all[each][0]) for each in chosen),
+                segments=draft.segments,
+                effects=draft.effects,
+            ),
         )
 
     def _window(self, at: int) -> tuple[int, int]:
@@ -240,14 +260,3 @@ class RawRows(DrawnRows):
     def _mixes_with(self, at: int) -> Callable[[int], bool]:
         video = self._all[at][0].video
         return lambda other: self._all[other][0].video != video
-
-
-def montage(draft: Draft, parts: Sequence[VideoRef]) -> Montage:
-    """Return what the draft shows of its sources, in files and their times."""
-    if not draft.pieces:
-        return Montage(parts=(parts[0],), dark_s=draft.dark_s)
-    shown = []
-    for piece in draft.pieces:
-        start_s = parts[piece.source].start_s
-        shown.append(replace(parts[piece.source], start_s=start_s + piece.start_s, end_s=start_s + piece.end_s))
-    return Montage(parts=tuple(shown), dark_s=draft.dark_s)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
 from vidbridge.errors import DataError
-from vidbridge.tasks.base import check_choice
+from vidbridge.tasks.rows import check_choice
 from vidbridge.text.option_reader import Options, about, question_and_options
 from vidbridge.text.options import LETTERS
 from vidbridge.text.sanitize import check_text, check_unicode, without_placeholder
@@ -46,7 +46,7 @@ class Annotation:
 def read_annotations(
     path: Path, video_name: str, uids: dict[str, str] | None = None
 ) -> tuple[list[Annotation], list[str]]:
-    """All of a file, and what is wrong with it, by line or id. DataError when there is no such file.
+    """Return all annotations of a file, and what is wrong with it, by line or id. DataError when there is no such file.
 
     ``uids``: those of other files and where they are; those of this one are added.
     """
@@ -59,8 +59,8 @@ def read_annotations(
     for where, make in _entries(path, text, video_name):
         try:
             known = make()
-            if (place := uids.setdefault(known.uid, f"{path}:{where}")) != f"{path}:{where}":
-                raise ValueError(f"uid {known.uid!r} is that of {place} already")
+            if (first := uids.setdefault(known.uid, f"{path}:{where}")) != f"{path}:{where}":
+                raise ValueError(f"uid {known.uid!r} is that of {first} already")
             found.append(known)
         except (ValueError, KeyError) as error:
             detail = f"field {error} is missing" if isinstance(error, KeyError) else error
@@ -71,7 +71,7 @@ def read_annotations(
 
 
 def _entries(path: Path, text: bytes, video_name: str) -> Iterator[tuple[str, Callable[[], Annotation]]]:
-    """Where each entry stands and how it is read."""
+    """Return where each entry stands and how it is read."""
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
@@ -225,7 +225,7 @@ def _json(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (at place {error.start + 1})") from error
+        raise ValueError(f"not UTF-8 (at byte {error.start + 1})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
     except RecursionError as error:

@@ -19,7 +19,9 @@ from typing import Any, ClassVar, Iterator, Mapping, Sequence
 from vidbridge.data.file_dataset import FileDataset
 from vidbridge.data.rows import listed
 from vidbridge.errors import DataError, NoRows
-from vidbridge.tasks.base import MULTIPLE_CHOICE, Row, Task
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import MULTIPLE_CHOICE, Row
 from vidbridge.text.option_reader import Options, about, question_and_options
 from vidbridge.text.options import LETTERS
 from vidbridge.text.sanitize import check_text, without_placeholder
@@ -61,7 +63,7 @@ class BenchmarkFile(FileDataset):
         if self.answer_is not in ANSWERS:
             raise ValueError(f"benchmark.data.answer_is must be one of {', '.join(ANSWERS)}, got {self.answer_is!r}")
 
-    def rows(self, task: Task, split: str) -> Sequence[Row]:
+    def rows(self, task: Task, split: str, frames: FrameBudget | None = None) -> Sequence[Row]:
         if split != "test":
             raise NoRows(f"{self.file} has no {split} rows: a benchmark is all test (eval.split=test)")
         rows: list[Row] = []
@@ -85,7 +87,7 @@ class BenchmarkFile(FileDataset):
         return rows
 
     def _lines(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Each row with where it stands."""
+        """Return each row with where it stands."""
         pattern = Path(self.file)
         paths = [pattern] if pattern.is_file() else sorted(pattern.parent.glob(pattern.name))
         if not paths:

@@ -14,7 +14,7 @@ import numpy as np
 
 from vidbridge.data.rows import Problems, parse_row
 from vidbridge.errors import DataError
-from vidbridge.tasks.base import MULTIPLE_CHOICE, Row
+from vidbridge.tasks.rows import MULTIPLE_CHOICE, Row
 from vidbridge.text.options import LETTERS
 
 _decode = json.JSONDecoder().raw_decode
@@ -28,7 +28,7 @@ class JsonlIndex:
     path: Path
     offsets: np.ndarray  # [n] int64
     numbers: np.ndarray  # [n] int64, lines count from 1
-    kinds: np.ndarray  # [n] int32, places in ``problem_types``
+    kinds: np.ndarray  # [n] int32, indices of ``problem_types``
     videos: np.ndarray  # [n] uint32, crc32
     problem_types: tuple[str, ...]
     problems: tuple[str, ...]  # file:line: field .. of the lines that are not good
@@ -63,7 +63,7 @@ class JsonlIndex:
             problems=tuple(problems.lines),
         )
 
-    def places(self, problem_type: str) -> np.ndarray:
+    def rows(self, problem_type: str) -> np.ndarray:
         if problem_type not in self.problem_types:
             return np.empty(0, np.int64)
         return np.flatnonzero(self.kinds == self.problem_types.index(problem_type))
@@ -98,7 +98,7 @@ def _plain(line: bytes) -> tuple[str, str] | None:
 
 
 def _is_plain_choice(problem: str, letter: str) -> bool:
-    """Whether a question is followed by options on lines of their own, as ``A. grows``, to the end; one is the answer.
+    """Return whether options on lines of their own, as ``A. grows``, follow a question to its end; one is the answer.
 
     Where anything about it is unusual the answer is no, and the close look decides.
     """
@@ -123,15 +123,15 @@ class JsonlRows(Sequence[Row]):
     """Some rows of an indexed file; ``video_path`` says where the video of a row is."""
 
     def __init__(
-        self, file: JsonlIndex, places: np.ndarray, problem_type: str, video_path: Callable[[str], str]
+        self, file: JsonlIndex, rows: np.ndarray, problem_type: str, video_path: Callable[[str], str]
     ) -> None:
-        self.file, self.places, self.problem_type, self.video_path = file, places, problem_type, video_path
+        self.file, self.rows, self.problem_type, self.video_path = file, rows, problem_type, video_path
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.rows)
 
-    def __getitem__(self, place: Any) -> Any:
-        at = self.places[place]
+    def __getitem__(self, index: Any) -> Any:
+        at = self.rows[index]
         number = int(self.file.numbers[at])
         with self.file.path.open("rb") as opened:
             opened.seek(int(self.file.offsets[at]))

@@ -17,7 +17,9 @@ from vidbridge.data.dataset import SPLITS
 from vidbridge.data.file_dataset import FileDataset, check_split, leave_out, without_rows
 from vidbridge.data.formats.jsonl import JsonlIndex, JsonlRows
 from vidbridge.errors import NoRows
-from vidbridge.tasks.base import Row, Task
+from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +37,19 @@ class VidbridgeR1(FileDataset):
         if not self.files.get("train"):
             raise ValueError("data.files.train must name a JSONL file")
 
-    def rows(self, task: Task, split: str) -> Sequence[Row]:
+    def rows(self, task: Task, split: str, frames: FrameBudget | None = None) -> Sequence[Row]:
         check_split(split)
         own = self.files.get(split)
         index = self._index(own or self.files["train"])
-        everywhere = index.places(task.problem_type)
+        everywhere = index.rows(task.problem_type)
         whole = bool(own) and split != "train"
-        places = everywhere if whole else self._part(index, everywhere, split, self.held_out_frac)
-        if not len(everywhere) or (whole and not len(places)):
+        rows = everywhere if whole else self._part(index, everywhere, split, self.held_out_frac)
+        if not len(everywhere) or (whole and not len(rows)):
             raise NoRows(
                 f"{index.path}: no row has problem_type '{task.problem_type}'; "
                 f"there are {', '.join(index.problem_types)}\n{leave_out(task.name)}"
             )
-        if not len(places):
+        if not len(rows):
             raise without_rows(
                 f"{index.path}: no {split} row has problem_type '{task.problem_type}', with "
                 f"data.held_out_frac={self.held_out_frac:g} and no data.files.{split}",
@@ -60,7 +62,7 @@ class VidbridgeR1(FileDataset):
                     if each == "train" or not self.files.get(each)
                 ),
             )
-        return JsonlRows(index, places, task.problem_type, self.video_path)
+        return JsonlRows(index, rows, task.problem_type, self.video_path)
 
     def row_problems(self) -> Sequence[str]:
         """Return what is wrong with rows of all its files, whether or not they are skipped."""
@@ -69,21 +71,21 @@ class VidbridgeR1(FileDataset):
     def problem_types(self) -> Mapping[str, int]:
         counts: Counter[str] = Counter()
         for index in map(self._index, filter(None, self.files.values())):
-            counts.update({name: len(index.places(name)) for name in index.problem_types})
+            counts.update({name: len(index.rows(name)) for name in index.problem_types})
         return counts
 
     def video_path(self, video: str) -> str:
         """Relative to ``root``, or an absolute path, which must lie in it."""
         return video.removeprefix(self.video_prefix).lstrip("/") if self.video_prefix else video
 
-    def _part(self, index: JsonlIndex, places: np.ndarray, split: str, held_out_frac: float) -> np.ndarray:
-        """Return which of ``places``, rows of the training file, belong to a split (``split_by_video``)."""
-        at = index.videos[places] / 2**32
-        parts = np.full(len(places), SPLITS.index("train"))
+    def _part(self, index: JsonlIndex, rows: np.ndarray, split: str, held_out_frac: float) -> np.ndarray:
+        """Return which of ``rows`` of the training file belong to a split (``split_by_video``)."""
+        at = index.videos[rows] / 2**32
+        parts = np.full(len(rows), SPLITS.index("train"))
         for name, low in (("val", 0.0), ("test", held_out_frac)):
             if not self.files.get(name):
                 parts[(low <= at) & (at < low + held_out_frac)] = SPLITS.index(name)
-        return places[parts == SPLITS.index(split)]
+        return rows[parts == SPLITS.index(split)]
 
     @cached_property
     def _indices(self) -> dict[str, JsonlIndex]:

@@ -12,14 +12,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from vidbridge.data.loader import FIRST
+from vidbridge.data.loader import MIN_ASKED
 from vidbridge.data.prompt_length import estimated_tokens
 from vidbridge.data.tools.job import Job
 from vidbridge.errors import DataError, VideoError
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime.progress import track
-from vidbridge.tasks.base import Task
-from vidbridge.types import Montage, Sample
+from vidbridge.tasks.rows import TaskRows
+from vidbridge.types import Sample
 
 PROBLEMS, SUMMARY, HISTOGRAMS = "problems.txt", "check.json", "check.png"
 _MAX_TOLD = 20
@@ -42,7 +42,7 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
         job = replace(job, dataset=job.dataset.lenient())
     problems = list(job.dataset.row_problems())
     samples: dict[tuple[str, str], list[Sample]] = {}
-    asked_for: list[tuple[Task, Sample]] = []
+    asked_for: list[tuple[TaskRows, Sample]] = []
     tokens: dict[str, list[float]] = defaultdict(list)
     filled, lacking = job.rows()
     for split, task in filled:
@@ -69,7 +69,7 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
     problems += [line for line in dict.fromkeys(unusable) if line not in problems]
     num_bad = len(unusable)
     problems += overlaps(samples)
-    asked = {task.problem_type for task in job.tasks.values()}
+    asked = {task.task.problem_type for task in job.tasks.values()}
     summary = {
         "rows": {f"{split}/{task}": len(group) for (split, task), group in samples.items()},
         "without_rows": lacking,
@@ -96,7 +96,7 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
         raise refusal
     if refusal is not None:
         raise DataError(f"training would be refused: {len(problems)} problems, all in {job.folder / PROBLEMS}")
-    if num_bad > job.dataset.max_bad_frac * max(len(asked_for), FIRST):
+    if num_bad > job.dataset.max_bad_frac * max(len(asked_for), MIN_ASKED):
         raise DataError(
             f"{num_bad} of {len(asked_for)} samples cannot be used, more than data.max_bad_frac="
             f"{job.dataset.max_bad_frac:g} allows: a run would stop; all {len(problems)} problems in "
@@ -107,14 +107,13 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
 
 
 def spread(samples: Sequence[Sample]) -> list[Sample]:
-    """At most so many of them as are measured, evenly spread."""
-    places = np.unique(np.linspace(0, len(samples) - 1, _MAX_MEASURED).astype(int)).tolist()
-    return [samples[place] for place in places]
+    """Return at most as many of them as are measured, evenly spread."""
+    indices = np.unique(np.linspace(0, len(samples) - 1, _MAX_MEASURED).astype(int)).tolist()
+    return [samples[index] for index in indices]
 
 
 def paths_of(sample: Sample) -> set[str]:
-    parts = [part for video in sample.videos for part in (video.parts if isinstance(video, Montage) else (video,))]
-    return {part.path for part in parts}
+    return {source.path for video in sample.videos for source in video.sources}
 
 
 def overlaps(samples: Samples) -> Iterator[str]:
@@ -151,7 +150,7 @@ def draw(samples: Samples, durations: Mapping[str, float], tokens: Mapping[str, 
 
 
 def _duration(job: Job) -> Callable[[str], tuple[str, float | VideoError]]:
-    """How long a video is, or what is wrong with it."""
+    """Return how long a video is, or what is wrong with it."""
     reader = job.dataset.reader
 
     def duration_s(path: str) -> tuple[str, float | VideoError]:
@@ -163,7 +162,7 @@ def _duration(job: Job) -> Callable[[str], tuple[str, float | VideoError]]:
     return duration_s
 
 
-def _trouble(task: Task, sample: Sample, processor: Processor) -> ValueError | None:
+def _trouble(task: TaskRows, sample: Sample, processor: Processor) -> ValueError | None:
     """Return why a sample cannot be used, read and encoded as training does it.
 
     Headers may be right and the frames gone, the part that is shown too late, or the prompt too long.

@@ -18,7 +18,7 @@ from vidbridge.errors import DataError
 from vidbridge.runtime import collectives
 from vidbridge.runtime.jsonl_log import append_lines, resumed_lines
 from vidbridge.runtime.progress import progress
-from vidbridge.tasks.base import Row, Task
+from vidbridge.tasks.rows import Row, TaskRows
 from vidbridge.types import Group, RewardBreakdown, Sample
 
 SAMPLED, SUMMARY = "sampled.jsonl", "filter.json"
@@ -29,7 +29,8 @@ SPREADS: Mapping[str, Callable[[Sequence[float]], float]] = {
 }
 
 Advance = Callable[[int], None]  # told of more completions; of 0 while they grow
-Answer = Callable[[Task, Mapping[int, Sample], Advance], Iterator[list[Group]]]  # each several times; some at a time
+# to each sample several answers; some groups at a time
+Answer = Callable[[TaskRows, Mapping[int, Sample], Advance], Iterator[list[Group]]]
 Scores = dict[str, list[float]]  # of the answers to a sample, by its uid
 
 
@@ -43,13 +44,13 @@ def filter_rows(job: Job, answer: Answer, most: Callable[[str], float], *, sprea
     counts: dict[str, dict[str, int]] = {}
     kept: dict[str, list[Row]] = {}
     for split, task in job.filled():
-        if getattr(task.rows[0], "shown", None) is not None:
+        if task.rows[0].shown is not None:
             raise DataError("rows drawn anew in each pass cannot be filtered: build_data.py build makes files of them")
         samples = {index: task.sample(index) for index in job.indices(task)}
         missing = {index: sample for index, sample in samples.items() if sample.uid not in scores}
         scores |= answered(answer, task, missing, path, most(task.name), f"{split} {task.name}")
         by_index = {index: scores.get(sample.uid, []) for index, sample in samples.items()}
-        stay = [index for index, each in by_index.items() if stays(each, task, spread, threshold)]
+        stay = [index for index, each in by_index.items() if stays(each, task.name, spread, threshold)]
         kept.setdefault(split, []).extend(task.rows[index] for index in stay)
         unscored = sum(not each for each in by_index.values())
         counts[f"{split}/{task.name}"] = {"rows": len(samples), "kept": len(stay), "unscored": unscored}
@@ -62,7 +63,7 @@ def filter_rows(job: Job, answer: Answer, most: Callable[[str], float], *, sprea
 
 
 def answered(
-    answer: Answer, task: Task, samples: Mapping[int, Sample], path: Path, most: float, name: str
+    answer: Answer, task: TaskRows, samples: Mapping[int, Sample], path: Path, most: float, name: str
 ) -> Scores:
     """Return what the answers earn; rank 0 writes it down batch by batch. What has no score is left out."""
     fresh: Scores = {}
@@ -88,19 +89,17 @@ def score(reward: RewardBreakdown, most: float) -> float:
     return math.prod(reward.gates.values()) * 2 * recall * precision / max(recall + precision, 1e-9)
 
 
-def stays(scores: Sequence[float], task: Task, spread: str, threshold: float) -> bool:
-    """Whether there is something to learn from a sample whose answers scored this; not where none could be scored.
+def stays(scores: Sequence[float], task: str, spread: str, threshold: float) -> bool:
+    """Return whether a sample whose answers scored this has something to teach; not where none could be scored.
 
-    >>> from vidbridge.tasks.caption import Caption
-    >>> from vidbridge.tasks.qa import QA
-    >>> [stays(scores, QA(), "range", 0.2) for scores in ([1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [])]
+    >>> [stays(scores, "qa", "range", 0.2) for scores in ([1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [])]
     [False, True, True, False]
-    >>> [stays(scores, Caption(), "range", 0.2) for scores in ([0.8, 0.9], [0.5, 0.8])]
+    >>> [stays(scores, "caption", "range", 0.2) for scores in ([0.8, 0.9], [0.5, 0.8])]
     [False, True]
     """
     if not scores:
         return False
-    if task.name == "caption":
+    if task == "caption":
         return SPREADS[spread](scores) >= threshold
     return min(scores) < 1 - 1e-6
 

@@ -5,41 +5,41 @@ from __future__ import annotations
 import errno
 import fcntl
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Mapping
 
 from vidbridge.data.dataset import SPLITS, Dataset
 from vidbridge.errors import DataError, NoRows
-from vidbridge.tasks.base import Task
+from vidbridge.tasks.rows import TaskRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     dataset: Dataset
-    tasks: Mapping[str, Task]  # without rows
+    tasks: Mapping[str, TaskRows]  # without rows
     folder: Path  # for whatever a command writes
     number: int | None = None  # rows of each task and split; None: all, or as many as the command finds fit
 
-    def filled(self) -> list[tuple[str, Task]]:
-        """Split and task with its rows, where there are any; what is wrong with a file is raised as the error it is."""
+    def filled(self) -> list[tuple[str, TaskRows]]:
+        """Return split and task with its rows, where there are any; what is wrong with a file is the error it is."""
         found, lacking = self.rows()
         if not found:
             raise NoRows("\n".join(["no task has a row in any split", *dict.fromkeys(lacking.values())]))
         return found
 
-    def rows(self) -> tuple[list[tuple[str, Task]], dict[str, str]]:
-        """Split and task with its rows, and why other splits of tasks have none."""
+    def rows(self) -> tuple[list[tuple[str, TaskRows]], dict[str, str]]:
+        """Return split and task with its rows, and why other splits of tasks have none."""
         found, lacking = [], {}
         for split in SPLITS:
             for task in self.tasks.values():
                 try:
-                    found.append((split, replace(task, rows=self.dataset.rows(task, split))))
+                    found.append((split, self.dataset.filled(task, split)))
                 except NoRows as error:
                     lacking[f"{split}/{task.name}"] = str(error)
         return found, lacking
 
-    def indices(self, task: Task) -> range:
+    def indices(self, task: TaskRows) -> range:
         return range(min(len(task), self.number or len(task)))
 
 

@@ -13,7 +13,7 @@ from vidbridge.data.tools.job import Job
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.write import write_mp4
 from vidbridge.runtime.progress import track
-from vidbridge.tasks.base import Row, Task
+from vidbridge.tasks.rows import Row, TaskRows
 
 MANIFEST = "manifest.json"
 
@@ -26,7 +26,7 @@ def materialise(job: Job, *, fps: int) -> None:
     for split, task in job.filled():
         indices = job.indices(task)
 
-        def made(index: int, task: Task = task, split: str = split) -> Row | None:
+        def made(index: int, task: TaskRows = task, split: str = split) -> Row | None:
             sample = task.sample(index)
             if not bad.passes(sample):
                 return None
@@ -48,7 +48,7 @@ def materialise(job: Job, *, fps: int) -> None:
     print(f"written: {folder}, {sum(map(len, rows.values()))} rows, {bad.num_bad} left out")
 
 
-def write_row(task: Task, index: int, path: Path, fps: int) -> Row:
+def write_row(task: TaskRows, index: int, path: Path, fps: int) -> Row:
     """The row with its video as the model would see it, at the full frame rate ``fps`` and its own size."""
     sample = task.sample(index)
     (video,) = sample.videos
@@ -61,7 +61,7 @@ def write_row(task: Task, index: int, path: Path, fps: int) -> Row:
         problem=sample.question,
         solution=f"<answer>{sample.answer}</answer>",
         video=str(path),
-        problem_type=task.problem_type,
+        problem_type=task.task.problem_type,
         options=sample.options,
         rationale=sample.meta.get("rationale", ""),
         meta={key: value for key, value in sample.meta.items() if key != "rationale"},

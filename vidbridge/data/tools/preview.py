@@ -8,18 +8,18 @@ from __future__ import annotations
 import base64
 import html
 import io
-from typing import Sequence
 
 from PIL import Image, ImageDraw
 
 from vidbridge.data.tools.job import Job
-from vidbridge.media.origins import origins
+from vidbridge.media.origins import Origins, origins
 from vidbridge.policy.processor import Processor
 from vidbridge.text.prompts import Messages
-from vidbridge.types import Clip, Sample
+from vidbridge.types import Clip
 
 FRAMES_A_LINE, HEIGHT, BORDER, CAPTION = 12, 96, 4, 14  # pixels
-COLOURS = ((31, 119, 180), (255, 127, 14), (120, 120, 120))  # of the first source shown, of the second, of the dark
+COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (23, 190, 207))  # and again
+DARK = (120, 120, 120)
 PAGE = "preview.html"
 DEFAULT_NUMBER = 4
 
@@ -43,7 +43,7 @@ def preview(job: Job, processor: Processor | None) -> None:
             except ValueError as error:
                 sections.append(f"<h3>{html.escape(sample.uid)}</h3><p>{html.escape(str(error))}</p>")
                 continue
-            sheet = contact_sheet(clip, sources_of(sample, clip))
+            sheet = contact_sheet(clip, origins(sample, 0, clip.times_s))
             sheet.save(job.folder / f"{split}_{task.name}_{index}.png")
             title = f"<h3>{html.escape(sample.uid)} ({split})</h3>"
             shown = processor.render(prompt.messages) if processor else as_text(prompt.messages)
@@ -65,13 +65,8 @@ def as_text(messages: Messages) -> str:
     return "\n".join(lines)
 
 
-def sources_of(sample: Sample, clip: Clip) -> list[int]:
-    """Return the source of each frame: 0 and 1 for the first and second video shown, 2 for the dark."""
-    return [2 if origin is None else origin[0] for origin in origins(sample, 0, clip.times_s).frames]
-
-
-def contact_sheet(clip: Clip, sources: Sequence[int]) -> Image.Image:
-    """Framed in the colour of its source, each frame with its time below."""
+def contact_sheet(clip: Clip, origins: Origins) -> Image.Image:
+    """Return all frames, each in the colour of its source; below, its time and where another second is shown, that."""
     height, width = clip.frames.shape[1:3]
     size = round(width * HEIGHT / height), HEIGHT
     cell = size[0] + 2 * BORDER, size[1] + 2 * BORDER + CAPTION
@@ -79,11 +74,13 @@ def contact_sheet(clip: Clip, sources: Sequence[int]) -> Image.Image:
     lines = -(-len(clip.frames) // columns)
     sheet = Image.new("RGB", (columns * cell[0], lines * cell[1]), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (pixels, time_s, source) in enumerate(zip(clip.frames, clip.times_s, sources)):
-        left, top = place % columns * cell[0], place // columns * cell[1]
-        draw.rectangle((left, top, left + cell[0] - 2, top + size[1] + 2 * BORDER - 1), fill=COLOURS[source])
+    for index, (pixels, time_s, origin) in enumerate(zip(clip.frames, clip.times_s, origins.frames)):
+        left, top = index % columns * cell[0], index // columns * cell[1]
+        colour = DARK if origin is None else COLOURS[origin[0] % len(COLOURS)]
+        draw.rectangle((left, top, left + cell[0] - 2, top + size[1] + 2 * BORDER - 1), fill=colour)
         sheet.paste(Image.fromarray(pixels).resize(size), (left + BORDER, top + BORDER))
-        draw.text((left + BORDER, top + size[1] + 2 * BORDER), f"{time_s:.2f} s", fill="black")
+        shown = "" if origin is None or abs(origin[1] - time_s) < 0.005 else f" from {origin[1]:.2f}"
+        draw.text((left + BORDER, top + size[1] + 2 * BORDER), f"{time_s:.2f} s{shown}", fill="black")
     return sheet
 
 

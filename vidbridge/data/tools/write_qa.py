@@ -23,6 +23,7 @@ from vidbridge.errors import DataError
 from vidbridge.judges.base import JudgeUnavailable, Reply
 from vidbridge.judges.chat_prompt import Chat
 from vidbridge.judges.llm_judge import Said
+from vidbridge.media.origins import origins_of
 from vidbridge.runtime.jsonl_log import append_lines, resumed_lines
 from vidbridge.runtime.progress import progress
 from vidbridge.types import Clip
@@ -147,14 +148,14 @@ def write_some(job: Job, chunk: Sequence[Annotation], write: Write) -> Iterator[
         except JudgeUnavailable as error:
             yield f"{known.uid}: {error}"
             continue
-        contact_sheet(clip, [0] * len(clip.frames)).save(job.folder / sheet_of(known.uid))
+        contact_sheet(clip, origins_of(part(known), clip.times_s)).save(job.folder / sheet_of(known.uid))
         line = {"uid": known.uid, "video": known.video, "question": question, "answer": answer}
         times = {"start_s": known.start_s, "end_s": known.end_s, "duration_s": known.duration_s}
         append_lines(job.folder / WRITTEN, [line | {name: value for name, value in times.items() if value}])
 
 
 def sheet_of(uid: str) -> str:
-    """Where the frames are shown, from the folder of the command.
+    """Return where the frames are shown, from the folder of the command.
 
     >>> sheet_of("clips/7")
     'sheets/clips_7.png'

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Protocol, Sequence
 
 import torch
 from torch import nn
 
+from vidbridge.config.checks import require_positive
+from vidbridge.config.choices import Schedule
+from vidbridge.config.schema import OptimConfig
 from vidbridge.errors import Diverged
 from vidbridge.types import Batch
 
-SCHEDULES = ("linear", "constant")
 MAX_SKIPPED = 3  # updates in a row without a finite gradient, then the run stops
 
 
@@ -49,18 +52,32 @@ class Engine(Protocol):
         """Go on from what a snapshot wrote; module and number of ranks are what they were."""
 
 
-def lr_factor(update: int, *, total_updates: int, schedule: str, warmup_frac: float) -> float:
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """The keys of every engine; each has a subclass, with its own keys, that its yaml's ``_target_`` names."""
+
+    max_packed_tokens: int  # in one forward and backward pass; a longer group goes alone
+
+    def __post_init__(self) -> None:
+        require_positive("engine", self, "max_packed_tokens")
+
+    def build(self, module: Any, optim: OptimConfig, *, total_updates: int) -> Engine:
+        """Return the engine that trains ``module``; called by all ranks."""
+        raise NotImplementedError
+
+
+def lr_factor(update: int, *, total_updates: int, schedule: Schedule, warmup_frac: float) -> float:
     """Return the factor of the learning rate at update 0, 1, ..: a linear rise, then a fall to zero or a plateau.
 
     The first update is never wasted on a rate of zero, and neither is the last.
 
-    >>> [lr_factor(i, total_updates=4, schedule="linear", warmup_frac=0.0) for i in range(4)]
+    >>> [lr_factor(i, total_updates=4, schedule=Schedule.linear, warmup_frac=0.0) for i in range(4)]
     [1.0, 0.75, 0.5, 0.25]
     """
     warmup = round(warmup_frac * total_updates)
     if update < warmup:
         return (update + 1) / (warmup + 1)
-    if schedule == "constant":
+    if schedule is Schedule.constant:
         return 1.0
     return max(0.0, (total_updates - update) / (total_updates - warmup)) if total_updates > warmup else 1.0
 
@@ -68,14 +85,12 @@ def lr_factor(update: int, *, total_updates: int, schedule: str, warmup_frac: fl
 class Updates:
     """The updates of an engine: how many there were, how many of them were skipped, and the rate of the next."""
 
-    def __init__(self, *, lr: float, total_updates: int, schedule: str, warmup_frac: float):
-        if schedule not in SCHEDULES:
-            raise ValueError(f"unknown learning-rate schedule {schedule!r}; known: {', '.join(SCHEDULES)}")
+    def __init__(self, optim: OptimConfig, *, total_updates: int):
         self.updates = 0
         self.skipped_updates = 0
         self.skipped_in_a_row = 0
-        self.lr_at = lambda update: lr * lr_factor(
-            update, total_updates=total_updates, schedule=schedule, warmup_frac=warmup_frac
+        self.lr_at = lambda update: optim.lr * lr_factor(
+            update, total_updates=total_updates, schedule=optim.schedule, warmup_frac=optim.warmup_frac
         )
 
     def set_rate(self, optimizer: torch.optim.Optimizer) -> None:
@@ -103,7 +118,7 @@ class Updates:
         return metrics | {"policy/skipped_updates": float(self.skipped_updates)}
 
     def counts(self) -> dict[str, str]:
-        """For the metadata of a safetensors file."""
+        """Return the counts for the metadata of a safetensors file."""
         names = ("updates", "skipped_updates", "skipped_in_a_row")
         return {name: str(getattr(self, name)) for name in names}
 
@@ -120,15 +135,14 @@ def trained_weights(module: nn.Module) -> list[nn.Parameter]:
     return trained
 
 
-def adamw(
-    weights: Sequence[torch.Tensor], *, lr: float, betas: tuple[float, float], weight_decay: float
-) -> torch.optim.AdamW:
+def adamw(weights: Sequence[torch.Tensor], optim: OptimConfig) -> torch.optim.AdamW:
     """The optimizer of all engines. Biases and norm scales are not decayed, as usual."""
     groups: list[dict[str, Any]] = [
-        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
     ]
     # fused: one call for all tensors; the loop over small ones would cost more than their arithmetic
+    first, second = optim.betas
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=lr, betas=(betas[0], betas[1]), fused=True
+        [group for group in groups if group["params"]], lr=optim.lr, betas=(first, second), fused=True
     )

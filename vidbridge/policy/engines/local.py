@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
@@ -11,11 +12,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vidbridge.policy.engines.base import Updates, adamw, trained_weights
+from vidbridge.config.schema import OptimConfig
+from vidbridge.policy.engines.base import EngineConfig, Updates, adamw, trained_weights
 from vidbridge.policy.engines.files import WHOLE, check_all_there
-from vidbridge.policy.qwen_vl import token_logprobs
+from vidbridge.policy.policy import token_logprobs
 from vidbridge.runtime import collectives
 from vidbridge.types import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalConfig(EngineConfig):
+    def build(self, module: nn.Module, optim: OptimConfig, *, total_updates: int) -> LocalEngine:
+        return LocalEngine(module, optim, total_updates=total_updates)
 
 
 class LocalEngine(Updates):
@@ -26,24 +34,13 @@ class LocalEngine(Updates):
     Many ranks add up their gradients and then all do the same.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        *,
-        lr: float,
-        total_updates: int,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
-        schedule: str = "linear",
-        warmup_frac: float = 0.0,
-        max_grad_norm: float = 1.0,
-    ):
-        super().__init__(lr=lr, total_updates=total_updates, schedule=schedule, warmup_frac=warmup_frac)
+    def __init__(self, module: nn.Module, optim: OptimConfig, *, total_updates: int):
+        super().__init__(optim, total_updates=total_updates)
         self.module = module
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = optim.max_grad_norm
         self.trained = trained_weights(module)
         self.masters = [w if w.dtype == torch.float32 else w.detach().float() for w in self.trained]
-        self.optimizer = adamw(self.masters, lr=lr, betas=betas, weight_decay=weight_decay)
+        self.optimizer = adamw(self.masters, optim)
 
     def logprobs(
         self, batch: Batch, temperature: float, suppressed_ids: torch.Tensor

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -20,14 +20,32 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from vidbridge.policy.engines.base import Updates, adamw, trained_weights
+from vidbridge.config.checks import require
+from vidbridge.config.schema import OptimConfig
+from vidbridge.policy.engines.base import EngineConfig, Updates, adamw, trained_weights
 from vidbridge.policy.engines.files import PIECES, Piece, piece_of, rank_file
-from vidbridge.policy.qwen_vl import frozen_copy, token_logprobs
+from vidbridge.policy.policy import frozen_copy, token_logprobs
 from vidbridge.runtime import collectives
 from vidbridge.types import Batch
 
 _BUCKET = 50_000_000  # numbers sent at a time; DeepSpeed's own 500 million would take a gigabyte or two
 _STALE = -1  # no number of updates
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig(EngineConfig):
+    stage: int  # 2 divides gradients and optimizer, 3 the weights too
+    offload: bool = False  # weights and optimizer wait in the memory of the CPU
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        told = f"engine.stage must be 2, or 3 with or without offload, got {self.stage} with offload={self.offload}"
+        require(self.stage == 3 or (self.stage == 2 and not self.offload), told)
+
+    def build(self, module: PreTrainedModel, optim: OptimConfig, *, total_updates: int) -> DeepSpeedEngine:
+        return DeepSpeedEngine(
+            module, optim, total_updates=total_updates, stage=self.stage, offload=self.offload
+        )
 
 
 class LogprobModel(nn.Module):
@@ -43,7 +61,7 @@ class LogprobModel(nn.Module):
         return token_logprobs(self.module, self._with_video(batch), temperature, suppressed_ids)
 
     def _with_video(self, batch: Batch) -> Batch:
-        """Without any video, one merged patch of nothing that no token refers to: every rank uses every weight."""
+        """Return the batch; one without video gets an empty patch that no token means: all ranks use all weights."""
         if len(batch.video_grid_thw) > 0:
             return batch
         side = self.module.config.vision_config.spatial_merge_size
@@ -60,29 +78,22 @@ class DeepSpeedEngine(Updates):
     def __init__(
         self,
         module: PreTrainedModel,
+        optim: OptimConfig,
         *,
+        total_updates: int,
         stage: int,
         offload: bool = False,
-        lr: float,
-        total_updates: int,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
-        schedule: str = "linear",
-        warmup_frac: float = 0.0,
-        max_grad_norm: float = 1.0,
         kept_whole: int = 100_000,
     ):
-        super().__init__(lr=lr, total_updates=total_updates, schedule=schedule, warmup_frac=warmup_frac)
-        if stage not in (2, 3) or (offload and stage == 2):
-            raise ValueError(f"engine.stage must be 2, or 3 with or without offload, got {stage} with {offload=}")
+        super().__init__(optim, total_updates=total_updates)
         deepspeed = self._library = _deepspeed(module.device)
         self.module, self.stage = module, stage
         self.replica = frozen_copy(module) if stage == 3 else module
         self._replica_is_of = 0  # the number of updates that it has seen
         settings = zero_config(
-            stage=stage, offload=offload, dtype=module.dtype, max_grad_norm=max_grad_norm, kept_whole=kept_whole
+            stage=stage, offload=offload, dtype=module.dtype, max_grad_norm=optim.max_grad_norm, kept_whole=kept_whole
         )
-        optimizer = adamw(trained_weights(module), lr=lr, betas=betas, weight_decay=weight_decay)
+        optimizer = adamw(trained_weights(module), optim)
         self.deepspeed, *_ = deepspeed.initialize(model=LogprobModel(module), optimizer=optimizer, config=settings)
         self.optimizer = self.deepspeed.optimizer.optimizer  # AdamW, on this rank's part
 
@@ -147,7 +158,7 @@ class DeepSpeedEngine(Updates):
         return list(parts)
 
     def _pieces(self) -> list[list[Piece]]:
-        """For each of ``_parts`` the pieces of weights that it is made of."""
+        """Return the pieces of weights that each of ``_parts`` is made of."""
         zero, rank = self.deepspeed.optimizer, collectives.rank()
         names = {weight: name for name, weight in self.module.named_parameters()}
         found = []
@@ -191,8 +202,8 @@ def zero_config(
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = kept_whole
     if offload:
-        place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-        zero |= {"offload_optimizer": place, "offload_param": place}
+        on_cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero |= {"offload_optimizer": on_cpu, "offload_param": on_cpu}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,  # an update is when we say so

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from vidbridge.policy.patches import patchify, smart_size
+from vidbridge.backbones.patches import patchify, smart_size
 
 MEAN, STD = [0.48, 0.45, 0.40], [0.26, 0.25, 0.27]
 

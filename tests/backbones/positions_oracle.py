@@ -1,7 +1,7 @@
 """Writes positions_4_49.json: the positions that transformers 4.49.0 gives, the release that Qwen2.5-VL came with.
 
     python -m venv oracle && oracle/bin/pip install torch transformers==4.49.0
-    oracle/bin/python tests/policy/positions_oracle.py
+    oracle/bin/python tests/backbones/positions_oracle.py
 
 That release does not run beside the one that vidbridge is tested with, so its numbers are kept.
 """

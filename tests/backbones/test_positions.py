@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.policy.positions_oracle import FILE, MERGE, VIDEO, ids_of
-from vidbridge.policy.positions import mrope_positions
+from tests.backbones.positions_oracle import FILE, MERGE, VIDEO, ids_of
+from vidbridge.backbones.mrope import mrope_positions
 
 
 def positions_of(case):

@@ -1,6 +1,6 @@
-"""Rotary positions of a prompt as Qwen2.5-VL was trained with them (mRoPE: one position each for time, height, width).
+"""Rotary positions with three axes (mRoPE: one position each for time, height and width), as models were trained with.
 
-The rule is that of transformers 4.49.0, the first release with the model; vLLM follows it too. Later releases of
+The rule is that of transformers 4.49.0, the first release with Qwen2.5-VL; vLLM follows it too. Later releases of
 transformers changed it: from 5.3 on the text after a video begins inside the time axis of the video, and some releases
 cut fractions of seconds. So the installed library must not be asked for positions.
 """

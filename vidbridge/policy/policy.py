@@ -1,4 +1,4 @@
-"""The policy: Qwen2.5-VL as a distribution over completions, with its gradient, its update and its saved form."""
+"""The policy: a model as a distribution over completions, with its gradient, its update and its saved form."""
 
 from __future__ import annotations
 
@@ -12,25 +12,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vidbridge.algo.logprobs import linear_logprobs
-from vidbridge.policy.attention import last_hidden, packed_attention
+from vidbridge.backbones import backbone_of
+from vidbridge.policy.attention import packed_attention
 from vidbridge.policy.engines.base import Engine
-from vidbridge.policy.model_folder import flatten_config
+from vidbridge.policy.model_folder import rewrite_config
 from vidbridge.policy.packing import fill_rows, masked, pack, packed_tokens
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime import collectives
 from vidbridge.types import Batch, Group
-
-
-def embed(
-    module: PreTrainedModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, video_grid_thw: torch.Tensor
-) -> torch.Tensor:
-    """Input embeddings [.., hidden] of tokens [..], video features in the place of their placeholders, in order."""
-    embeddings = module.get_input_embeddings()(input_ids)
-    if len(video_grid_thw) == 0:
-        return embeddings
-    features = torch.cat(module.get_video_features(pixel_values, video_grid_thw).pooler_output)
-    is_video = (input_ids == module.config.video_token_id).unsqueeze(-1)
-    return embeddings.masked_scatter(is_video, features.to(embeddings.dtype))
 
 
 def token_logprobs(
@@ -40,9 +29,14 @@ def token_logprobs(
 
     Both are 0 on padding.
     """
-    embeddings = embed(module, batch.input_ids[None], batch.pixel_values, batch.video_grid_thw)
-    attention = packed_attention(batch.group_ids, batch.sibling_ids)
-    hidden = last_hidden(module, embeddings, batch.position_ids[:, None], attention)[0]
+    hidden = backbone_of(module.config.model_type).hidden(
+        module,
+        batch.input_ids[None],
+        batch.pixel_values,
+        batch.video_grid_thw,
+        batch.position_ids[:, None],
+        packed_attention(batch.group_ids, batch.sibling_ids),
+    )[0]
     mask = batch.sampled_mask
     logprobs, entropies = linear_logprobs(
         hidden.index_select(0, batch.predictors[mask]),  # on a CPU the same gradient every time, unlike [..]
@@ -60,7 +54,7 @@ def frozen_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).eval().requires_grad_(False)
 
 
-class QwenVLPolicy:
+class Policy:
     """A model, its processor and (None for a policy that is only read) the engine that trains it.
 
     ``temperature`` and the processor's suppressed tokens belong to the distribution: rollout samples from it and the
@@ -78,10 +72,6 @@ class QwenVLPolicy:
         reference: PreTrainedModel | None = None,
         saved_dtype: torch.dtype | None = None,
     ):
-        if temperature <= 0 or max_packed_tokens < 1:
-            raise ValueError(
-                f"temperature must be > 0 and max_packed_tokens >= 1, got {temperature} and {max_packed_tokens}"
-            )
         if type(module.lm_head) is not nn.Linear:  # token_logprobs multiplies by its weight, a few tokens at a time
             kind = type(module.lm_head).__name__
             raise ValueError(f"lm_head is a {kind} in the place of a Linear: an adapter there would not be trained")
@@ -95,7 +85,7 @@ class QwenVLPolicy:
         self.suppressed_ids = processor.suppressed_ids.to(module.device)
 
     def collate(self, groups: Sequence[Group], advantages: torch.Tensor, token_weights: torch.Tensor) -> Batch:
-        """All ``groups`` as one packed row; advantages [N], token_weights [N, T or wider]."""
+        """Return all ``groups`` as one packed row; advantages [N], token_weights [N, T or wider]."""
         return pack(groups, advantages, token_weights, suppressed_ids=self.processor.suppressed_ids)
 
     def micro_batches(
@@ -105,17 +95,17 @@ class QwenVLPolicy:
         token_weights: torch.Tensor,
         teaches: Sequence[bool] | None = None,
     ) -> list[Batch]:
-        """The same in rows of at most ``max_packed_tokens``, the longest groups first; a group is not divided.
+        """Return the groups in rows of at most ``max_packed_tokens``, the longest first; a group is not divided.
 
         They wait in the memory of the CPU. The losses of the parts, and those of all ranks, add up to the loss of the
         whole. Groups that do not teach (None: all do) are left out. On every rank there are equally many, at least one:
         a rank that has fewer takes its shortest group, masked, because all ranks work on every weight together.
         """
         lengths = [packed_tokens(group) for group in groups]
-        places = torch.arange(len(advantages)).split([len(group.completions) for group in groups])
+        indices = torch.arange(len(advantages)).split([len(group.completions) for group in groups])
 
         def batch_of(chosen: Sequence[int]) -> Batch:
-            rows = torch.cat([places[index] for index in chosen])
+            rows = torch.cat([indices[index] for index in chosen])
             return self.collate([groups[index] for index in chosen], advantages[rows], token_weights[rows])
 
         taught = [index for index in range(len(groups)) if teaches is None or teaches[index]]
@@ -159,7 +149,7 @@ class QwenVLPolicy:
             if collectives.is_rank_0():
                 module = module if self.saved_dtype is None else copy.deepcopy(module).to(self.saved_dtype)
                 module.save_pretrained(path)
-                flatten_config(Path(path))
+                rewrite_config(Path(path))
                 self.processor.save(path)
                 Path(path, "README.md").write_text(model_card(module, tags))
 
@@ -172,7 +162,7 @@ def model_card(module: PreTrainedModel, tags: Sequence[str]) -> str:
     return f"""---
 library_name: transformers
 pipeline_tag: video-text-to-text
-tags: [{', '.join(['vidbridge', 'qwen2_5_vl', *tags])}]
+tags: [{', '.join(['vidbridge', module.config.model_type, *tags])}]
 ---
 # {type(module).__name__}, {millions:.1f} M parameters, trained with vidbridge
 
@@ -184,6 +174,5 @@ Started from `{origin}`. It answers questions about videos as `<think>..</think>
     model = {type(module).__name__}.from_pretrained("this folder")
     tokenizer = AutoTokenizer.from_pretrained("this folder")
 
-Its rotary positions are those of Qwen2.5-VL's training (transformers 4.49.0, vLLM): text after a video goes on from the
-largest position in it. transformers since 5.3 places it elsewhere: evaluate with vLLM, or pass ``position_ids``.
+{backbone_of(module.config.model_type).card_note}
 """

@@ -1,4 +1,4 @@
-"""From frames to the patch vectors a Qwen2.5-VL vision tower reads.
+"""From frames to the patch vectors that the vision towers of Qwen2-VL and its successors read, and their embedding.
 
 The same numbers as the Hugging Face processors of the family (resize, rescale, normalise, patch order), written out in
 torch because their video processor needs torchvision, which does not load beside every torch build.
@@ -6,11 +6,13 @@ torch because their video processor needs torchvision, which does not load besid
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from vidbridge.media.frame_budget import smart_size
 
@@ -61,3 +63,17 @@ def patchify(
         grid_t, temporal_patch_size, blocks_h, merge_size, patch_size, blocks_w, merge_size, patch_size, 3
     ).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
     return patches.reshape(grid_t * grid_h * grid_w, -1), (grid_t, grid_h, grid_w)
+
+
+def embed_patches_by_matmul(convolution: nn.Module) -> None:
+    """Compute the vision tower's patch embedding as the matrix product it is.
+
+    Its Conv3d has stride = kernel = one patch, which is slow on CPUs and in some CUDA builds. Only this module's call
+    is replaced: weights, their names and the class stay as they are.
+    """
+    assert isinstance(convolution, nn.Conv3d) and convolution.kernel_size == convolution.stride
+
+    def forward(self: nn.Conv3d, patches: torch.Tensor) -> torch.Tensor:
+        return F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)  # [S, embedding]
+
+    convolution.forward = MethodType(forward, convolution)  # type: ignore[method-assign]

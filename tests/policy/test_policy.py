@@ -1,6 +1,6 @@
 """The learner's forward against the plain Hugging Face call, batching identities, and the saved form."""
 
-import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from tests.policy.builders import make_policy, ragged_groups, whole_batch
 from vidbridge.policy.packing import packed_tokens
-from vidbridge.policy.qwen_vl import frozen_copy, model_card
+from vidbridge.policy.policy import frozen_copy, model_card
 
 
 @pytest.fixture(scope="module")
@@ -130,5 +130,5 @@ def test_the_card_says_where_the_model_comes_from(policy, random_qwen_folder):
     card = model_card(policy.module, ["grpo"])
     assert "tags: [vidbridge, qwen2_5_vl, grpo]" in card
     assert f"`{random_qwen_folder.name}`" in card and str(random_qwen_folder.parent) not in card
-    module = dataclasses.make_dataclass("Module", ["name_or_path", "parameters"])
-    assert "`Qwen/Qwen2.5-VL-7B-Instruct`" in model_card(module("Qwen/Qwen2.5-VL-7B-Instruct", list), [])
+    module = SimpleNamespace(name_or_path="Qwen/Qwen2.5-VL-7B-Instruct", parameters=list, config=policy.module.config)
+    assert "`Qwen/Qwen2.5-VL-7B-Instruct`" in model_card(module, [])

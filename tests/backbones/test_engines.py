@@ -1,0 +1,65 @@
+"""Every family beside Qwen2.5-VL under ZeRO on two ranks: the weights of one process, and a snapshot to go on from.
+
+tests/policy/test_engines.py asks more, of Qwen2.5-VL.
+"""
+
+import json
+
+import pytest
+import torch
+
+from tests.backbones.families import write_family
+from tests.policy.test_engines import KINDS, broken_off, build, learn
+from tests.ranks import on_ranks
+from vidbridge.backbones import FAMILIES, backbone_of
+from vidbridge.runtime import collectives
+
+OTHERS = [name for name in FAMILIES if name != "qwen2_5_vl"]
+TRIED = ["local", "zero2", "zero3", "zero3_offload"]
+pytestmark = pytest.mark.slow
+
+
+def explore(folders, out):
+    """What runs on each rank; the second has a text-only update of ZeRO-3 beside the others."""
+    seen = {}
+    for family in OTHERS:
+        policies = {kind: build(folders / family, KINDS[kind]) for kind in TRIED}
+        for kind, policy in policies.items():
+            learn(policy, 2, text_only=kind == "zero3_offload")
+            policy.save(out / family / kind)
+        for kind, other in (("zero2", "zero3"), ("zero3", "zero2")):
+            seen[f"{family} {kind}"] = broken_off(folders / family, out, KINDS[kind], policies[other])
+    (out / f"rank{collectives.rank()}.json").write_text(json.dumps(seen))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    folders, out = tmp_path_factory.mktemp("families"), tmp_path_factory.mktemp("ranks")
+    for family in OTHERS:
+        write_family(family, folders / family)
+    on_ranks(explore, folders, out)
+    return folders, out
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("kind", TRIED)
+def test_two_ranks_train_as_one_process(ran, family, kind):
+    folders, out = ran
+    policy = build(folders / family, None)
+    learn(policy, 2, text_only=kind == "zero3_offload")
+    saved = backbone_of(family).model_class.from_pretrained(out / family / kind)
+    before = dict(policy.reference.named_parameters())
+    moved = 0
+    for name, weight in policy.module.named_parameters():
+        # a tenth of one update: Adam makes much of the rounding of a gradient near 0, in one process too
+        torch.testing.assert_close(saved.get_parameter(name), weight, atol=1e-4, rtol=0)
+        moved += not torch.equal(weight, before[name])
+    assert moved > 0.9 * len(before)
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_a_snapshot_is_gone_on_from_bit_for_bit(ran, family, kind):
+    _, out = ran
+    for rank in range(2):
+        assert json.loads((out / f"rank{rank}.json").read_text())[f"{family} {kind}"] == [[], 2]
