@@ -107,3 +107,22 @@ def test_the_plan_counts_what_a_forward_pass_saves(folder, policy, tmp_path):
     )
     assert row.tokens == len(batch.input_ids)
     assert memory._saved_text(row) + memory._saved_vision(row) == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize("wrong", ["left out", "after the layers that follow"])
+def test_features_that_are_not_added_where_they_belong_are_noticed(policy, plain, monkeypatch, wrong):
+    if not policy.module.config.model_type.startswith("qwen3_vl"):
+        pytest.skip("adds no features to its layers")
+    groups, backbone = random_groups(policy, CASES["one group"]), type(policy.processor.backbone)
+    for_layers = backbone.for_layers
+
+    def changed(self, seen, is_video):
+        told = dict(for_layers(self, seen, is_video))
+        features = told["deepstack_visual_embeds"]
+        told["deepstack_visual_embeds"] = [torch.zeros_like(features[0]), *features[:-1]]
+        return {} if wrong == "left out" else told
+
+    assert_same_learner(policy, plain, groups)
+    monkeypatch.setattr(backbone, "for_layers", changed)
+    with pytest.raises(AssertionError):
+        assert_same_learner(policy, plain, groups)
