@@ -9,6 +9,7 @@ With --show the command is only said. What differs from our own evaluation: expe
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -34,6 +35,13 @@ def system_message(model: str) -> str | None:
     prompt = of_run.get("prompt") or OmegaConf.load(CONF / "prompt" / "qwen.yaml")
     message = prompt.system.thinking
     return None if message is None else message.format()
+
+
+def model_type(model: str) -> str:
+    """Return the family of a folder; a hub id is taken for a Qwen2.5-VL."""
+    config = Path(model) / "config.json"
+    found: str = json.loads(config.read_text()).get("model_type") if config.is_file() else "qwen2_5_vl"
+    return found
 
 
 def command(
@@ -68,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if Path(args.model).is_dir() and not (Path(args.model) / "config.json").is_file():
         parser.error(f"{args.model} holds no config.json: of a run it is the folder model/")
+    if (family := model_type(args.model)) != "qwen2_5_vl":
+        parser.error(f"{args.model} is a {family}: the command is that for Qwen2.5-VL, no other has been tried")
     system = system_message(args.model)
     if system is not None and '"' in system:
         parser.error("the system message (prompt.system.thinking) holds a \", which ends it for lmms-eval")

@@ -38,7 +38,7 @@ plan() {  # does it fit, and what does a step cost?
     run "$PYTHON" train.py "${RUN[@]}" plan=true
 }
 
-judge() {  # two steps, in which gold answers are asked about; then the judge against a second one, where you have one
+judge() {  # a run of every stage once, before which the judge is asked about gold answers: is it there, and is it strict?
     run "$PYTHON" train.py "${RUN[@]}" debug=smoke "hydra.run.dir=$OUT/smoke"
 }
 

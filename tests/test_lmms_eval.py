@@ -38,7 +38,7 @@ def test_a_direct_question_has_no_message_of_ours():
 
 def test_the_system_message_is_that_of_the_run_or_of_the_released_models(tmp_path, capsys):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     assert lmms_eval.system_message("Qwen/Qwen2.5-VL-3B-Instruct") == templates("qwen")["qa"].system
     for said in ("Think about {{it}}.", 'Say "so".'):
         OmegaConf.save({"prompt": {"system": {"thinking": said}}}, tmp_path / "config.yaml")
@@ -52,6 +52,13 @@ def test_a_folder_that_is_no_model_is_refused_and_a_command_can_be_shown(tmp_pat
     with pytest.raises(SystemExit):
         lmms_eval.main([str(tmp_path)])
     assert "holds no config.json: of a run it is the folder model/" in capsys.readouterr().err
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     assert lmms_eval.main([str(tmp_path), "--show"]) == 0
     assert "-m lmms_eval --model qwen2_5_vl" in capsys.readouterr().out
+
+
+def test_a_model_of_another_family_is_not_asked_as_qwen2_5(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    with pytest.raises(SystemExit):
+        lmms_eval.main([str(tmp_path), "--show"])
+    assert "is a qwen3_vl" in capsys.readouterr().err

@@ -109,11 +109,12 @@ def test_the_plan_counts_what_a_forward_pass_saves(folder, policy, tmp_path):
     assert memory._saved_text(row) + memory._saved_vision(row) == pytest.approx(counted, rel=0.1)
 
 
-@pytest.mark.parametrize("wrong", ["left out", "after the layers that follow"])
-def test_features_that_are_not_added_where_they_belong_are_noticed(policy, plain, monkeypatch, wrong):
-    if not policy.module.config.model_type.startswith("qwen3_vl"):
-        pytest.skip("adds no features to its layers")
-    groups, backbone = random_groups(policy, CASES["one group"]), type(policy.processor.backbone)
+@pytest.mark.parametrize("wrong", ["left out", "a layer late"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe"])
+def test_features_that_are_not_added_where_they_belong_are_noticed(tmp_path, monkeypatch, family, wrong):
+    policy = make_policy(write_family(family, tmp_path))
+    plain = backbone_of(family).model_class.from_pretrained(tmp_path)
+    groups, backbone = random_groups(policy, CASES["one group"]), type(backbone_of(family))
     for_layers = backbone.for_layers
 
     def changed(self, seen, is_video):

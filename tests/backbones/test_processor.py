@@ -8,7 +8,7 @@ import pytest
 
 from tests.backbones.families import processor_prompts, write_family
 from tests.backbones.processor_oracle import FILE, KINDS, summary
-from tests.conftest import random_clip
+from tests.conftest import random_clip, video_prompt
 from tests.policy.builders import FRAMES, SAMPLE
 from vidbridge.backbones import FAMILIES
 from vidbridge.backbones.qwen3_vl import patch_times
@@ -40,14 +40,13 @@ def test_prompts_are_those_of_the_hugging_face_processor(processor):
             assert encoded.rope_delta == case["rope_delta"]
 
 
-def test_a_video_of_qwen3_in_words(processor):
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe"])
+def test_a_video_of_qwen3_in_words(tmp_path, family):
     """Frames at 0.25, 0.75, 1.25, 1.75, 2.25 s, in pairs: means 0.5 and 1.5; the last stands for two."""
-    if not processor.config.model_type.startswith("qwen3"):
-        pytest.skip("tells seconds by positions")
+    processor = Processor.from_folder(write_family(family, tmp_path), FRAMES)
     clip = random_clip(5, 16, 8)
     assert patch_times(clip, 2) == [0.5, 1.5, 2.25]
-    (prompt, *_) = processor_prompts()
-    encoded = processor.encode(type(prompt)(messages=prompt.messages, clips=(clip,)))
+    encoded = processor.encode(video_prompt(clip))
     pad = "<|video_pad|>" * 2  # 4 x 2 patches of 4 pixels, 2 x 2 of them a token
     frame = "<{} seconds><|vision_start|>" + pad + "<|vision_end|>"
     shown = processor.tokenizer.decode(encoded.input_ids)

@@ -125,8 +125,12 @@ def build_subject(config: Config) -> Subject:
     seed_everything(config.seed)
     processor, dataset = common.build_processor(config), common.build_dataset(config)
     tasks = common.build_tasks(config, dataset, {SPLIT}, processor)[SPLIT]
-    policy = common.build_policy(config, processor)
-    policy.max_packed_tokens = config.engine.max_packed_tokens
+    policy = Policy(
+        common.build_module(config.model),
+        processor,
+        temperature=config.rollout.temperature,
+        max_packed_tokens=config.engine.max_packed_tokens,
+    )
     return Subject(config=config, processor=processor, policy=policy, tasks=tasks)
 
 

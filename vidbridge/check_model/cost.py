@@ -77,6 +77,7 @@ def check_step(
             engine.backward(-(logprobs * batch.token_weights).mean())
 
     def step() -> dict[str, float]:
+        # a rate must be positive; this one is 0 in 32 bits, so that the model stays as it is
         engine = LocalEngine(policy.module, OptimConfig(lr=sys.float_info.min), total_updates=2)
         engine.update()  # on no gradient: the optimizer makes its tensors
         return {"learner": seconds_of(lambda: learn(engine)), "update": seconds_of(engine.update)}

@@ -54,10 +54,11 @@ def checked(config: AnyConfig) -> AnyConfig:
     rewards = {"eval.reward": config.eval.reward}
     tasks = {"tasks": config.tasks}
     nodes = {"data": config.data, "judge": config.judge}
-    named: dict[str, Any] = {"rollout": make_a(RolloutConfig, config, "rollout", config.rollout)}
+    rollout = make_a(RolloutConfig, config, "rollout", config.rollout)  # type: ignore[type-abstract]
+    named: dict[str, Any] = {"rollout": rollout}
     if isinstance(config, Config):
         rewards["reward"] = config.reward
-        named["engine"] = make_a(EngineConfig, config, "engine", config.engine)
+        named["engine"] = make_a(EngineConfig, config, "engine", config.engine)  # type: ignore[type-abstract]
     if isinstance(config, EvaluateConfig):
         rewards["benchmark.reward"], tasks["benchmark.tasks"] = config.benchmark.reward, config.benchmark.tasks
         nodes |= {"benchmark.data": config.benchmark.data, "agreement.judge": config.agreement.judge}
@@ -91,11 +92,13 @@ def make(config: RunConfig, where: str, node: Mapping[str, Any], **injected: Any
 
 
 def make_a(kind: type[T], config: RunConfig, where: str, node: Mapping[str, Any]) -> T:
-    """Return what ``make`` gives; ConfigError if that is not a ``kind``, or its class raises ValueError."""
+    """Return what ``make`` gives; ConfigError if that is not a ``kind``, or its class refuses to be made."""
     try:
         found = make(config, where, node)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    except TypeError as error:  # an abstract class
+        raise ConfigError(f"{where}: {error}") from error
     require(isinstance(found, kind), f"{where}._target_: {node['_target_']} is not a {kind.__name__}")
     return cast(T, found)
 
@@ -142,19 +145,21 @@ def check(where: str, node: Any, prefixes: tuple[str, ...], injected: Collection
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Return whether a value of a yaml can stand for a parameter of this type; what no yaml can hold is let pass.
+    """Return whether a value of a yaml can stand for a parameter of this type.
 
-    >>> fits(1, float), fits(True, int), fits(None, int | None), fits(["a", 2], list[str])
-    (True, False, True, False)
+    Checked are numbers, texts, null, unions, and sequences and mappings of them; True for every other type.
+
+    >>> fits(1, float), fits(True, int), fits(None, int | None), fits(["a", 2], list[str]), fits({}, Mapping)
+    (True, False, True, False, True)
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in parts)
     if kind in (bool, int, float, str, NoneType):
         return type(value) is kind or (kind is float and type(value) is int)
-    if inspect.isclass(origin) and issubclass(origin, Mapping):
+    if inspect.isclass(origin) and issubclass(origin, Mapping) and parts:
         return isinstance(value, Mapping) and all(fits(each, parts[1]) for each in value.values())
-    if inspect.isclass(origin) and issubclass(origin, Sequence):
+    if inspect.isclass(origin) and issubclass(origin, Sequence) and parts:
         if not isinstance(value, (list, tuple)):
             return False
         if origin is tuple and ... not in parts:
@@ -174,8 +179,9 @@ def free_keys(config: Any, prefix: str = "") -> Iterator[str]:
                 yield f"{prefix}{each.name}"
             else:
                 yield from free_keys(getattr(config, each.name), f"{prefix}{each.name}.")
-    elif isinstance(config, Mapping) and "_target_" in config:
-        yield from (f"{prefix}{name}" for name in getattr(pkgutil.resolve_name(config["_target_"]), "free", ()))
+    elif isinstance(config, Mapping):
+        if "_target_" in config:
+            yield from (f"{prefix}{name}" for name in getattr(pkgutil.resolve_name(config["_target_"]), "free", ()))
         for name, part in config.items():
             yield from free_keys(part, f"{prefix}{name}.")
 

@@ -204,7 +204,7 @@ class TrackConfig:
         require(self.completions_groups >= 0, "track.completions_groups must be 0 (none) or positive")
 
     def _check_wandb(self) -> None:
-        """Return what W&B refuses: tags and project when a run begins, a group only when it is uploaded."""
+        """ConfigError for what W&B refuses: tags and project when a run begins, a group only when it is uploaded."""
         for tag in self.tags:
             told = f"track.tags: W&B takes tags of 1 to {WANDB_TAG} characters, got {len(tag)}: {tag!r}"
             require(0 < len(tag) <= WANDB_TAG, told)

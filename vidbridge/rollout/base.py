@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Callable, Protocol, Sequence
 
@@ -42,7 +43,7 @@ class RolloutEngine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
+class RolloutConfig(ABC):
     """The keys of every rollout engine; each has a subclass, with its own keys, that its yaml's ``_target_`` names."""
 
     max_completion_tokens: int
@@ -68,6 +69,6 @@ class RolloutConfig:
             stop=tuple(self.stop),
         )
 
+    @abstractmethod
     def build(self, policy: Policy) -> RolloutEngine:
         """Return the engine; called by all ranks."""
-        raise NotImplementedError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Protocol, Sequence
@@ -53,7 +54,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig:
+class EngineConfig(ABC):
     """The keys of every engine; each has a subclass, with its own keys, that its yaml's ``_target_`` names."""
 
     max_packed_tokens: int  # in one forward and backward pass; a longer group goes alone
@@ -61,9 +62,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         require_positive("engine", self, "max_packed_tokens")
 
+    @abstractmethod
     def build(self, module: Any, optim: OptimConfig, *, total_updates: int) -> Engine:
         """Return the engine that trains ``module``; called by all ranks."""
-        raise NotImplementedError
 
 
 def lr_factor(update: int, *, total_updates: int, schedule: Schedule, warmup_frac: float) -> float:
