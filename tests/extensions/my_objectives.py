@@ -1,0 +1,16 @@
+"""CISPO (arXiv 2506.13585): the ratio is clipped as a weight, so that no token loses its gradient."""
+
+import torch
+
+from vidbridge.algo.objectives import TokenLosses
+
+
+def cispo(logprobs, *, old_logprobs, advantages, loss_mask, clip_low, clip_high):
+    weight = torch.where(loss_mask, logprobs - old_logprobs, 0.0).exp().detach().clamp(max=1 + clip_high)
+    return TokenLosses(-weight * advantages[:, None] * logprobs, {"policy/weight_max": weight.max().item()})
+
+
+def task_range(rewards, scored, tasks):
+    """What the best and the worst of a task lie apart."""
+    found = [rewards[tasks == task] for task in tasks]
+    return torch.stack([each.max() - each.min() + 1e-4 for each in found])[:, None]
