@@ -292,10 +292,12 @@ def test_letters_of_a_project_are_refused_where_the_installed_wandb_does_it(lett
 
 
 MISTAKES_OF_EVALUATION = {
-    "algo=dapo": ["algo"],
-    "optim.rl=1": ["optim.rl"],
+    "algo=dapo": ["algo=dapo: nothing is trained here, leave it out"],
+    "+optim.lr=1": ["+optim.lr=1: nothing is trained here"],
+    "checkpoint.every=3": ["checkpoint.every=3: nothing is trained here"],
+    "rollout._target_=vidbridge.rollout.base.RolloutConfig": ["rollout: Can't instantiate abstract class"],
     "+nonsense=1": ["no key 'nonsense'"],
-    "steps=3": ["steps: there is no such key"],
+    "steps=3": ["steps=3: nothing is trained here"],
     "benchmark.num_item=3": ["benchmark.num_item", "Did you mean 'num_items'?"],
     "benchmark=qa_jsonl +benchmark.data.flie=x": ["benchmark.data: there is no argument 'flie'. Did you mean 'file'?"],
     "benchmark=qa_jsonl benchmark.data.workers=many": ["benchmark.data.workers must be of type int"],

@@ -28,7 +28,7 @@ from omegaconf.resolvers import oc
 
 from vidbridge.config.checks import did_you_mean, require_known
 from vidbridge.config.choices import Resume
-from vidbridge.config.evaluate import OF_TRAINING, EvaluateConfig
+from vidbridge.config.evaluate import OF_TRAINING, EvaluateConfig, is_of_training
 from vidbridge.config.instantiate import checked
 from vidbridge.config.schema import Config, GrpoConfig, RunConfig, SftConfig
 from vidbridge.errors import ConfigError, JobFailed, RankFailed, Stopped, UserError
@@ -103,6 +103,8 @@ def compose(
 ) -> Run | None:
     """Return the run that the command line asks for; None for a sweep, whose jobs have run by then (``jobs``)."""
     register()
+    if config_name == "evaluate" and (of_training := [text for text in overrides if is_of_training(text)]):
+        raise ConfigError(f"{of_training[0]}: nothing is trained here, leave it out")
     # where Hydra reads them; deepspeed adds an argument that says again what the environment says
     sys.argv[1:] = [text for text in overrides if not (ranks.is_rank() and text.startswith("--local_rank="))]
     door, here = os.path.abspath(sys.argv[0]), os.getpid()
