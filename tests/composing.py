@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from vidbridge.config.choices import Prompting
 from vidbridge.config.prompt import PromptConfig
-from vidbridge.config.schema import Config
+from vidbridge.config.schema import Config, ShapeConfig
 from vidbridge.runtime import launch
 from vidbridge.text.prompts import PromptTemplate
 
@@ -22,6 +22,12 @@ def composed(*overrides: str, config_name: str = "config") -> DictConfig:
 
 def config_of(*overrides: str) -> Config:
     return launch.to_dataclasses(composed(*overrides))
+
+
+@cache
+def tiny_shape(model: str = "tiny") -> ShapeConfig:
+    """Return the numbers of an embedded model."""
+    return config_of(f"model={model}").model.shape
 
 
 def evaluation(*overrides: str) -> DictConfig:

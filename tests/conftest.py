@@ -12,7 +12,7 @@ from hypothesis import settings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from tests.composing import templates
+from tests.composing import templates, tiny_shape
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.shapes_world.create_model import create_folder, texts_of
 from vidbridge.shapes_world.shapes import Shapes
@@ -125,7 +125,7 @@ def shapes_tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TaskRows
 def untrained_folder(shapes_tasks: dict[str, TaskRows], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model before any training, with the words of those rows."""
     folder = tmp_path_factory.mktemp("untrained")
-    create_folder(folder, texts_of(shapes_tasks), seed=0)
+    create_folder(folder, texts_of(shapes_tasks), tiny_shape(), seed=0)
     return folder
 
 

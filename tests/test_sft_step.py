@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
+from tests.composing import tiny_shape
 from tests.conftest import SHAPES_FRAMES
 from vidbridge.config.schema import OptimConfig, SftStage
 from vidbridge.errors import DataError
@@ -42,9 +43,9 @@ def test_the_untrained_folder_is_loaded_as_any_other(folder, tasks):
 
 
 def test_the_same_seed_makes_the_same_weights(folder, shapes_tasks, tmp_path):
-    create_folder(tmp_path, texts_of(shapes_tasks), seed=0)
+    create_folder(tmp_path, texts_of(shapes_tasks), tiny_shape(), seed=0)
     assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    create_folder(tmp_path, texts_of(shapes_tasks), seed=1)
+    create_folder(tmp_path, texts_of(shapes_tasks), tiny_shape(), seed=1)
     assert (tmp_path / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
 
 

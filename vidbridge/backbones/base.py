@@ -7,7 +7,7 @@ files are laid out, and where its parts are. Everything else in vidbridge is the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Mapping, Sequence
+from typing import Any, ClassVar, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -47,6 +47,10 @@ class Backbone(ABC):
         self, config: PretrainedConfig, tokens: ChatTokens, clip: Clip, grid: Sequence[int]
     ) -> Sequence[int]:
         """Return the ids in the place of a clip's placeholder, a video_token_id for each merged patch of its grid."""
+
+    def spelt_times(self, times_s: Iterable[float]) -> list[str]:
+        """Return how a prompt tells each of these times of a video in words; nothing where positions tell them."""
+        return []
 
     @abstractmethod
     def positions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 import torch
 from transformers import PretrainedConfig, Qwen3VLForConditionalGeneration
@@ -31,9 +31,12 @@ class Qwen3VL(Backbone):
         num_tokens = height * width // config.vision_config.spatial_merge_size**2
         picture = [config.vision_start_token_id, *[config.video_token_id] * num_tokens, config.vision_end_token_id]
         ids: list[int] = []
-        for time_s in patch_times(clip, config.vision_config.temporal_patch_size):
-            ids += [*tokens.text_ids(f"<{time_s:.1f} seconds>"), *picture]
+        for text in self.spelt_times(patch_times(clip, config.vision_config.temporal_patch_size)):
+            ids += [*tokens.text_ids(text), *picture]
         return ids
+
+    def spelt_times(self, times_s: Iterable[float]) -> list[str]:
+        return [f"<{time_s:.1f} seconds>" for time_s in times_s]
 
     def positions(
         self, config: PretrainedConfig, input_ids: torch.Tensor, grids: torch.Tensor, clips: Sequence[Clip]

@@ -61,7 +61,7 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     if processor is None:  # the words of the untrained model are those of the data
         with collectives.fail_together():
             if collectives.is_rank_0():
-                create_folder(run_dir / "untrained", texts_of(tasks["train"]), seed=config.seed)
+                create_folder(run_dir / "untrained", texts_of(tasks["train"]), config.model.shape, seed=config.seed)
         config = replace(config, model=replace(config.model, path=str(run_dir / "untrained")))
         processor = build_processor(config)
         tasks = build_tasks(config, dataset, splits, processor)  # that read frames in its size

@@ -46,7 +46,7 @@ class PathsConfig:
 
 @dataclass
 class ShapeConfig:
-    """The numbers of a released model's config.json that plan=true needs where that file is not at hand."""
+    """The numbers of a config.json, for plan=true where that file is not at hand and for ``random_weights``."""
 
     model_type: str = ""  # empty, as all of these: nothing is known without the file
     text: Dict[str, Any] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     device: str = field(default="auto", metadata=FREE)
     max_prompt_tokens: int = 8192  # a longer prompt is refused, never cut
-    random_weights: bool = False  # ignore path: start from an untrained embedded model (experiment=tiny_base)
+    random_weights: bool = False  # ignore path: start from untrained weights of this shape (experiment=tiny_base)
     saved_dtype: Optional[Dtype] = None  # of the final model on disk; null: as trained
     shape: ShapeConfig = field(default_factory=ShapeConfig)
 

@@ -129,7 +129,7 @@ def prepare(config: Config, dataset: Dataset, console: Console) -> tuple[Process
         return processor, common.build_tasks(config, dataset, {"train"}, processor)["train"]
     tasks = common.build_tasks(config, dataset, {"train"}, None)["train"]
     with TemporaryDirectory() as folder:
-        create_folder(Path(folder), texts_of(tasks), seed=config.seed)
+        create_folder(Path(folder), texts_of(tasks), spec.shape, seed=config.seed)
         processor = common.build_processor(replace(config, model=replace(config.model, path=folder)))
     return processor, common.build_tasks(config, dataset, {"train"}, processor)["train"]  # that read frames in its size
 

@@ -94,7 +94,10 @@ def differences(shape: ShapeConfig, config: PretrainedConfig) -> Iterator[str]:
     }
     for section, (numbers, there) in sections.items():
         for name, number in numbers.items():
-            if (found := getattr(there, name, None)) != number:
+            found = getattr(there, name, None)
+            if isinstance(number, Mapping) and isinstance(found, Mapping):  # settings that may have others beside them
+                found = {key: found.get(key) for key in number}
+            if found != number:
                 yield f"model.shape.{section}.{name} is {number}, config.json says {found}"
     if shape.text and shape.tie_word_embeddings != config.tie_word_embeddings:
         found = config.tie_word_embeddings

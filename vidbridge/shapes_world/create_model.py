@@ -1,6 +1,6 @@
-"""The embedded model before any training: a Qwen2.5-VL of 1.5 M parameters with a word-level tokenizer.
+"""The embedded models before any training: random weights of the numbers in ``model.shape``, a word-level tokenizer.
 
-The class, the file format and the chat format are those of the 7B model; only the numbers are small.
+The class, the file format and the chat format are those of the released models; only the numbers are small.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Iterable, Mapping
 import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast
 
+from vidbridge.backbones import backbone_of
+from vidbridge.config.schema import ShapeConfig
 from vidbridge.rewards.style import CONNECTIVES, HEDGES
 from vidbridge.shapes_world.bad_habits import Spoiler
 from vidbridge.shapes_world.language import COLOURS, KINDS, SHAPES, SIZES
@@ -33,6 +35,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # a token each, but not special: they are text
+LONGEST_S = 60  # of the clips whose times can be told in words
 _WORD = r" ?\w+|[^\w\s]|\s"
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -49,60 +52,34 @@ CHAT_TEMPLATE = (
 )
 
 
-def create_folder(folder: Path, texts: Iterable[str], *, seed: int) -> None:
+def create_folder(folder: Path, texts: Iterable[str], shape: ShapeConfig, *, seed: int) -> None:
     """Write a Hugging Face model folder with random weights, whose vocabulary is the words of ``texts``."""
-    tokenizer = word_tokenizer(texts)
+    backbone = backbone_of(shape.model_type)
+    tokenizer = word_tokenizer([*texts, *backbone.spelt_times(tenth / 10 for tenth in range(10 * LONGEST_S))])
     tokenizer.save_pretrained(folder)
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))))
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": 1024,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            # ten times the usual deviation for this depth: with 0.02 a model this narrow learns next to nothing
-            "initializer_range": 0.08,
-            "bos_token_id": None,
-            "eos_token_id": ids["<|im_end|>"],
-            "pad_token_id": ids["<|endoftext|>"],
-            "use_cache": True,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_heads": 4,
-            "out_hidden_size": 128,
-            "patch_size": 8,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 48,
-            "fullatt_block_indexes": [0, 1],
-            "tokens_per_second": 2,
-            "initializer_range": 0.08,
-        },
-        tie_word_embeddings=True,
+    ends = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    config = backbone.model_class.config_class(
+        text_config={**shape.text, **ends, "bos_token_id": None, "vocab_size": len(tokenizer)},
+        vision_config=dict(shape.vision),
+        tie_word_embeddings=shape.tie_word_embeddings,
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-        eos_token_id=ids["<|im_end|>"],
-        pad_token_id=ids["<|endoftext|>"],
+        **ends,
     )
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = ids["<|im_end|>"]
-    model.generation_config.pad_token_id = ids["<|endoftext|>"]
+    model = backbone.model_class(config)
+    for name, id in ends.items():
+        setattr(model.generation_config, name, id)
     model.save_pretrained(folder)
+    vision = config.vision_config
     preprocessor = {
         "image_processor_type": "Qwen2VLImageProcessor",
-        "patch_size": 8,
-        "merge_size": 2,
-        "temporal_patch_size": 2,
+        "patch_size": vision.patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
         "min_pixels": 48 * 48,
         "max_pixels": 48 * 48,
         "image_mean": [0.5, 0.5, 0.5],
