@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Named after what was installed: when one of these files changes, so does the stamp, and setup runs again.
 STAMP := $(VENV)/.installed-$(shell cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 ARGS ?=
+# As many tests at once as there are cores, at most four: each process holds a gigabyte.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 LMMS := .venv-lmms/bin
 
 .DEFAULT_GOAL := help
@@ -26,10 +28,10 @@ demo: setup ## the main job on the embedded data and model, five to ten minutes 
 	$(BIN)/python train.py task_mix=proxy reward=combined $(ARGS)
 
 test: setup ## the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: setup ## every test, with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov=vidbridge $(ARGS)
+	$(PYTEST) --cov=vidbridge $(ARGS)
 
 test-gpu: setup ## those that need a CUDA device; skipped with a reason where there is none
 	$(BIN)/python -m pytest -m gpu -rs tests/gpu $(ARGS)

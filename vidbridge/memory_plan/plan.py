@@ -117,7 +117,8 @@ def prepare(config: Config, dataset: Dataset, console: Console) -> tuple[Process
     """Return what the run itself would encode with, or a stand-in for a released model, and its train rows."""
     spec = config.model
     if not spec.random_weights:
-        if spec.shape.text and not stand_in.is_at_hand(spec.path):
+        is_released = "vocab_size" in spec.shape.text  # an embedded model's vocabulary is that of its data
+        if is_released and not stand_in.is_at_hand(spec.path):
             processor = stand_in.processor_of(spec, config.frames.budget())
             tell = f"{spec.path} is not here: planned by the numbers of model.shape, text tokens estimated"
         else:
