@@ -34,7 +34,7 @@ def test_the_balance_loss_and_the_load_by_hand():
     """Two layers of three tokens, four experts, one a token, with probabilities 0.7 and three times 0.1.
 
     Layer 1 sends all to expert 0, layer 2 one each to 0, 1, 2. Chosen, a token: 4, 1, 1, 0 of 6. Probability of 0: (4 *
-    0.7 + 2 * 0.1) / 6 = 0.5, of 1 and of 2: (0.7 + 5 * 0.1) / 6 = 0.2, of 3: 0.1. 4 * (4/6 * 0.5 + 2 * 1/6 * 0.2) = 1.6.
+    0.7 + 2 * 0.1) / 6 = 0.5, of 1 and of 2: (0.7 + 5 * 0.1) / 6 = 0.2, of 3: 0.1. 4 * (4 * 0.5 + 2 * 0.2) / 6 = 1.6.
     """
     layers = [torch.tensor([[0], [0], [0]]), torch.tensor([[0], [1], [2]])]
     routings = [Routing((0.1 + 0.6 * torch.eye(4)[chosen[:, 0]]).log(), chosen) for chosen in layers]
@@ -65,7 +65,8 @@ def test_the_gradient_is_the_sum_of_both(folder, checkpointing):
     def gradients(of):
         policy.module.zero_grad()
         of(policy.forward(weighted)).backward()
-        return {name: weight.grad.clone() for name, weight in policy.module.named_parameters() if weight.grad is not None}
+        weights = policy.module.named_parameters()
+        return {name: weight.grad.clone() for name, weight in weights if weight.grad is not None}
 
     answers = gradients(lambda outputs: outputs.logprobs.sum())
     balance = gradients(lambda outputs: outputs.router_loss)

@@ -68,7 +68,7 @@ class Backbone(ABC):
         return module.get_submodule("model.visual")
 
     def routers(self, module: nn.Module) -> Sequence[nn.Module]:
-        """Return the routers of a mixture of experts, which give logits, weights and chosen experts; none for a dense model."""
+        """Return the routers of a mixture of experts, each giving logits, weights and experts; none if dense."""
         return ()
 
     def prepare(self, module: PreTrainedModel) -> None:
