@@ -12,6 +12,7 @@ import torch
 
 from experiments.bench import decode, gpu, harness, judge, learner, needed, plan, rollout, step
 from experiments.bench.shape import FRAMES, TINY, load_sides, random_group, write_folder
+from vidbridge.backbones import FAMILIES
 from vidbridge.check_model import peak
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
@@ -50,6 +51,15 @@ def test_learner(tmp_path, monkeypatch):
     assert base["speedup_all_logits"] == 3 and not any("speedup_all_logits" in row for row in others)
     assert figures["growth_8_to_32"] == 4
     assert (tmp_path / "cost.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_two_sides_of_the_same_gradients(family):
+    sides = load_sides(TINY, family)
+    assert sides.plain.config.model_type == sides.policy.module.config.model_type == family
+    group = random_group(sides.policy.processor, group_size=3, completion_tokens=4, video_tokens=32)
+    both = learner.Learner(sides, group)
+    assert 0 < learner.relative_error(both.packed(), both.repeated()) < 1e-5
 
 
 def test_logits_at_every_position_give_the_same_gradients_for_more_products():

@@ -63,11 +63,12 @@ class SftStep:
         ready = time.perf_counter()
         weights = self._token_weights(groups)
         loss_sum = 0.0
-        for batch in self.policy.micro_batches(groups, torch.ones(len(groups)), weights):
+        batches = self.policy.micro_batches(groups, torch.ones(len(groups)), weights)
+        for batch in self.policy.with_router_weights(batches):
             batch = batch.to(self.policy.module.device)
-            logprobs, _ = self.policy.logprobs(batch)
-            loss = -(batch.token_weights * logprobs).sum()
-            self.policy.backward(loss)
+            outputs = self.policy.forward(batch)
+            loss = -(batch.token_weights * outputs.logprobs).sum()
+            self.policy.backward(loss + outputs.router_loss)
             loss_sum += loss.item()
         update = self.policy.update()
         times = {"time/data_s": ready - started, "time/learner_s": time.perf_counter() - ready}

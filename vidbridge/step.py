@@ -149,11 +149,13 @@ class GrpoStep:
             weights.view(len(groups), self.algo.group_size, -1)[here].flatten(0, 1),
         )
         batches = probe.batches(groups, teaches, lambda mask: batches_of(teaches=mask[here].tolist()))
+        batches = self.policy.with_router_weights(batches)
         metrics = LearnerMetrics()
         for epoch in range(self.algo.ppo_epochs):
             for index, batch in enumerate(batches):
                 batch = batch.to(self.policy.module.device)
-                logprobs, entropy = self.policy.logprobs(batch)
+                outputs = self.policy.forward(batch)
+                logprobs = outputs.logprobs
                 if epoch == 0:
                     # the weights are those that sampled, so this forward pass gives old_logprobs
                     batch = replace(
@@ -173,7 +175,7 @@ class GrpoStep:
                     objective=self.objective,
                 )
                 with probe.reading(index) if epoch == 0 else nullcontext():
-                    self.policy.backward(out.loss)
-                metrics.add_batch(batch, out, entropy, num_parts=len(batches), epoch=epoch)
+                    self.policy.backward(out.loss + outputs.router_loss)
+                metrics.add_batch(batch, out, outputs, num_parts=len(batches), epoch=epoch)
             metrics.add(self.policy.update())
         return metrics.result()

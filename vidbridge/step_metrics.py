@@ -13,7 +13,7 @@ import torch
 from vidbridge.algo.advantages import degenerate, rewards_of
 from vidbridge.runtime import collectives
 from vidbridge.text.tags import read_tags
-from vidbridge.types import Batch, Group, LossOutput
+from vidbridge.types import Batch, Group, LossOutput, Outputs
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -77,9 +77,12 @@ class LearnerMetrics:
         for name, value in metrics.items():
             self._values[name].append((value, weight))
 
-    def add_batch(self, batch: Batch, out: LossOutput, entropy: torch.Tensor, *, num_parts: int, epoch: int) -> None:
+    def add_batch(self, batch: Batch, out: LossOutput, outputs: Outputs, *, num_parts: int, epoch: int) -> None:
         """Add the loss of one of ``num_parts`` micro-batches, which is a part of the update's, and its metrics."""
         self.add({"policy/loss": out.loss.item() * num_parts * collectives.world_size()})
+        if batch.router_weight:
+            loss = outputs.router_loss.item() / batch.router_weight
+            self.add({"policy/router_loss": loss}, weight=batch.router_weight)
         num_tokens = int(batch.loss_mask.sum())
         if num_tokens == 0:  # nothing is learnt in it
             return
@@ -87,8 +90,10 @@ class LearnerMetrics:
             # in the first epoch the ratio is 1 and nothing can be clipped: it would dilute those that follow
             on_policy = epoch == 0 and name.startswith("policy/clip_")
             self.add({name: value}, weight=0 if on_policy else num_tokens)
+        if outputs.expert_load:
+            self.add({"policy/expert_load_max": outputs.expert_load.item()})
         if epoch == 0:
-            self.add(sampling_metrics(batch, entropy), weight=num_tokens)
+            self.add(sampling_metrics(batch, outputs.entropies), weight=num_tokens)
 
     def result(self) -> dict[str, float]:
         """Return the metrics of all ranks; called by all."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
@@ -259,12 +259,22 @@ class Batch:
     sampler_logprobs: torch.Tensor | None = None  # [N, T] as the rollout reported them, 0 on padding
     old_logprobs: torch.Tensor | None = None  # [N, T] or None: on-policy, ratio 1
     ref_logprobs: torch.Tensor | None = None  # [N, T] or None: kl_beta 0
+    router_weight: float = 0.0  # of the routers' balance loss in this part of an update
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on ``device``; itself if it is there already."""
-        there: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
-        there = {name: None if tensor is None else tensor.to(device) for name, tensor in there.items()}
+        found: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        there = {name: value.to(device) for name, value in found.items() if hasattr(value, "to")}
         return replace(self, **there)
+
+
+class Outputs(NamedTuple):
+    """What the policy says about the completions of a Batch."""
+
+    logprobs: torch.Tensor  # [N, T], carries the gradient; 0 on padding
+    entropies: torch.Tensor  # [N, T], without gradient; 0 on padding
+    router_loss: torch.Tensor  # scalar to add to the loss: the balance loss times router_weight; 0 without a router
+    expert_load: torch.Tensor  # scalar, tokens of the busiest expert in units of the mean; 0 without a router
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

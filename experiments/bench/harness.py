@@ -17,6 +17,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
+from vidbridge.backbones import FAMILIES
 from vidbridge.check_model.peak import CPU, held_bytes, peak_extra_bytes, seconds_of
 
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120)  # a file has room for every column
@@ -29,6 +30,10 @@ def arguments(description: str, *, repeats: int) -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=repeats, help="rounds that count, after one that does not")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: only to see that it runs")
     return parser
+
+
+def add_backbone(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", choices=FAMILIES, default="qwen2_5_vl", help="the family of the random model")
 
 
 def machine() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Forward and backward of one group: packed, the prompt once, against the peers' copy for every completion.
 
-    python -m experiments.bench.learner [--json FILE] [--plot FILE.png]
+    python -m experiments.bench.learner [--backbone qwen3_vl] [--json FILE] [--plot FILE.png]
 
 Three axes from one base point: the group, the completions and the video grow. Memory is the peak beyond the weights
 (activations and gradients), its ratio packed / repeated: 0.5 is half. Both sides have the same weights, completions,
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from experiments.bench.harness import announcing, arguments, finish, medians, number, peak_extra_mb, show
+from experiments.bench.harness import add_backbone, announcing, arguments, finish, medians, number, peak_extra_mb, show
 from experiments.bench.shape import SMALL, TINY, Sides, load_sides, random_group
 from vidbridge.algo.objectives import grpo_loss
 from vidbridge.algo.token_weights import LossNorm, token_weights
@@ -202,9 +202,10 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments("the learner: packed against repeated", repeats=3)
+    add_backbone(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw cost against group size")
     args = parser.parse_args(argv)
-    sides = load_sides(TINY if args.quick else SMALL)
+    sides = load_sides(TINY if args.quick else SMALL, args.backbone)
     sizes = {
         "{group_size} x {completion_tokens}, video {video_tokens}".format(**point): point
         for point in points(QUICK_AXES if args.quick else AXES)
@@ -218,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     packed_s = {row["group_size"]: row["packed_s"] for row in reversed(rows)}  # of size 8 the base point, the first row
     growth = packed_s[32] / packed_s[8]
     show(
-        "forward and backward of one group, packed / repeated; MB beyond the weights",
+        f"{args.backbone}: forward and backward of one group, packed / repeated; MB beyond the weights",
         ("G", "T", "video", "seconds", "speed-up", "flops", "all logits", "MB", "ratio", "error"),
         [
             (
@@ -237,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if args.plot:
         draw(rows, args.plot)
-    finish({"rows": rows, "growth_8_to_32": growth}, args)
+    finish({"backbone": args.backbone, "rows": rows, "growth_8_to_32": growth}, args)
 
 
 if __name__ == "__main__":

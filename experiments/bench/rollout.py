@@ -1,6 +1,6 @@
 """Sampling one group: ours, one `generate` with num_return_sequences, and a `generate` for every completion.
 
-    python -m experiments.bench.rollout [--json FILE]
+    python -m experiments.bench.rollout [--backbone qwen3_vl] [--json FILE]
 
 The last is how the paper's code samples. All draw from the whole distribution at temperature 1 with a cache, and none
 may end early: every completion has the same number of tokens.
@@ -13,7 +13,7 @@ from functools import partial
 from typing import Sequence
 
 from experiments.bench import peers
-from experiments.bench.harness import arguments, finish, medians, show_seconds
+from experiments.bench.harness import add_backbone, arguments, finish, medians, show_seconds
 from experiments.bench.shape import SMALL, TINY, Sides, encode, load_sides, never_end
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.types import EncodedPrompt, SamplingParams
@@ -59,9 +59,11 @@ def sampling_options(suppressed: list[int], num_tokens: int) -> dict[str, object
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments("the rollout: ours against generate", repeats=5).parse_args(argv)
+    parser = arguments("the rollout: ours against generate", repeats=5)
+    add_backbone(parser)
+    args = parser.parse_args(argv)
     group_size, num_tokens, video_tokens = (2, 4, 32) if args.quick else (8, 64, 512)
-    sides = load_sides(TINY if args.quick else SMALL)
+    sides = load_sides(TINY if args.quick else SMALL, args.backbone)
     sampling = Sampling(sides, never_end(sides.policy), group_size, num_tokens)
     sides.plain.eval()
     prompts = [encode(sides.policy.processor, video_tokens, seed=seed) for seed in range(4)]
@@ -69,10 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds = medians({way.__name__: partial(way, prompts[:1]) for way in ways}, args.repeats)
     # several prompts: ours grow together, those of generate one group after the other
     many = medians({way.__name__: partial(way, prompts) for way in ways[:2]}, args.repeats)
-    what = f"{group_size} completions of {num_tokens} tokens"
+    what = f"{args.backbone}: {group_size} completions of {num_tokens} tokens"
     show_seconds(f"{what} after {len(prompts[0].input_ids)}, {video_tokens} of them video", seconds)
     show_seconds(f"{what} for each of {len(prompts)} prompts", many)
     figures = {
+        "backbone": args.backbone,
         "ours_s": seconds["ours"],
         "num_return_sequences_s": seconds["num_return_sequences"],
         "sequential_s": seconds["sequential"],

@@ -1,4 +1,4 @@
-"""What is measured: Qwen2.5-VL folders with random weights, and prompts and completions of exactly so many tokens."""
+"""What is measured: folders with random weights, and prompts and completions of exactly so many tokens."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
 from transformers.utils.logging import disable_progress_bar
 
 import vidbridge
+from experiments.bench.families import bytes_and_words, own_numbers
+from vidbridge.backbones import backbone_of
 from vidbridge.config.choices import Schedule
 from vidbridge.config.schema import OptimConfig
 from vidbridge.media.frame_budget import FrameBudget
@@ -32,7 +35,7 @@ from vidbridge.text.prompts import PromptTemplate
 from vidbridge.types import Clip, Completion, EncodedPrompt, Group, Prompt, Sample
 
 EMBEDDED = Path(vidbridge.__file__).parent / "shapes_world" / "assets" / "tiny_qwen2_5_vl"
-PATCH, MERGE, TEMPORAL = 14, 2, 2  # of every Qwen2.5-VL
+PATCH, MERGE, TEMPORAL = 14, 2, 2  # of every Qwen2.5-VL; here of the other families too
 NUM_FRAMES = 16
 FRAMES = FrameBudget(fps=None, max_frames=NUM_FRAMES, min_pixels=(PATCH * MERGE) ** 2, max_pixels=2**20)
 QUESTION = (
@@ -45,7 +48,7 @@ SYSTEM = "Note what you see in <think> </think>, then reply in <answer> </answer
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The numbers in which one Qwen2.5-VL differs from another."""
+    """The numbers in which one model differs from another."""
 
     hidden_size: int
     intermediate_size: int
@@ -154,14 +157,15 @@ class Sides:
     policy: Policy
 
 
-def load_sides(shape: Shape) -> Sides:
+def load_sides(shape: Shape, family: str = "qwen2_5_vl") -> Sides:
     """Both models on the CPU, in 32 bits, from one folder that is gone afterwards."""
     disable_progress_bar()
+    model_class = backbone_of(family).model_class
     with TemporaryDirectory() as name:
-        config = write_settings(Path(name), shape)
+        config = write_settings(Path(name), shape, family=family)
         torch.manual_seed(0)
-        Qwen2_5_VLForConditionalGeneration(config).save_pretrained(name)
-        plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=torch.float32).train()
+        model_class(config).save_pretrained(name)
+        plain = model_class.from_pretrained(name, dtype=torch.float32).train()
         module = load_model(name, device="cpu")
         processor = Processor.from_folder(name, FRAMES)
     return Sides(plain=plain, policy=Policy(module, processor, engine_for(module)))
@@ -179,7 +183,7 @@ def load_policy(shape: Shape, *, max_packed_tokens: int, **loading: object) -> P
     return Policy(module, processor, engine_for(module), max_packed_tokens=max_packed_tokens)
 
 
-def random_module(config: Qwen2_5_VLConfig, device: torch.device) -> PreTrainedModel:
+def random_module(config: PretrainedConfig, device: torch.device) -> PreTrainedModel:
     """In bfloat16 and made where it is: billions of numbers."""
     torch.manual_seed(0)
     with device:
@@ -198,38 +202,39 @@ def engine_for(module: PreTrainedModel) -> LocalEngine:
     return LocalEngine(module, OptimConfig(lr=1e-6, schedule=Schedule.constant), total_updates=100)
 
 
-def all_words(vocab_size: int) -> PreTrainedTokenizerFast:
+def all_words(vocab_size: int, family: str) -> PreTrainedTokenizerFast:
     """Two tokens a word, with and without a space before it; a few rows of the embedding stay empty, as in Qwen's."""
+    if family == "qwen3_5":
+        return bytes_and_words([f"word{number}" for number in range(vocab_size - 300)])
     words = [f"word{number}" for number in range(vocab_size // 2 - 100)]
     return word_tokenizer([SYSTEM, QUESTION, "system user assistant", *words])
 
 
 def write_settings(
-    folder: Path, shape: Shape, tokenizer: PreTrainedTokenizerFast | None = None
-) -> Qwen2_5_VLConfig:
+    folder: Path, shape: Shape, tokenizer: PreTrainedTokenizerFast | None = None, *, family: str = "qwen2_5_vl"
+) -> PretrainedConfig:
     """Everything of a model folder but the weights; None: a tokenizer that fills the vocabulary."""
-    tokenizer = tokenizer or all_words(shape.vocab_size)
+    tokenizer = tokenizer or all_words(shape.vocab_size, family)
+    text, tower = own_numbers(family, shape)
     assert len(tokenizer) <= shape.vocab_size
     tokenizer.save_pretrained(folder)
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))))
-    config = Qwen2_5_VLConfig(
+    config = AutoConfig.for_model(
+        family,
         text_config={
+            **text,
             "hidden_size": shape.hidden_size,
             "intermediate_size": shape.intermediate_size,
             "num_hidden_layers": shape.num_hidden_layers,
             "num_attention_heads": shape.num_attention_heads,
             "num_key_value_heads": shape.num_key_value_heads,
             "vocab_size": shape.vocab_size,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1000000.0,
-                "mrope_section": list(shape.mrope_section),
-            },
             "bos_token_id": None,
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],
         },
         vision_config={
+            **tower,
             "depth": shape.vision_depth,
             "hidden_size": shape.vision_hidden_size,
             "intermediate_size": shape.vision_intermediate_size,
@@ -238,9 +243,6 @@ def write_settings(
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "temporal_patch_size": TEMPORAL,
-            "window_size": 112,
-            "fullatt_block_indexes": list(shape.full_attention_blocks),
-            "tokens_per_second": 2,
         },
         tie_word_embeddings=shape.tied,
         image_token_id=ids["<|image_pad|>"],

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from tokenizers import pre_tokenizers
+from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen3_5Tokenizer
 
-from tests.conftest import SPECIAL, random_clip, small_tokenizer, video_prompt
+from tests.conftest import CHAT_TEMPLATE, SPECIAL, random_clip, small_tokenizer, video_prompt
 from vidbridge.backbones import backbone_of
 from vidbridge.types import Prompt
 
@@ -45,6 +46,21 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the text mo
         {"window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2},
     ),
     "qwen3_vl": (QWEN3_TEXT, QWEN3_VISION),
+    "qwen3_5": (  # three recurrent layers and one that attends; two value heads for each of keys; half a head turns
+        {
+            "head_dim": 16,
+            "initializer_range": 0.05,  # further out, 32 bits are lost on the way through recurrent layers: float64.py
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+        {"num_position_embeddings": 64},
+    ),
     "qwen3_vl_moe": (
         {**QWEN3_TEXT, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
         QWEN3_VISION,
@@ -54,8 +70,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the text mo
 
 def write_family(model_type: str, folder: Path, *, text: Any = (), vision: Any = ()) -> Path:
     """Write a model of a few thousand random weights; norms, biases and gates are away from their neutral start."""
-    tokenizer = small_tokenizer()
-    tokenizer.add_tokens(["<", ">", "seconds", *"0123456789"])
+    tokenizer = tokenizer_of(model_type)
     tokenizer.save_pretrained(folder)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     tokens = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
@@ -90,6 +105,21 @@ def write_family(model_type: str, folder: Path, *, text: Any = (), vision: Any =
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(numbers))
     return folder
+
+
+def tokenizer_of(model_type: str) -> PreTrainedTokenizerFast:
+    """Return a word for each of conftest.py; of Qwen3.5 bytes, since AutoTokenizer knows only BPE for it."""
+    if model_type != "qwen3_5":
+        tokenizer = small_tokenizer()
+        tokenizer.add_tokens(["<", ">", "seconds", *"0123456789"])
+        return tokenizer
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return Qwen3_5Tokenizer(
+        vocab={token: id for id, token in enumerate([*SPECIAL, *letters])},
+        eos_token="<|im_end|>",
+        extra_special_tokens=SPECIAL,
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 def processor_prompts() -> list[Prompt]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 FILE = Path(__file__).with_name("processor_numbers.json")
-KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 EVERY = 97  # every so manieth number of the pixels is kept, and their sum
 
 

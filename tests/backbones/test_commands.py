@@ -41,7 +41,7 @@ def test_train_go_on_and_evaluate(tmp_path, family):
     assert not torch.equal(saved.lm_head.weight, before.lm_head.weight)
 
 
-@pytest.mark.parametrize("model", ["qwen3_vl_8b", "qwen3_vl_30b_a3b"])
+@pytest.mark.parametrize("model", ["qwen3_vl_8b", "qwen3_vl_30b_a3b", "qwen3_5_9b"])
 def test_a_released_model_is_planned_without_its_weights(tmp_path, model):
     words = [f"model={model}", "data.num_rows={train: 2, val: 2, test: 2}", f"paths.cache={tmp_path}"]
     done = doors.run(ROOT / "train.py", *words, "model.device=cuda", "nproc=8", "engine=zero3", "plan=true")

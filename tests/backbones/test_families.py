@@ -16,6 +16,7 @@ from vidbridge.config.schema import ModelConfig
 from vidbridge.memory_plan.memory import Groups, Memory, Sharding
 from vidbridge.memory_plan.model_size import ModelSize
 from vidbridge.policy.model_folder import read_config
+from vidbridge.rollout.decode_step import prefill
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -107,6 +108,11 @@ def test_the_plan_counts_what_a_forward_pass_saves(folder, policy, tmp_path):
     )
     assert row.tokens == len(batch.input_ids)
     assert memory._saved_text(row) + memory._saved_vision(row) == pytest.approx(counted, rel=0.1)
+    cache, _ = prefill(policy.module, [group.encoded], 6, pad_id=policy.processor.pad_id)
+    assert sum(each.nbytes for state in cache.states.values() for each in state) == 6 * model.state
+    assert sum(each.nbytes for pair in cache.prompts.values() for each in pair) == (
+        2 * 4 * model.attending * model.key_width * row.prompt_tokens
+    )
 
 
 @pytest.mark.parametrize("wrong", ["left out", "a layer late"])

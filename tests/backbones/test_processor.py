@@ -14,6 +14,7 @@ from vidbridge.backbones import FAMILIES
 from vidbridge.backbones.qwen3_vl import patch_times
 from vidbridge.check_model import inputs, positions
 from vidbridge.check_model.base import Item
+from vidbridge.check_model.positions import TOLD_IN_WORDS
 from vidbridge.policy.processor import Processor
 
 
@@ -40,7 +41,7 @@ def test_prompts_are_those_of_the_hugging_face_processor(processor):
             assert encoded.rope_delta == case["rope_delta"]
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_vl_moe"])
+@pytest.mark.parametrize("family", TOLD_IN_WORDS)
 def test_a_video_of_qwen3_in_words(tmp_path, family):
     """Frames at 0.25, 0.75, 1.25, 1.75, 2.25 s, in pairs: means 0.5 and 1.5; the last stands for two."""
     processor = Processor.from_folder(write_family(family, tmp_path), FRAMES)

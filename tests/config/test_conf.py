@@ -107,6 +107,7 @@ def test_a_pass_has_as_many_rows_as_in_the_paper(name):
 
 RELEASED = {f"qwen2_5_vl_{size}b": (f"Qwen/Qwen2.5-VL-{size}B-Instruct", 28) for size in (3, 7, 32, 72)}
 RELEASED |= {f"qwen3_vl_{size}b": (f"Qwen/Qwen3-VL-{size}B-Instruct", 32) for size in (2, 4, 8, 32)}
+RELEASED |= {f"qwen3_5_{size}b": (f"Qwen/Qwen3.5-{size}B", 32) for size in (9, 27)}
 RELEASED["qwen3_vl_30b_a3b"] = ("Qwen/Qwen3-VL-30B-A3B-Instruct", 32)
 
 

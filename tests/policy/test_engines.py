@@ -59,14 +59,16 @@ def learn(policy, updates, *, poison=None, text_only=False):
         groups[1::2] = random_groups(policy, LENGTHS[1::2], text_only=True)  # all of the second rank
     metrics = []
     for _ in range(updates):
-        for place in range(collectives.rank(), len(groups), collectives.world_size()):
-            batch = whole_batch(policy, [groups[place]])
-            logprobs, _ = policy.logprobs(batch)
+        own = range(collectives.rank(), len(groups), collectives.world_size())
+        batches = policy.with_router_weights([whole_batch(policy, [groups[place]]) for place in own])
+        for place, batch in zip(own, batches):
+            outputs = policy.forward(batch)
+            logprobs = outputs.logprobs
             drift = policy.ref_logprobs(batch) - logprobs
             gain = torch.tensor([[1.0], [-0.5]]) * (place + 1) / 10
             if place == poison:
                 gain = gain * math.nan
-            policy.backward(-(logprobs * gain).sum() + 0.1 * (drift.exp() - drift - 1).sum())
+            policy.backward(-(logprobs * gain).sum() + 0.1 * (drift.exp() - drift - 1).sum() + outputs.router_loss)
         metrics.append(policy.update())
     return metrics
 

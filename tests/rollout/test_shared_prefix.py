@@ -318,7 +318,7 @@ def test_decoding_in_16_bits_is_as_exact_as_the_inputs():
     new_key, new_value = (torch.randn(2, 2, 1, 16) for _ in range(2))
     halves = [tensor.bfloat16() for tensor in (query, key, value, new_key, new_value)]
     query, key, value, new_key, new_value = halves
-    cache.prompts.append((key, value))
+    cache.prompts[0] = key, value
     cache.reserve(1)
     got = Decode(cache, torch.tensor([0]), visible=1).attend(0, query, new_key, new_value, 0.25)
     keys = torch.cat([key.expand(2, -1, -1, -1), new_key], dim=2).float().repeat_interleave(2, dim=1)

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from vidbridge.backbones.base import Backbone
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 
 
 @lru_cache(maxsize=None)

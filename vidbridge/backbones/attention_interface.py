@@ -1,12 +1,13 @@
 """How our attention gets into the unmodified layers of transformers.
 
 The language model is given an object that attends (``shared_prefix=..``), which every layer hands on to the attention
-interface registered here. Without one, as when ``generate`` calls, the interface is the library's own.
+interface registered here. Without one, as when ``generate`` calls, the interface is the library's own. Layers that keep
+a state instead of keys and values ask the same object where each state goes on.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,21 @@ from transformers.masking_utils import sdpa_mask
 
 NAME = "shared_prefix"
 WINDOWS = "flash_windows"  # with "flash" in its name, transformers hands over all windows in one call
+
+
+State = tuple[torch.Tensor, ...]  # of a recurrent layer: [N, ..] each, a row for each sequence
+
+
+class Cell(Protocol):
+    """The arithmetic of one recurrent layer on N sequences of up to T tokens."""
+
+    def __call__(
+        self,
+        inputs: Sequence[torch.Tensor],  # [N, T, ..]
+        lengths: Sequence[int] | None,  # tokens of each sequence, the rest is padding; None: all have T
+        state: State | None,  # that the sequences begin with; None: at nothing
+    ) -> tuple[torch.Tensor, State]:
+        """Return the outputs [N, T, ..] and the state that each sequence ends with."""
 
 
 class Attends(Protocol):
@@ -31,6 +47,9 @@ class Attends(Protocol):
         scaling: float,
     ) -> torch.Tensor:  # [B, S, H, D]
         """Return the attention of one layer."""
+
+    def recur(self, layer: int, cell: Cell, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the outputs [B, S, ..] of a recurrent layer for ``inputs`` [B, S, ..]."""
 
 
 def _attend(

@@ -71,6 +71,10 @@ class Backbone(ABC):
         """Return the vision tower, a module with ``blocks`` and a ``config`` of its own."""
         return module.get_submodule("model.visual")
 
+    def routers(self, module: nn.Module) -> Sequence[nn.Module]:
+        """Return the routers of a mixture of experts, each giving logits, weights and experts; none if dense."""
+        return ()
+
     def prepare(self, module: PreTrainedModel) -> None:
         """Change a loaded model in place so that ``hidden`` and ``next_hidden`` work. Weights and classes stay."""
         embed_patches_by_matmul(self.vision_tower(module).get_submodule("patch_embed.proj"))

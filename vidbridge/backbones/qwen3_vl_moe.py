@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, Qwen3VLMoeForConditionalGeneration
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextRMSNorm
 
@@ -14,6 +17,9 @@ class Qwen3VLMoe(Qwen3VL):
     model_class = Qwen3VLMoeForConditionalGeneration
     norm_class = Qwen3VLMoeTextRMSNorm
     can_be_captured = False  # some of the library's ways to compute experts ask the host which were chosen
+
+    def routers(self, module: nn.Module) -> Sequence[nn.Module]:
+        return [layer.mlp.gate for layer in self.text_model(module).layers if hasattr(layer.mlp, "gate")]
 
     def mlp_width(self, config: PretrainedConfig) -> int:
         width: int = config.text_config.num_experts_per_tok * config.text_config.moe_intermediate_size

@@ -9,6 +9,7 @@ from typing import Any, Callable, Mapping
 
 from vidbridge.algo.advantages import SCALES
 from vidbridge.algo.objectives import OBJECTIVES
+from vidbridge.backbones import backbone_of
 from vidbridge.build.common import (
     build_dataset,
     build_eval_reward,
@@ -101,6 +102,9 @@ def build_learner(config: Config, processor: Processor, steps: int) -> Policy:
     """Return the model as a policy, with the engine that trains it and, where ``kl_beta`` asks for it, a reference."""
     spec, algo = config.model, config.algo
     module = build_module(spec)
+    if algo.router_aux_coef and not backbone_of(module.config.model_type).routers(module):
+        kind = module.config.model_type
+        raise ConfigError(f"algo.router_aux_coef={algo.router_aux_coef}: {kind} has no router, set it to 0")
     has_reference = isinstance(algo, GrpoConfig) and algo.kl_beta > 0
     reference = frozen_copy(module) if has_reference else None  # before an engine divides the weights
     updates = steps * (algo.ppo_epochs if isinstance(algo, GrpoConfig) else 1)
@@ -112,6 +116,7 @@ def build_learner(config: Config, processor: Processor, steps: int) -> Policy:
         max_packed_tokens=config.engine.max_packed_tokens,
         reference=reference,
         saved_dtype=DTYPES[spec.saved_dtype.value] if spec.saved_dtype else None,
+        router_aux_coef=algo.router_aux_coef,
     )
 
 

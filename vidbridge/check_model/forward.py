@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from vidbridge.check_model.base import Item, Row, batch_of
+from vidbridge.check_model.routing import experts_alike
 from vidbridge.policy.plain import as_library, repeated_logits, repeated_logprobs
 from vidbridge.policy.policy import Policy
 from vidbridge.rollout.base import RolloutEngine
@@ -198,16 +199,22 @@ def margins_of(policy: Policy, prompt: EncodedPrompt, done: Completion) -> tuple
 
 @torch.no_grad()
 def check_sampler(policy: Policy, groups: Sequence[Group], band: Gap) -> Row:
-    """Return what the rollout says of the tokens that it drew against what the learner says of them."""
+    """Return what the rollout says of the tokens that it drew against what the learner says of them.
+
+    Of a mixture of experts the row says too how many experts both choose: less than all is rounding, in 16 bits, and
+    part of the gap.
+    """
     batch = batch_of(policy, groups)
     assert batch.sampler_logprobs is not None
     apart = (policy.logprobs(batch)[0] - batch.sampler_logprobs).abs()[batch.sampled_mask]
     mean, largest = apart.mean().item(), apart.max().item()
     ok = mean <= band.mean and largest <= band.max
+    alike = experts_alike(policy, groups)
+    routed = "" if alike is None else f"; {alike:.2%} of the experts are the same"
     return Row(
         name="sampler = learner",
         ok=ok,
         found=f"{len(apart)} tokens: gap mean {mean:.1e}, p99 {apart.quantile(0.99).item():.1e}, max {largest:.1e}; "
-        f"rounding explains mean {band.mean:.1e}, max {band.max:.1e}",
+        f"rounding explains mean {band.mean:.1e}, max {band.max:.1e}{routed}",
         advice="" if ok else "do not train: the policy that samples is not the one that learns (rollout, temperature)",
     )

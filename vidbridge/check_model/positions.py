@@ -10,7 +10,7 @@ from vidbridge.check_model.base import Item, Row
 from vidbridge.policy.processor import Processor
 from vidbridge.types import Clip, EncodedPrompt, Prompt
 
-TOLD_IN_WORDS = ("qwen3_vl", "qwen3_vl_moe")  # families that write the time of each picture before it
+TOLD_IN_WORDS = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5")  # families that write the time of each picture before it
 
 
 def check_positions(processor: Processor, items: Sequence[Item]) -> Row:

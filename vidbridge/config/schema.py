@@ -110,6 +110,12 @@ class TaskMixConfig:
 class AlgoConfig:
     """The algorithm of the learner: GrpoConfig or SftConfig, chosen by the yaml's defaults list."""
 
+    router_aux_coef: float = 0.0  # of the loss that spreads tokens over the experts of a mixture (Qwen3-VL: 0.001)
+
+    def __post_init__(self) -> None:
+        coefficient = self.router_aux_coef
+        require(0 <= coefficient < math.inf, f"algo.router_aux_coef must not be negative, got {coefficient}")
+
 
 @dataclass
 class GrpoConfig(AlgoConfig):
@@ -125,6 +131,7 @@ class GrpoConfig(AlgoConfig):
     overlong_frac: float = 0.0  # the last part of max_completion_tokens, over which a penalty grows to 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.group_size >= 2, f"algo.group_size must be at least 2 to compare siblings, got {self.group_size}")
         require_positive("algo", self, "ppo_epochs", "clip_high")
         require(0 < self.clip_low < 1, f"algo.clip_low must lie between 0 and 1, got {self.clip_low}")
@@ -149,6 +156,7 @@ class SftConfig(AlgoConfig):
     stages: List[SftStage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.stages), "algo.stages needs at least one stage")
         for number, stage in enumerate(self.stages):
             require(stage.steps > 0, f"algo.stages[{number}].steps must be positive, got {stage.steps}")

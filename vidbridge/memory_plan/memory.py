@@ -9,12 +9,14 @@ model or the prompts. What DeepSpeed holds is read from its code, not measured.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Mapping
 
 from vidbridge.algo.logprobs import _CHUNK_VALUES
 from vidbridge.memory_plan.model_size import ModelSize
+from vidbridge.memory_plan.saved import NUMBER, LayerKind
 from vidbridge.policy.packing import fill_rows
 from vidbridge.rollout.kv_cache import FIRST_COLUMNS
 from vidbridge.rollout.shared_prefix import _WORTH_LEAVING
@@ -100,9 +102,12 @@ class Memory:
         """Reading the prompts of ``groups``, or decoding their last tokens: whichever takes more."""
         b, text = self.model.itemsize, self.model.config.text_config
         tokens, patches = groups.number * groups.prompt_tokens, groups.number * groups.patches
-        of_a_token = 2 * b * text.num_hidden_layers * self.model.key_width  # key and value
-        # where a layer is widest: residual, its input, and three tensors of the MLP
-        reading = b * tokens * 3 * (text.hidden_size + self.model.mlp_width)
+        of_a_token = 2 * b * self.model.attending * self.model.key_width  # key and value
+        # where a layer is widest: residual, its input, and three tensors of the MLP, or what a recurrence makes
+        chunks = groups.number * _chunks(groups.prompt_tokens)
+        recurring = max(kind.chunk * chunks for kind in self.model.text_layers)
+        reading = max(b * tokens * 3 * (text.hidden_size + self.model.mlp_width), recurring)
+        states = groups.rows * self.model.state
         seeing = patches * self._vision_forward() + b * tokens * text.hidden_size
         pixels = patches * (FLOAT * self.model.patch_numbers + self._cast_patch)
         # rows that have ended leave by a copy of those that stay, made before the old ones go
@@ -113,8 +118,12 @@ class Memory:
         scores = 3 * FLOAT * groups.rows * text.num_attention_heads * seen
         moments = (
             {"reading": pixels + seeing},
-            {"reading": pixels + reading, "KV cache": of_a_token * tokens},
-            {"drawing": max(drawing, scores), "KV cache": of_a_token * tokens + grid},
+            {"reading": pixels + reading, "KV cache": of_a_token * tokens, "states": states},
+            {
+                "drawing": max(drawing, scores),
+                "KV cache": of_a_token * tokens + grid,
+                "states": (1 + _WORTH_LEAVING) * states,
+            },
         )
         return max((self._moment(stage, device, host) for device in moments), key=lambda moment: moment.total)
 
@@ -186,13 +195,19 @@ class Memory:
     def _saved_text(self, row: Groups) -> float:
         """Return the bytes that all layers and what follows them keep for the backward pass."""
         b, text = self.model.itemsize, self.model.config.text_config
-        layer = b * row.tokens * text.hidden_size if self.model.checkpointing else self._text_layer(row)
+        if self.model.checkpointing:
+            layers = text.num_hidden_layers * b * row.tokens * text.hidden_size
+        else:
+            layers = sum(kind.number * self._text_layer(kind, row) for kind in self.model.text_layers)
         last_norm = row.tokens * (FLOAT + b) * text.hidden_size
         predicting = b * row.rows * row.completion_tokens * text.hidden_size
-        return text.num_hidden_layers * layer + last_norm + predicting
+        return layers + last_norm + predicting
 
-    def _text_layer(self, row: Groups) -> float:
-        saved = row.tokens * self.model.saved_text
+    def _text_layer(self, kind: LayerKind, row: Groups) -> float:
+        saved = row.tokens * kind.saved
+        if kind.chunk:  # attention.Packed: prompts and completions are sequences of their own
+            chunks = row.number * _chunks(row.prompt_tokens) + row.rows * _chunks(row.completion_tokens - 1)
+            return saved + kind.chunk * chunks
         if self.on_gpu:
             return saved
         # attention.PackedSdpa: queries again, and keys and values with those of the prompt before them
@@ -203,7 +218,8 @@ class Memory:
     def _text_work(self, row: Groups) -> float:
         """Return the bytes while a layer is differentiated: gradients in its MLP, what checkpointing computes again."""
         text = self.model.config.text_config
-        again = self._text_layer(row) if self.model.checkpointing else 0.0
+        layers = (self._text_layer(kind, row) for kind in self.model.text_layers)
+        again = max(layers) if self.model.checkpointing else 0.0
         return again + self.model.itemsize * row.tokens * (2 * text.hidden_size + 3 * self.model.mlp_width)
 
     def _saved_vision(self, row: Groups) -> float:
@@ -237,6 +253,15 @@ class Memory:
         """A patch comes in 32 bits and is turned into the model's."""
         b = self.model.itemsize
         return b * self.model.patch_numbers if b < FLOAT else 0.0
+
+
+def _chunks(tokens: int) -> int:
+    """Return in how many chunks a recurrent layer computes a sequence.
+
+    >>> [_chunks(tokens) for tokens in (0, 1, 64, 65)]
+    [0, 1, 1, 2]
+    """
+    return math.ceil(tokens / NUMBER)
 
 
 def _capacity(tokens: int) -> int:

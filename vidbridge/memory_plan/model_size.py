@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Sequence
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ class ModelSize:
     trains_vision: bool
     trains_vocabulary: bool
     itemsize: int  # bytes of a weight
-    saved_text: float  # bytes a token that a decoder layer keeps for its backward pass
+    text_layers: Sequence[saved.LayerKind]
     saved_vision: float  # bytes a patch that a block of the vision tower keeps
     checkpointing: bool  # gradient checkpointing
 
@@ -40,7 +41,7 @@ class ModelSize:
             module = backbone.model_class(copy.deepcopy(config)).to("meta", dtype)
         backbone.prepare(module)
         vision_tower = backbone.vision_tower(module)
-        saved_text, saved_vision = saved.text_layer(backbone, module), saved.vision_block(backbone, module)
+        text_layers, saved_vision = saved.text_layers(backbone, module), saved.vision_block(backbone, module)
         freeze(module, spec.frozen)
         return cls(
             config=config,
@@ -52,7 +53,7 @@ class ModelSize:
             trains_vision=any(weight.requires_grad for weight in vision_tower.parameters()),
             trains_vocabulary=module.lm_head.weight.requires_grad,
             itemsize=dtype.itemsize,
-            saved_text=saved_text,
+            text_layers=text_layers,
             saved_vision=saved_vision,
             checkpointing=spec.gradient_checkpointing,
         )
@@ -66,6 +67,16 @@ class ModelSize:
     def patch_numbers(self) -> int:
         vision = self.config.vision_config
         return vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+
+    @property
+    def attending(self) -> int:
+        """Return the number of decoder layers that keep keys and values; the others keep a state."""
+        return sum(kind.number for kind in self.text_layers if not kind.chunk)
+
+    @property
+    def state(self) -> float:
+        """Return the bytes that the recurrent layers keep of one sequence."""
+        return sum(kind.number * kind.state for kind in self.text_layers)
 
     @property
     def query_width(self) -> int:

@@ -55,6 +55,7 @@ TURN = {
     "logits": "a smaller model",
     "reading": "rollout.max_rows, frames.max_frames, frames.max_pixels",
     "KV cache": "rollout.max_rows, rollout.max_completion_tokens",
+    "states": "rollout.max_rows",
     "drawing": "rollout.max_rows",
     "patches": "prompts_per_step, frames.max_frames, frames.max_pixels",
     "videos": "prompts_per_step, frames.max_frames",

@@ -2,17 +2,21 @@
 
 A packed row holds whole groups, [p1 c11 .. c1G | p2 c21 .. | ..]. A token sees, of its own group and up to itself, the
 prompt and its own completion, so that every completion is computed as if it stood alone after the prompt, while the
-prompt is computed once. backbones/attention_interface.py brings these classes into the layers of transformers.
+prompt is computed once. Layers that keep a state begin every completion with the one that its prompt ends with.
+backbones/attention_interface.py brings these classes into the layers of transformers.
 """
 
 from __future__ import annotations
+
+from functools import cached_property
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.utils.rnn import pad_sequence
 
-from vidbridge.backbones.attention_interface import Attends, sdpa
+from vidbridge.backbones.attention_interface import Attends, Cell, State, sdpa
 
 
 def packed_attention(group_ids: torch.Tensor, sibling_ids: torch.Tensor) -> Attends:
@@ -21,7 +25,47 @@ def packed_attention(group_ids: torch.Tensor, sibling_ids: torch.Tensor) -> Atte
     return kind(group_ids, sibling_ids)
 
 
-class PackedSdpa:
+class Packed:
+    """A packed row [S] as recurrent layers see it; attention is the subclasses'."""
+
+    def __init__(self, group_ids: torch.Tensor, sibling_ids: torch.Tensor):
+        self.group_ids, self.sibling_ids = group_ids, sibling_ids
+
+    @cached_property
+    def segments(self) -> list[list[int]]:
+        """Return the lengths of the prompt and of each completion that is not empty, by group."""
+        groups = self.group_ids.unique_consecutive(return_counts=True)[1].tolist()
+        return [
+            siblings.unique_consecutive(return_counts=True)[1].tolist() for siblings in self.sibling_ids.split(groups)
+        ]
+
+    def recur(self, layer: int, cell: Cell, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        lengths = [length for segments in self.segments for length in segments]
+        pieces = list(zip(*(tensor[0].split(lengths) for tensor in inputs)))
+        is_prompt = [nth == 0 for segments in self.segments for nth in range(len(segments))]
+        prompts = [piece for piece, first in zip(pieces, is_prompt) if first]
+        completions = [piece for piece, first in zip(pieces, is_prompt) if not first]
+        of_prompts, state = _recur_rows(cell, prompts, None)
+        parents = [group for group, segments in enumerate(self.segments) for _ in segments[1:]]  # of completions
+        of_completions: list[torch.Tensor] = []
+        if parents:
+            indices = torch.tensor(parents, device=self.group_ids.device)
+            forked = tuple(each.index_select(0, indices) for each in state)
+            of_completions, _ = _recur_rows(cell, completions, forked)
+        outs = {True: iter(of_prompts), False: iter(of_completions)}
+        return torch.cat([next(outs[first]) for first in is_prompt])[None]
+
+
+def _recur_rows(
+    cell: Cell, pieces: Sequence[Sequence[torch.Tensor]], state: State | None
+) -> tuple[list[torch.Tensor], State]:
+    """Return the outputs [T, ..] of each piece, which is the inputs [T, ..] of one sequence, and the states."""
+    lengths = [len(piece[0]) for piece in pieces]
+    outs, state = cell([pad_sequence(list(each), batch_first=True) for each in zip(*pieces)], lengths, state)
+    return [out[:length] for out, length in zip(outs, lengths)], state
+
+
+class PackedSdpa(Packed):
     """For CPUs: dense calls that skip what the mask would hide, for prompts by themselves and completions over both.
 
     A mask over the whole row would be [S, S], most of it hidden: neither groups nor completions see each other.
@@ -29,10 +73,7 @@ class PackedSdpa:
     """
 
     def __init__(self, group_ids: torch.Tensor, sibling_ids: torch.Tensor):
-        groups = group_ids.unique_consecutive(return_counts=True)[1].tolist()
-        self.segments = [  # lengths of the prompt and of each completion that is not empty, by group
-            siblings.unique_consecutive(return_counts=True)[1].tolist() for siblings in sibling_ids.split(groups)
-        ]
+        super().__init__(group_ids, sibling_ids)
         self.masks = [_completion_mask(lengths) for lengths in self.segments]
 
     def attend(
@@ -87,10 +128,12 @@ _compiled_flex_attention = torch.compile(flex_attention)
 _compiled_block_mask = torch.compile(create_block_mask)  # uncompiled, it would hold the dense mask for a moment
 
 
-class PackedFlex:
+class PackedFlex(Packed):
     """For GPUs: one kernel over the packed row that skips the blocks in which nothing is seen."""
 
     def __init__(self, group_ids: torch.Tensor, sibling_ids: torch.Tensor):
+        super().__init__(group_ids, sibling_ids)
+
         def sees(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
             shared = (sibling_ids[key] == 0) | (sibling_ids[key] == sibling_ids[query])
             return (query >= key) & (group_ids[query] == group_ids[key]) & shared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Sequence
@@ -13,30 +14,30 @@ from transformers import PreTrainedModel
 
 from vidbridge.algo.logprobs import linear_logprobs
 from vidbridge.backbones import backbone_of
+from vidbridge.backbones.routers import balance_loss, expert_load, recorded
 from vidbridge.policy.attention import packed_attention
 from vidbridge.policy.engines.base import Engine
 from vidbridge.policy.model_folder import rewrite_config
 from vidbridge.policy.packing import fill_rows, masked, pack, packed_tokens
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime import collectives
-from vidbridge.types import Batch, Group
+from vidbridge.types import Batch, Group, Outputs
 
 
 def token_logprobs(
     module: PreTrainedModel, batch: Batch, temperature: float, suppressed_ids: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities [N, T] of the completion tokens, with gradient, and entropies [N, T], without.
-
-    Both are 0 on padding.
-    """
-    hidden = backbone_of(module.config.model_type).hidden(
-        module,
-        batch.input_ids[None],
-        batch.pixel_values,
-        batch.video_grid_thw,
-        batch.position_ids[:, None],
-        packed_attention(batch.group_ids, batch.sibling_ids),
-    )[0]
+) -> Outputs:
+    """Return what ``module`` says about the completion tokens."""
+    backbone = backbone_of(module.config.model_type)
+    with recorded(backbone.routers(module)) as routings:
+        hidden = backbone.hidden(
+            module,
+            batch.input_ids[None],
+            batch.pixel_values,
+            batch.video_grid_thw,
+            batch.position_ids[:, None],
+            packed_attention(batch.group_ids, batch.sibling_ids),
+        )[0]
     mask = batch.sampled_mask
     logprobs, entropies = linear_logprobs(
         hidden.index_select(0, batch.predictors[mask]),  # on a CPU the same gradient every time, unlike [..]
@@ -46,7 +47,13 @@ def token_logprobs(
         suppressed_ids,
     )
     table = torch.zeros(mask.shape, device=mask.device)
-    return table.masked_scatter(mask, logprobs), table.masked_scatter(mask, entropies)
+    nothing = torch.zeros((), device=mask.device)
+    return Outputs(
+        logprobs=table.masked_scatter(mask, logprobs),
+        entropies=table.masked_scatter(mask, entropies),
+        router_loss=batch.router_weight * balance_loss(routings) if batch.router_weight else nothing,
+        expert_load=expert_load(routings) if routings else nothing,
+    )
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
@@ -71,6 +78,7 @@ class Policy:
         max_packed_tokens: int = 4096,
         reference: PreTrainedModel | None = None,
         saved_dtype: torch.dtype | None = None,
+        router_aux_coef: float = 0.0,
     ):
         if type(module.lm_head) is not nn.Linear:  # token_logprobs multiplies by its weight, a few tokens at a time
             kind = type(module.lm_head).__name__
@@ -82,6 +90,7 @@ class Policy:
         self.max_packed_tokens = max_packed_tokens
         self.reference = reference
         self.saved_dtype = saved_dtype
+        self.router_aux_coef = router_aux_coef
         self.suppressed_ids = processor.suppressed_ids.to(module.device)
 
     def collate(self, groups: Sequence[Group], advantages: torch.Tensor, token_weights: torch.Tensor) -> Batch:
@@ -114,18 +123,38 @@ class Policy:
         missing = max(1, *collectives.all_gather(len(batches))) - len(batches)
         return batches + [masked(batch_of([lengths.index(min(lengths))]))] * missing
 
+    def with_router_weights(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return the parts of an update with their ``router_weight``: ``router_aux_coef``, shared by their tokens.
+
+        Those of all ranks add up, so that the routers' loss is the mean over the tokens of the update, each prompt's
+        counted once. What is masked weighs nothing.
+        """
+        if not self.router_aux_coef:
+            return list(batches)
+        tokens = [len(batch.input_ids) * bool(batch.loss_mask.any()) for batch in batches]
+        total = max(1, sum(collectives.all_gather(sum(tokens))))
+        return [
+            replace(batch, router_weight=self.router_aux_coef * number / total)
+            for batch, number in zip(batches, tokens)
+        ]
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Return what the policy says about the completions, ready for ``backward``."""
+        self.module.train()
+        forward = partial(token_logprobs, self.module) if self.engine is None else self.engine.forward
+        return forward(batch, self.temperature, self.suppressed_ids)
+
     def logprobs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities [N, T] of the completion tokens, with gradient, and entropies [N, T], without."""
-        self.module.train()
-        forward = partial(token_logprobs, self.module) if self.engine is None else self.engine.logprobs
-        return forward(batch, self.temperature, self.suppressed_ids)
+        outputs = self.forward(batch)
+        return outputs.logprobs, outputs.entropies
 
     def ref_logprobs(self, batch: Batch) -> torch.Tensor | None:
         """The reference model's log-probabilities [N, T]; None when there is no reference."""
         if self.reference is None:
             return None
         with torch.no_grad():
-            return token_logprobs(self.reference, batch, self.temperature, self.suppressed_ids)[0]
+            return token_logprobs(self.reference, batch, self.temperature, self.suppressed_ids).logprobs
 
     def whole(self) -> PreTrainedModel:
         """The model with all its weights as they are now, for this rank to sample from; called by all ranks."""

@@ -1,9 +1,13 @@
-"""Keys and values of prompts and of their completions, each prompt kept once for all its siblings."""
+"""Keys and values of prompts and of their completions, each prompt kept once for all its siblings; and states."""
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import torch
 import torch.nn.functional as F
+
+from vidbridge.backbones.attention_interface import Cell, State
 
 FIRST_COLUMNS = 64  # that room is made for at first
 
@@ -11,19 +15,22 @@ FIRST_COLUMNS = 64  # that room is made for at first
 class SharedPrefixCache:
     """Keys and values of P prompts of up to L tokens, and of W completions of each: a grid [P, W], all equally long.
 
+    A layer has keys and values, or it is recurrent and has a state for each completion. Layers go by their index.
+
     Filled by one forward pass over the prompts with ``Prefill`` in the place of a mask, then by one pass for each new
     token of the whole grid with ``Decode`` there.
     """
 
     def __init__(self, prompt_mask: torch.Tensor, width: int):  # prompt_mask [P, L] bool, padding at the end
         self.prompt_mask, self.width = prompt_mask, width
-        self.prompts: list[tuple[torch.Tensor, torch.Tensor]] = []  # a layer: [P, K, L, D], K key heads
-        self.grid: list[tuple[torch.Tensor, torch.Tensor]] = []  # a layer: [P, K, W, columns, D]
+        self.prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # [P, K, L, D], K key heads
+        self.grid: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # [P, K, W, columns, D]
+        self.states: dict[int, State] = {}  # [P * W, ..] each
         self.version = 0  # of the tensors: a captured graph is bound to them
 
     @property
     def columns(self) -> int:
-        return self.grid[0][0].shape[3] if self.grid else 0
+        return next(iter(self.grid.values()))[0].shape[3] if self.grid else 0
 
     def reserve(self, columns: int) -> None:
         """Make room for completions of ``columns`` tokens: static tensors, doubled when they are full."""
@@ -31,22 +38,31 @@ class SharedPrefixCache:
             return
         more = max(columns, 2 * self.columns, FIRST_COLUMNS) - self.columns
         if not self.grid:
-            num_prompts, heads, _, size = self.prompts[0][0].shape
-            empty = self.prompts[0][0].new_empty(num_prompts, heads, self.width, 0, size)
-            self.grid = [(empty, empty)] * len(self.prompts)
-        self.grid = [(F.pad(keys, (0, 0, 0, more)), F.pad(values, (0, 0, 0, more))) for keys, values in self.grid]
+            keys, _ = next(iter(self.prompts.values()))
+            num_prompts, heads, _, size = keys.shape
+            empty = keys.new_empty(num_prompts, heads, self.width, 0, size)
+            self.grid = dict.fromkeys(self.prompts, (empty, empty))
+        self.grid = {
+            layer: (F.pad(keys, (0, 0, 0, more)), F.pad(values, (0, 0, 0, more)))
+            for layer, (keys, values) in self.grid.items()
+        }
         self.version += 1
 
     def keep(self, prompts: torch.Tensor, slots: torch.Tensor) -> None:
         """Only these prompts [P'] and, of each, these completions [P', W']."""
         mask = self.prompt_mask[prompts]
         length = int(mask.sum(dim=1).max())  # the longest may have left
+        rows = (prompts[:, None] * self.width + slots).flatten()
         self.prompt_mask, self.width = mask[:, :length], slots.shape[1]
-        self.prompts = [
-            (keys[prompts, :, :length].contiguous(), values[prompts, :, :length].contiguous())
-            for keys, values in self.prompts
-        ]
-        self.grid = [(_kept(keys, prompts, slots), _kept(values, prompts, slots)) for keys, values in self.grid]
+        self.prompts = {
+            layer: (keys[prompts, :, :length].contiguous(), values[prompts, :, :length].contiguous())
+            for layer, (keys, values) in self.prompts.items()
+        }
+        self.grid = {
+            layer: (_kept(keys, prompts, slots), _kept(values, prompts, slots))
+            for layer, (keys, values) in self.grid.items()
+        }
+        self.states = {layer: tuple(each[rows] for each in state) for layer, state in self.states.items()}
         self.version += 1
 
 
@@ -61,11 +77,17 @@ class Prefill:
     def __init__(self, cache: SharedPrefixCache):
         self.cache = cache
 
+    def recur(self, layer: int, cell: Cell, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Every completion gets the state that its prompt ends with."""
+        out, state = cell(inputs, self.cache.prompt_mask.sum(dim=1).tolist(), None)
+        self.cache.states[layer] = tuple(each.repeat_interleave(self.cache.width, dim=0) for each in state)
+        return out
+
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
     ) -> torch.Tensor:
         # as views of transposed tensors they would be copied at every step
-        self.cache.prompts.append((key.contiguous(), value.contiguous()))
+        self.cache.prompts[layer] = key.contiguous(), value.contiguous()
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
         return out.transpose(1, 2)
 
@@ -84,6 +106,10 @@ class Decode:
         hidden = torch.cat([padding, later.expand(len(padding), -1)], dim=1)
         # [P, 1, 1, 1, L + visible], None if nothing is; a captured graph cannot ask
         self.hidden = hidden[:, None, None, None] if hidden.is_cuda or hidden.any() else None
+
+    def recur(self, layer: int, cell: Cell, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        out, self.cache.states[layer] = cell(inputs, None, self.cache.states[layer])
+        return out
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float

@@ -15,7 +15,7 @@ from vidbridge.config.checks import require_positive
 from vidbridge.config.choices import Schedule
 from vidbridge.config.schema import OptimConfig
 from vidbridge.errors import Diverged
-from vidbridge.types import Batch
+from vidbridge.types import Batch, Outputs
 
 MAX_SKIPPED = 3  # updates in a row without a finite gradient, then the run stops
 
@@ -23,15 +23,13 @@ MAX_SKIPPED = 3  # updates in a row without a finite gradient, then the run stop
 class Engine(Protocol):
     """Owns the optimizer of ``module``. Every call is made by all ranks, in the same order.
 
-    ``logprobs`` and ``backward`` may follow each other many times before one ``update``, as often on every rank. The
+    ``forward`` and ``backward`` may follow each other many times before one ``update``, as often on every rank. The
     gradient is that of the sum of all losses of all ranks.
     """
 
     module: nn.Module
 
-    def logprobs(
-        self, batch: Batch, temperature: float, suppressed_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: Batch, temperature: float, suppressed_ids: torch.Tensor) -> Outputs:
         """Return what ``token_logprobs`` gives, ready for ``backward``."""
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ from vidbridge.policy.engines.base import EngineConfig, Updates, adamw, trained_
 from vidbridge.policy.engines.files import WHOLE, check_all_there
 from vidbridge.policy.policy import token_logprobs
 from vidbridge.runtime import collectives
-from vidbridge.types import Batch
+from vidbridge.types import Batch, Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,7 @@ class LocalEngine(Updates):
         self.masters = [w if w.dtype == torch.float32 else w.detach().float() for w in self.trained]
         self.optimizer = adamw(self.masters, optim)
 
-    def logprobs(
-        self, batch: Batch, temperature: float, suppressed_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: Batch, temperature: float, suppressed_ids: torch.Tensor) -> Outputs:
         return token_logprobs(self.module, batch, temperature, suppressed_ids)
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -26,7 +26,7 @@ from vidbridge.policy.engines.base import EngineConfig, Updates, adamw, trained_
 from vidbridge.policy.engines.files import PIECES, Piece, piece_of, rank_file
 from vidbridge.policy.policy import frozen_copy, token_logprobs
 from vidbridge.runtime import collectives
-from vidbridge.types import Batch
+from vidbridge.types import Batch, Outputs
 
 _BUCKET = 50_000_000  # numbers sent at a time; DeepSpeed's own 500 million would take a gigabyte or two
 _STALE = -1  # no number of updates
@@ -55,10 +55,9 @@ class LogprobModel(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(
-        self, batch: Batch, temperature: float, suppressed_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return token_logprobs(self.module, self._with_video(batch), temperature, suppressed_ids)
+    def forward(self, batch: Batch, temperature: float, suppressed_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # a plain tuple, as DeepSpeed makes a new one of what it is given
+        return tuple(token_logprobs(self.module, self._with_video(batch), temperature, suppressed_ids))
 
     def _with_video(self, batch: Batch) -> Batch:
         """Return the batch; one without video gets an empty patch that no token means: all ranks use all weights."""
@@ -97,11 +96,8 @@ class DeepSpeedEngine(Updates):
         self.deepspeed, *_ = deepspeed.initialize(model=LogprobModel(module), optimizer=optimizer, config=settings)
         self.optimizer = self.deepspeed.optimizer.optimizer  # AdamW, on this rank's part
 
-    def logprobs(
-        self, batch: Batch, temperature: float, suppressed_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        logprobs, entropies = self.deepspeed(batch, temperature, suppressed_ids)
-        return logprobs, entropies
+    def forward(self, batch: Batch, temperature: float, suppressed_ids: torch.Tensor) -> Outputs:
+        return Outputs(*self.deepspeed(batch, temperature, suppressed_ids))
 
     def backward(self, loss: torch.Tensor) -> None:
         # DeepSpeed takes the mean over the ranks; the losses are parts of a sum
