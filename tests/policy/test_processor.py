@@ -43,7 +43,7 @@ def test_equal_to_the_hugging_face_processor(processor, random_qwen_folder, monk
     config = processor.config
     same_ids = ours.input_ids.masked_fill(ours.input_ids == config.video_token_id, config.image_token_id)
     assert same_ids.tolist() == expected["input_ids"][0].tolist()
-    assert torch.equal(ours.video_grid_thw, expected["image_grid_thw"])
+    assert torch.equal(ours.grid_thw, expected["image_grid_thw"])
     torch.testing.assert_close(ours.pixel_values, expected["pixel_values"], atol=1e-5, rtol=1e-5)
     token_types = (ours.input_ids == config.video_token_id).long()
     assert torch.equal(token_types, (expected["mm_token_type_ids"][0] != 0).long())
@@ -56,7 +56,7 @@ def test_widening_ids_equals_tokenising_the_widened_text(processor):
         text = processor.tokenizer.apply_chat_template(
             list(prompt.messages), tokenize=False, add_generation_prompt=True
         )
-        for num_tokens in (ours.video_grid_thw.prod(-1) // 4).tolist():
+        for num_tokens in (ours.grid_thw.prod(-1) // 4).tolist():
             text = text.replace("<|video_pad|>", "<|PLACE|>" * num_tokens, 1)
         ids = processor.tokenizer(text.replace("<|PLACE|>", "<|video_pad|>"), add_special_tokens=False).input_ids
         assert ours.input_ids.tolist() == ids
@@ -85,7 +85,7 @@ def test_frame_rate_survives_rounding_in_the_times(fps):
 
 def test_a_prompt_without_video(processor):
     encoded = processor.encode(Prompt(messages=({"role": "user", "content": "what happens?"},), clips=()))
-    assert encoded.pixel_values.shape == (0, 96) and encoded.video_grid_thw.shape == (0, 3)  # 3 * 2 * 4 * 4 = 96
+    assert encoded.pixel_values.shape == (0, 96) and encoded.grid_thw.shape == (0, 3)  # 3 * 2 * 4 * 4 = 96
     assert encoded.position_ids[0].tolist() == list(range(len(encoded.input_ids))) and encoded.rope_delta == 0
 
 

@@ -1,10 +1,11 @@
-"""Where videos come from: a folder that nothing leads out of, read here or in other processes, cached or not."""
+"""Where videos and images come from: a folder that nothing leads out of, read here or elsewhere, cached or not."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from vidbridge.errors import VideoError
 from vidbridge.media.decode import decode
@@ -12,11 +13,13 @@ from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.frame_cache import Decode, FrameCache
 from vidbridge.media.pool import WorkerPool
 from vidbridge.media.video_file import VideoFile
-from vidbridge.types import Clip, Montage, VideoRef
+from vidbridge.types import Clip, ImageRef, Montage, VideoRef, Visual
+
+File = TypeVar("File", VideoRef, ImageRef)
 
 
 class VideoReader:
-    """``reader(video, frames)`` is ``decode`` for paths below ``root``, absolute or from there.
+    """``reader(visual, frames)`` is ``decode`` for paths below ``root``, absolute or from there.
 
     With ``workers`` the files are decoded in that many other processes, each within ``deadline_s``.
     """
@@ -36,8 +39,8 @@ class VideoReader:
         if cache is not None and cache_gb > 0:
             self._decode = FrameCache(self._decode, Path(cache), int(cache_gb * 1e9))
 
-    def __call__(self, video: VideoRef | Montage, frames: FrameBudget) -> Clip:
-        return self._decode(self.confined(video), frames)
+    def __call__(self, visual: Visual, frames: FrameBudget) -> Clip:
+        return self._decode(self.confined(visual), frames)
 
     def duration_s(self, path: str) -> float:
         """Return the duration as the headers of the file say."""
@@ -52,17 +55,17 @@ class VideoReader:
         """Return how many videos are worth reading at once."""
         return self.pool.size if self.pool else 1
 
-    def confined(self, video: VideoRef | Montage) -> VideoRef | Montage:
-        """Return the video with paths that have been followed; VideoError if one leads out of the folder."""
-        if isinstance(video, Montage):
-            return replace(video, sources=tuple(map(self._confined, video.sources)))
-        return self._confined(video)
+    def confined(self, visual: Visual) -> Visual:
+        """Return the same with paths that have been followed; VideoError if one leads out of the folder."""
+        if isinstance(visual, Montage):
+            return replace(visual, sources=tuple(map(self._confined, visual.sources)))
+        return self._confined(visual)
 
     @cached_property
     def _real_root(self) -> Path:
         return Path(self.root).resolve()
 
-    def _confined(self, part: VideoRef) -> VideoRef:
+    def _confined(self, part: File) -> File:
         try:
             path = (self._real_root / part.path).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # a link to itself, a zero byte
