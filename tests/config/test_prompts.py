@@ -54,7 +54,7 @@ def sample(task, question="What next?", options=("grows", "spins")):
 def asked(prompt, task, prompting, **texts):
     """The messages of a sample, as the chosen yaml puts it."""
     template = templates(prompt, prompting)[task]
-    return TaskRows(task=TASKS[task], template=template).messages(sample(task, **texts), num_videos=1)
+    return TaskRows(task=TASKS[task], template=template).messages(sample(task, **texts), )
 
 
 def user(text):

@@ -50,7 +50,7 @@ class Backbone(ABC):
         """Return the ids in the place of a video's placeholder, a video_token_id for each merged patch of its grid."""
 
     def image_ids(self, config: PretrainedConfig, grid: Sequence[int]) -> Sequence[int]:
-        """Return the ids in the place of an image's placeholder, an image_token_id for each merged patch of its grid."""
+        """Return the ids in the place of an image's placeholder, an image_token_id for each merged patch."""
         return [config.image_token_id] * (math.prod(grid) // config.vision_config.spatial_merge_size**2)
 
     def vision_token_ids(self, config: PretrainedConfig) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ def decode(visual: Visual, frames: FrameBudget) -> Clip:
 
 def image(visual: ImageRef, frames: FrameBudget) -> Clip:
     pixels = read_image(visual.path)
-    size = frames.size(*pixels.shape[:2], num_frames=1)
+    size = frames.size(pixels.shape[0], pixels.shape[1], 1)
     return Clip(frames=resized(pixels, size)[None], times_s=np.zeros(1), is_image=True)
 
 

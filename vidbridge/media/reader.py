@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 from vidbridge.errors import VideoError
 from vidbridge.media.decode import decode
@@ -13,9 +12,7 @@ from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.frame_cache import Decode, FrameCache
 from vidbridge.media.pool import WorkerPool
 from vidbridge.media.video_file import VideoFile
-from vidbridge.types import Clip, ImageRef, Montage, VideoRef, Visual
-
-File = TypeVar("File", VideoRef, ImageRef)
+from vidbridge.types import Clip, Montage, Visual
 
 
 class VideoReader:
@@ -44,7 +41,7 @@ class VideoReader:
 
     def duration_s(self, path: str) -> float:
         """Return the duration as the headers of the file say."""
-        confined = self._confined(VideoRef(path=path)).path
+        confined = self._inside(path)
         if self.pool:
             return float(self.pool.describe(confined)["duration_s"])
         with VideoFile(confined) as file:
@@ -58,21 +55,21 @@ class VideoReader:
     def confined(self, visual: Visual) -> Visual:
         """Return the same with paths that have been followed; VideoError if one leads out of the folder."""
         if isinstance(visual, Montage):
-            return replace(visual, sources=tuple(map(self._confined, visual.sources)))
-        return self._confined(visual)
+            return replace(visual, sources=tuple(replace(part, path=self._inside(part.path)) for part in visual.sources))
+        return replace(visual, path=self._inside(visual.path))
 
     @cached_property
     def _real_root(self) -> Path:
         return Path(self.root).resolve()
 
-    def _confined(self, part: File) -> File:
+    def _inside(self, path: str) -> str:
         try:
-            path = (self._real_root / part.path).resolve()
+            followed = (self._real_root / path).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # a link to itself, a zero byte
-            raise VideoError(part.path, "missing", f"cannot be followed ({error})") from error
-        if not path.is_relative_to(self._real_root):
+            raise VideoError(path, "missing", f"cannot be followed ({error})") from error
+        if not followed.is_relative_to(self._real_root):
             hint = ""
-            if path.parent.name == "blobs":
+            if followed.parent.name == "blobs":
                 hint = ": a Hugging Face hub snapshot is links to its cache; `hf download .. --local-dir` writes files"
-            raise VideoError(part.path, "outside_root", f"leads out of {self.root}{hint}")
-        return replace(part, path=str(path))
+            raise VideoError(path, "outside_root", f"leads out of {self.root}{hint}")
+        return str(followed)
