@@ -41,7 +41,7 @@ class Dataset(ABC):
         """Return the same without the rows that something is wrong with."""
         return self
 
-    def row_problems(self, tasks: Sequence[Task]) -> Sequence[str]:
+    def row_problems(self, tasks: Sequence[Task] = ()) -> Sequence[str]:
         """Return what is wrong with its files and the rows of ``tasks``, where that does not stop it."""
         return ()
 

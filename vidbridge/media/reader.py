@@ -55,7 +55,8 @@ class VideoReader:
     def confined(self, visual: Visual) -> Visual:
         """Return the same with paths that have been followed; VideoError if one leads out of the folder."""
         if isinstance(visual, Montage):
-            return replace(visual, sources=tuple(replace(part, path=self._inside(part.path)) for part in visual.sources))
+            sources = tuple(replace(each, path=self._inside(each.path)) for each in visual.sources)
+            return replace(visual, sources=sources)
         return replace(visual, path=self._inside(visual.path))
 
     @cached_property

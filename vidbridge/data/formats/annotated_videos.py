@@ -103,7 +103,7 @@ class Raw(FileDataset):
             print(f"left out, {len(beyond)} after the end:\n{listed(beyond)}", file=sys.stderr)
         return [each for each in self._timed if not each.video or length_s(each) > 0]
 
-    def row_problems(self, tasks: Sequence[Task]) -> Sequence[str]:
+    def row_problems(self, tasks: Sequence[Task] = ()) -> Sequence[str]:
         return [*self._read[1], *self._durations[1], *self._too_long, *self._beyond]
 
     @cached_property

@@ -66,7 +66,7 @@ class VidbridgeR1(FileDataset):
             )
         return JsonlRows(index, rows, task.problem_type, self.whole_path)
 
-    def row_problems(self, tasks: Sequence[Task]) -> Sequence[str]:
+    def row_problems(self, tasks: Sequence[Task] = ()) -> Sequence[str]:
         """Return what is wrong with rows of all its files, whether or not they are skipped."""
         indices = [JsonlIndex.of(Path(file)) for file in self.files.values() if file]
         return [line for index in indices for line in (*index.problems, *self._with_images(index, tasks))]
