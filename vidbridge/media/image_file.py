@@ -15,7 +15,7 @@ from vidbridge.media.kinds import kind_of
 from vidbridge.media.upright import on_white
 
 # No others: some make Pillow start other programs (EPS), or are pages of text.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 READ = "jpg, png, webp, bmp, gif, tiff and ppm files"
 MAX_PIXELS = 2**26  # 8192 x 8192; a small file can ask for much more
 TURNED = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
