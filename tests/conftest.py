@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,12 @@ def random_clip(num_frames: int, height: int, width: int, *, fps: float = 2.0, s
     return Clip(frames=frames, times_s=(np.arange(num_frames) + 0.5) / fps)
 
 
+def random_image(height: int, width: int, *, seed: int = 0) -> Clip:
+    return replace(random_clip(1, height, width, seed=seed), times_s=np.zeros(1), is_image=True)
+
+
 def video_prompt(*clips: Clip, text: str = "what happens next?") -> Prompt:
-    """One user turn: all clips, then the text."""
-    content = [{"type": "video"} for _ in clips] + [{"type": "text", "text": text}]
+    """One user turn: all clips, images among them, then the text."""
+    kinds = ["image" if clip.is_image else "video" for clip in clips]
+    content = [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]
     return Prompt(messages=({"role": "user", "content": content},), clips=clips)

@@ -72,7 +72,7 @@ def with_template(processor, old, new):
 @pytest.mark.parametrize(
     ("old", "new", "found"),
     [
-        ("<|vision_start|><|video_pad|><|vision_end|>", "", "0 video placeholders for 1 clips"),
+        ("<|vision_start|><|video_pad|><|vision_end|>", "", "placeholders for nothing; the clips are video"),
         ("<|vision_start|><|video_pad|><|vision_end|>", "<|video_pad|>", "does not stand between vision_start"),
         ("'<|im_end|>", "'<|endoftext|>", "the template ends a turn with <|endoftext|>, but EOS is <|im_end|>"),
         ("<|im_start|>assistant", "<|im_start|>user", "does not end where the assistant's turn begins"),

@@ -103,5 +103,5 @@ def test_a_blind_task_has_no_video_and_is_given_its_notes(tasks, folder):
         end = step._notes_end(group)
         assert step.processor.decode(group.completions[0].token_ids[:end]).endswith(group.sample.meta["notes"])
         blind = group.sample.task == "qa"
-        assert bool(group.prompt.clips) != blind and len(group.encoded.video_grid_thw) == (0 if blind else 1)
+        assert bool(group.prompt.clips) != blind and len(group.encoded.grid_thw) == (0 if blind else 1)
         assert row[:end].sum().item() == pytest.approx(0.0 if blind else 1 / 16)

@@ -26,7 +26,7 @@ class NoRows(DataError):
 
 
 class VideoError(UserError, ValueError):
-    """A video that cannot be read: which file, why in a word, and in a sentence."""
+    """A video or an image that cannot be read: which file, why in a word, and in a sentence."""
 
     def __init__(self, path: str, reason: str, detail: str) -> None:
         super().__init__(f"{path}: {detail} [{reason}]")

@@ -113,7 +113,7 @@ class SftStep:
         def prompt(sample: Sample) -> Prompt:
             task = self.tasks[sample.task]
             if sample.task in blind:
-                return Prompt(messages=task.messages(sample, num_videos=0), clips=())
+                return task.blind_prompt(sample)
             return task.prompt(sample)
 
         return self.loader.load(self.loader.own(self.mixtures[stage].batch(step)), prompt)

@@ -4,7 +4,7 @@
 
 All are frozen: a stage never edits what it was given, it returns something new.
 Letters in shapes: P prompts, G siblings (completions of one prompt), N = P*G rows,
-T completion tokens (padded), L prompt tokens (padded), S tokens of a packed row, V videos.
+T completion tokens (padded), L prompt tokens (padded), S tokens of a packed row, V videos and images.
 """
 
 from __future__ import annotations
@@ -33,6 +33,18 @@ class VideoRef:
 
     @property
     def sources(self) -> tuple[VideoRef, ...]:
+        """Return itself: all that there is to read."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRef:
+    """An image file: ``ImageRef(path="charts/a.png")``."""
+
+    path: str
+
+    @property
+    def sources(self) -> tuple[ImageRef, ...]:
         """Return itself: all that there is to read."""
         return (self,)
 
@@ -92,16 +104,20 @@ class Montage:
         return self.sources[self.segments[0].source if self.segments else 0].path
 
 
+Visual = VideoRef | Montage | ImageRef
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """Decoded frames with their presentation times.
+    """Decoded frames with their presentation times, or an image, which is one frame without a time.
 
     Eight frames of a 48 x 48 video, two a second:
     ``frames.shape == (8, 48, 48, 3)``, ``times_s == [0.25, 0.75, ..]``.
     """
 
     frames: np.ndarray  # [T, H, W, 3] uint8, RGB, upright
-    times_s: np.ndarray  # [T] float64, seconds from the start of the clip
+    times_s: np.ndarray  # [T] float64, seconds from the start of the clip; [0] of an image, where it means nothing
+    is_image: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,14 +133,20 @@ class Sample:
     question: str
     answer: str  # the reference: an option letter, a sentence, or a caption
     videos: tuple[VideoRef | Montage, ...]
+    images: tuple[ImageRef, ...] = ()  # shown before the videos
     options: tuple[str, ...] = ()  # QA only, without their letters
     meta: Mapping[str, Any] = field(default_factory=dict)
     index: int = 0  # which row of its task; past the last they come round again
 
+    @property
+    def shown(self) -> tuple[Visual, ...]:
+        """Return all that the model is shown, in its order: the clips of the prompt."""
+        return (*self.images, *self.videos)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """The prompt that the model is shown: chat messages with one video entry for each clip.
+    """The prompt that the model is shown: chat messages with one entry for each clip, "video" or "image".
 
     ``messages == ({"role": "user", "content": [{"type": "video"}, {"type": "text", "text": ".."}]},)``
     """
@@ -138,14 +160,14 @@ class EncodedPrompt:
     """A prompt as tensors, made once and used by rollout and learner alike.
 
     A 5 s clip at 2 fps and 48 x 48 pixels, patch 8, merge 2, temporal patch 2:
-    ``video_grid_thw == [[5, 6, 6]]``, ``pixel_values.shape == (180, 384)``, 45 video tokens.
+    ``grid_thw == [[5, 6, 6]]``, ``pixel_values.shape == (180, 384)``, 45 video tokens.
     """
 
-    input_ids: torch.Tensor  # [L] int64, video placeholders expanded
+    input_ids: torch.Tensor  # [L] int64, placeholders of videos and images expanded
     position_ids: torch.Tensor  # [3, L] int64: temporal, height, width (mRoPE)
     rope_delta: int  # position of the first completion token = L + rope_delta
     pixel_values: torch.Tensor  # [patches, channels * temporal_patch * patch * patch] float32
-    video_grid_thw: torch.Tensor  # [V, 3] int64, in patches
+    grid_thw: torch.Tensor  # [V, 3] int64, of each clip: in patches, in time (1 of an image), height and width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +254,7 @@ class Group:
         import torch
 
         no = torch.empty(0, dtype=torch.long)
-        encoded = EncodedPrompt(input_ids=no, position_ids=no, rope_delta=0, pixel_values=no, video_grid_thw=no)
+        encoded = EncodedPrompt(input_ids=no, position_ids=no, rope_delta=0, pixel_values=no, grid_thw=no)
         return replace(self, prompt=replace(self.prompt, clips=()), encoded=encoded)
 
 
@@ -248,8 +270,8 @@ class Batch:
     position_ids: torch.Tensor  # [3, S] int64; every completion starts where its prompt ends
     group_ids: torch.Tensor  # [S] int64, from 0
     sibling_ids: torch.Tensor  # [S] int64: 0 in a prompt, 1..G in its completions
-    pixel_values: torch.Tensor  # [patches, D] float32, all prompts' videos in order
-    video_grid_thw: torch.Tensor  # [V, 3] int64
+    pixel_values: torch.Tensor  # [patches, D] float32, all prompts' clips in order
+    grid_thw: torch.Tensor  # [V, 3] int64
     completion_ids: torch.Tensor  # [N, T] int64, right-padded
     predictors: torch.Tensor  # [N, T] int64, index in the packed row whose output predicts this completion token
     sampled_mask: torch.Tensor  # [N, T] bool, False on padding

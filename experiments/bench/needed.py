@@ -26,7 +26,7 @@ def needed_flops(module: PreTrainedModel, group: Group) -> dict[str, float]:
     seen += sum((length - 1) * prompt_tokens + (length - 1) * length / 2 for length in lengths)
     seen_in_vision = sum(
         pairs_in_frames(grid, None if layer in vision.fullatt_block_indexes else window_of(vision))
-        for grid in group.encoded.video_grid_thw.tolist()
+        for grid in group.encoded.grid_thw.tolist()
         for layer in range(vision.depth)
     )
     tower = module.model.visual

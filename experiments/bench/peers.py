@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from vidbridge.policy.plain import videos_of
+from vidbridge.policy.plain import clips_of
 from vidbridge.types import EncodedPrompt
 
 
@@ -26,6 +26,6 @@ def generate(
         attention_mask=torch.ones_like(ids),
         position_ids=positions.to(module.device),
         num_return_sequences=num_return_sequences,
-        **videos_of([prompt], module.device),
+        **clips_of(module.config, [prompt], module.device),
         **options,
     )[:, ids.shape[1] :]

@@ -10,7 +10,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen3_5Tokenizer
 
-from tests.conftest import CHAT_TEMPLATE, SPECIAL, random_clip, small_tokenizer, video_prompt
+from tests.conftest import CHAT_TEMPLATE, SPECIAL, random_clip, random_image, small_tokenizer, video_prompt
 from vidbridge.backbones import backbone_of
 from vidbridge.types import Prompt
 
@@ -123,9 +123,12 @@ def tokenizer_of(model_type: str) -> PreTrainedTokenizerFast:
 
 
 def processor_prompts() -> list[Prompt]:
-    """An odd frame count, two videos of other sizes and rates, a rate of 3, a single frame."""
+    """An odd frame count, two videos of other sizes and rates, a rate of 3, an image, two, an image before a video."""
     return [
         video_prompt(random_clip(4, 16, 16, seed=1), text="what is next?"),
         video_prompt(random_clip(5, 24, 16, seed=2), random_clip(2, 16, 32, fps=1.0, seed=3), text="it is red?"),
         video_prompt(random_clip(3, 16, 24, fps=3.0, seed=4)),
+        video_prompt(random_image(16, 24, seed=5), text="what is red?"),
+        video_prompt(random_image(24, 8, seed=6), random_image(8, 16, seed=7)),
+        video_prompt(random_image(16, 24, seed=5), random_clip(5, 24, 16, seed=2), text="it is red?"),
     ]

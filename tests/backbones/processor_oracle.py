@@ -20,6 +20,7 @@ import torch
 
 FILE = Path(__file__).with_name("processor_numbers.json")
 KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
+GRIDS, PIXELS = ("image_grid_thw", "video_grid_thw"), ("pixel_values", "pixel_values_videos")
 EVERY = 97  # every so manieth number of the pixels is kept, and their sum
 
 
@@ -66,27 +67,27 @@ def main() -> None:
                     list(prompt.messages), tokenize=False, add_generation_prompt=True
                 )
                 metadata = []
-                for clip in prompt.clips:  # times are index / rate: our frames lie at (i + 0.5) / fps
+                films = [clip for clip in prompt.clips if not clip.is_image]
+                for clip in films:  # times are index / rate: our frames lie at (i + 0.5) / fps
                     rate = 2 * round(1 / (clip.times_s[1] - clip.times_s[0]))
                     indices = [round(time_s * rate) for time_s in clip.times_s]
                     metadata.append(VideoMetadata(total_num_frames=100, fps=rate, frames_indices=indices))
                 found = processor(
                     text=[text],
-                    videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip in prompt.clips],
-                    video_metadata=metadata,
+                    images=[clip.frames[0] for clip in prompt.clips if clip.is_image] or None,
+                    videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2) for clip in films] or None,
+                    video_metadata=metadata or None,
                     return_tensors="pt",
                     return_metadata=True,
                 )
-                case = {
-                    "input_ids": found["input_ids"][0].tolist(),
-                    "video_grid_thw": found["video_grid_thw"].tolist(),
-                    "pixels": summary(found["pixel_values_videos"]),
-                }
+                case = {"input_ids": found["input_ids"][0].tolist()}
+                case |= {name: found[name].tolist() for name in GRIDS if name in found}
+                case |= {name: summary(found[name]) for name in PIXELS if name in found}
                 if of_qwen3:  # of Qwen2.5-VL the library's are not those of its training
                     positions, delta = module.get_rope_index(
                         input_ids=found["input_ids"],
                         mm_token_type_ids=found["mm_token_type_ids"],
-                        video_grid_thw=found["video_grid_thw"],
+                        **{name: found[name] for name in GRIDS if name in found},
                     )
                     case |= {"position_ids": positions[:, 0].tolist(), "rope_delta": int(delta)}
                 numbers[kind].append(case)

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tests.backbones.families import write_family
-from tests.policy.test_engines import KINDS, broken_off, build, learn
+from tests.policy.test_engines import BESIDE, KINDS, broken_off, build, learn
 from tests.ranks import on_ranks
 from vidbridge.backbones import FAMILIES, backbone_of
 from vidbridge.runtime import collectives
 
 OTHERS = [name for name in FAMILIES if name != "qwen2_5_vl"]
+SECOND = {"zero3": BESIDE["images"], "zero3_offload": BESIDE["text only"]}  # of the second rank, beside videos
 TRIED = ["local", "zero2", "zero3", "zero3_offload"]
 pytestmark = pytest.mark.slow
 
@@ -27,12 +28,12 @@ def built(folder, kind):
 
 
 def explore(folders, out):
-    """What runs on each rank; the second has a text-only update of ZeRO-3 beside the others."""
+    """What runs on each rank."""
     seen = {}
     for family in OTHERS:
         policies = {kind: built(folders / family, KINDS[kind]) for kind in TRIED}
         for kind, policy in policies.items():
-            learn(policy, 2, text_only=kind == "zero3_offload")
+            learn(policy, 2, second=SECOND.get(kind))
             policy.save(out / family / kind)
         for kind, other in (("zero2", "zero3"), ("zero3", "zero2")):
             seen[f"{family} {kind}"] = broken_off(folders / family, out, KINDS[kind], policies[other])
@@ -53,7 +54,7 @@ def ran(tmp_path_factory):
 def test_two_ranks_train_as_one_process(ran, family, kind):
     folders, out = ran
     policy = built(folders / family, None)
-    learn(policy, 2, text_only=kind == "zero3_offload")
+    learn(policy, 2, second=SECOND.get(kind))
     saved = backbone_of(family).model_class.from_pretrained(out / family / kind)
     before = dict(policy.reference.named_parameters())
     moved = 0

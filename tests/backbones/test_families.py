@@ -7,7 +7,15 @@ import torch
 
 from experiments.bench.peers import generate
 from tests.backbones.families import SETTINGS, write_family
-from tests.policy.builders import make_policy, ragged_prompts, random_groups, sampled_groups, whole_batch
+from tests.policy.builders import (
+    TEXT_ALONE,
+    make_policy,
+    mixed_prompts,
+    ragged_prompts,
+    random_groups,
+    sampled_groups,
+    whole_batch,
+)
 from tests.policy.test_attention import CASES, assert_same_learner
 from tests.rollout.builders import sampler
 from vidbridge.backbones import FAMILIES, backbone_of
@@ -45,7 +53,13 @@ def test_a_shared_prompt_gives_the_same_log_probabilities_loss_and_gradients(pol
 
 
 def test_text_alone(policy, plain):
-    assert_same_learner(policy, plain, random_groups(policy, [[4, 7], [2, 3]], text_only=True))
+    assert_same_learner(policy, plain, random_groups(policy, [[4, 7], [2, 3]], [TEXT_ALONE]))
+
+
+def test_text_images_and_videos_in_one_batch(policy, plain):
+    groups = random_groups(policy, [[4, 7], [2, 3, 5], [6, 1], [5], [3, 8], [4, 4]], mixed_prompts())
+    assert_same_learner(policy, plain, groups)
+    assert_same_learner(policy, plain, groups[1:3])  # images alone
 
 
 def test_with_gradient_checkpointing(folder, plain):
@@ -54,7 +68,7 @@ def test_with_gradient_checkpointing(folder, plain):
 
 
 def test_greedy_equals_generate_token_for_token(policy, plain):
-    encoded = [policy.processor.encode(prompt) for prompt in ragged_prompts()]
+    encoded = [policy.processor.encode(prompt) for prompt in (*ragged_prompts(), *mixed_prompts())]
     rollout = sampler(policy, max_completion_tokens=40, temperature=0.7)
     completions = rollout.generate(encoded, 1, seed=0, greedy=True)
     for prompt, (completion,) in zip(encoded, completions, strict=True):

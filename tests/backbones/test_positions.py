@@ -18,7 +18,7 @@ def positions_of(case):
         torch.tensor(ids_of(case)),
         grids,
         [seconds for *_, seconds in case["videos"]],
-        video_token_id=VIDEO,
+        vision_token_ids=(VIDEO,),
         merge_size=MERGE,
         tokens_per_second=2,
     )

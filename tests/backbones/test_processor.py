@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from tests.backbones.families import processor_prompts, write_family
-from tests.backbones.processor_oracle import FILE, KINDS, summary
+from tests.backbones.processor_oracle import FILE, GRIDS, KINDS, PIXELS, summary
 from tests.conftest import random_clip, video_prompt
 from tests.policy.builders import FRAMES, SAMPLE
 from vidbridge.backbones import FAMILIES
@@ -15,6 +16,7 @@ from vidbridge.backbones.qwen3_vl import patch_times
 from vidbridge.check_model import inputs, positions
 from vidbridge.check_model.base import Item
 from vidbridge.check_model.positions import TOLD_IN_WORDS
+from vidbridge.policy.plain import clips_of
 from vidbridge.policy.processor import Processor
 
 
@@ -32,10 +34,15 @@ def test_prompts_are_those_of_the_hugging_face_processor(processor):
     for prompt, case in zip(processor_prompts(), cases, strict=True):
         encoded = processor.encode(prompt)
         assert encoded.input_ids.tolist() == case["input_ids"]
-        assert encoded.video_grid_thw.tolist() == case["video_grid_thw"]
-        (total, *sample), (their_total, *theirs) = summary(encoded.pixel_values), case["pixels"]
-        assert sample == pytest.approx(theirs, abs=1e-6)
-        assert total == pytest.approx(their_total, abs=2.4e-7 * encoded.pixel_values.numel())  # two roundings each
+        clips = clips_of(processor.config, [encoded], torch.device("cpu"))
+        assert set(clips) == {name for name in (*GRIDS, *PIXELS) if name in case}
+        assert {name: clips[name].tolist() for name in GRIDS if name in case} == {
+            name: case[name] for name in GRIDS if name in case
+        }
+        for name in (name for name in PIXELS if name in case):
+            (total, *sample), (their_total, *theirs) = summary(clips[name]), case[name]
+            assert sample == pytest.approx(theirs, abs=1e-6)
+            assert total == pytest.approx(their_total, abs=2.4e-7 * clips[name].numel())  # two roundings each
         if "position_ids" in case:
             assert encoded.position_ids.tolist() == case["position_ids"]
             assert encoded.rope_delta == case["rope_delta"]

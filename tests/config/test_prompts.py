@@ -31,7 +31,7 @@ from vidbridge.tasks.qa import QA
 from vidbridge.tasks.rows import TaskRows
 from vidbridge.tasks.temporal_order import TemporalOrder
 from vidbridge.text.prompts import PromptTemplate, texts_in
-from vidbridge.types import Sample
+from vidbridge.types import Sample, VideoRef
 
 TASKS = {task.name: task for task in (QA(), Caption(), DarkEventInfer(), MixVidQA(), TemporalOrder())}
 PROMPTS = sorted(path.stem for path in (launch.CONF / "prompt").glob("*.yaml"))
@@ -48,13 +48,13 @@ TAUGHT = {
 
 
 def sample(task, question="What next?", options=("grows", "spins")):
-    return Sample(uid="x", task=task, question=question, answer="A", options=options, videos=())
+    return Sample(uid="x", task=task, question=question, answer="A", options=options, videos=(VideoRef(path="a.mp4"),))
 
 
 def asked(prompt, task, prompting, **texts):
     """The messages of a sample, as the chosen yaml puts it."""
     template = templates(prompt, prompting)[task]
-    return TaskRows(task=TASKS[task], template=template).messages(sample(task, **texts), num_videos=1)
+    return TaskRows(task=TASKS[task], template=template).messages(sample(task, **texts), )
 
 
 def user(text):

@@ -7,7 +7,7 @@ from typing import Sequence
 
 import torch
 
-from tests.conftest import random_clip, video_prompt
+from tests.conftest import random_clip, random_image, video_prompt
 from vidbridge.config.choices import Schedule
 from vidbridge.config.schema import OptimConfig
 from vidbridge.media.frame_budget import FrameBudget
@@ -19,6 +19,7 @@ from vidbridge.types import Completion, EncodedPrompt, Group, Prompt, RewardBrea
 
 FRAMES = FrameBudget(fps=None, max_frames=8, min_pixels=64, max_pixels=1024)
 SAMPLE = Sample(uid="qa/train/0", task="qa", question="what?", answer="A", videos=())
+TEXT_ALONE = video_prompt(text="what is red?")
 
 
 def make_policy(
@@ -47,6 +48,14 @@ def ragged_prompts() -> list[Prompt]:
     ]
 
 
+def mixed_prompts() -> list[Prompt]:
+    """Text alone, an image, two images, a video, an image and a video, which the template shows in this order or not."""
+    image, other = random_image(16, 24, seed=5), random_image(24, 8, seed=6)
+    video = random_clip(5, 24, 16, seed=2)
+    shown = [(), (image,), (other, image), (video,), (image, video), (video, other)]
+    return [video_prompt(*clips, text="what is red?") for clips in shown]
+
+
 def make_group(policy: Policy, prompt: Prompt, texts: Sequence[str], scored: bool = True) -> Group:
     completions = [Completion(text=text, token_ids=policy.processor.encode_completion(text)) for text in texts]
     return Group(
@@ -70,14 +79,19 @@ def sampled_groups(prompts: Sequence[Prompt], encoded: Sequence[EncodedPrompt], 
     ]
 
 
-def random_groups(policy: Policy, lengths: Sequence[Sequence[int]], *, text_only: bool = False) -> list[Group]:
-    """Completions of these numbers of random words, the last of them EOS; a group of its own for each inner list."""
-    videos = [*ragged_prompts(), video_prompt(text="what is red?")]
+def random_groups(
+    policy: Policy, lengths: Sequence[Sequence[int]], prompts: Sequence[Prompt] | None = None
+) -> list[Group]:
+    """Completions of these numbers of random words, the last of them EOS; a group of its own for each inner list.
+
+    Their prompts are ``prompts`` in turn; None: those of ``ragged_prompts`` and one of text alone.
+    """
+    prompts = prompts or [*ragged_prompts(), TEXT_ALONE]
     words = torch.tensor(sorted(set(range(len(policy.processor.tokenizer))) - set(policy.suppressed_ids.tolist())))
     generator = torch.Generator().manual_seed(sum(map(sum, lengths)))
     groups = []
     for place, of_group in enumerate(lengths):
-        prompt = videos[-1] if text_only else videos[place % len(videos)]
+        prompt = prompts[place % len(prompts)]
         rows = [words[torch.randint(len(words), (length - 1,), generator=generator)].tolist() for length in of_group]
         completions = tuple(Completion(text="", token_ids=(*row, policy.processor.eos_id)) for row in rows)
         encoded = policy.processor.encode(prompt)

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests.policy.builders import make_policy, random_groups, whole_batch
+from tests.policy.builders import TEXT_ALONE, make_policy, random_groups, whole_batch
 from tests.policy.dense import dense_attention, packed_ids, sees
 from vidbridge.algo.objectives import grpo_loss
 from vidbridge.algo.token_weights import LossNorm, token_weights
@@ -87,7 +87,7 @@ def test_a_shared_prompt_gives_the_same_log_probabilities_loss_and_gradients(pol
 
 
 def test_text_alone(policy, plain):
-    assert_same_learner(policy, plain, random_groups(policy, [[4, 7], [2, 3]], text_only=True))
+    assert_same_learner(policy, plain, random_groups(policy, [[4, 7], [2, 3]], [TEXT_ALONE]))
 
 
 def test_with_kl_and_off_policy(policy, plain):

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests.policy.builders import FRAMES, random_groups, whole_batch
+from tests.conftest import random_image, video_prompt
+from tests.policy.builders import FRAMES, TEXT_ALONE, random_groups, whole_batch
 from tests.ranks import on_ranks
 from vidbridge.config.schema import OptimConfig
 from vidbridge.errors import ConfigError, Diverged
@@ -30,6 +31,8 @@ KINDS = {
 SHARDED = [name for name, kind in KINDS.items() if kind is not None]
 DIVIDED = ["zero3", "zero3_offload"]  # every weight of the model is
 ADAM = OptimConfig(lr=1e-3, weight_decay=0.1, max_grad_norm=5.0)
+# what the second rank has beside the videos of the first
+BESIDE = {"text only": TEXT_ALONE, "images": video_prompt(random_image(16, 24, seed=5), random_image(24, 8, seed=6))}
 LENGTHS = [[5, 7], [6, 4], [9, 8], [3, 5]]  # tokens of the completions, by group
 # how a model is loaded -> within what its weights agree after three updates of about 1e-3 each
 LOADED = {
@@ -52,11 +55,14 @@ def build(folder, kind, **loading):
     return Policy(module, Processor.from_folder(folder, FRAMES), engine, reference=reference)
 
 
-def learn(policy, updates, *, poison=None, text_only=False):
-    """Each rank takes every second group; the sum of all losses is that of one process. -> metrics of each update"""
+def learn(policy, updates, *, poison=None, second=None):
+    """Each rank takes every second group; the sum of all losses is that of one process. -> metrics of each update
+
+    ``second``: a prompt of all groups of the second rank.
+    """
     groups = random_groups(policy, LENGTHS)
-    if text_only:
-        groups[1::2] = random_groups(policy, LENGTHS[1::2], text_only=True)  # all of the second rank
+    if second is not None:
+        groups[1::2] = random_groups(policy, LENGTHS[1::2], [second])
     metrics = []
     for _ in range(updates):
         own = range(collectives.rank(), len(groups), collectives.world_size())
@@ -97,9 +103,10 @@ def explore(folder, out):
             if kind in SHARDED and loaded == "bfloat16":
                 parts = {str(number): part.detach() for number, part in enumerate(policy.engine._parts())}
                 save_file(parts, out / f"{kind}_rank{collectives.rank()}.parts")
-    policy = build(folder, KINDS["zero3"])
-    learn(policy, 1, text_only=True)
-    policy.save(out / "zero3" / "text only")
+    for name, prompt in BESIDE.items():
+        policy = build(folder, KINDS["zero3"])
+        learn(policy, 1, second=prompt)
+        policy.save(out / "zero3" / name)
     for kind in SHARDED:
         seen[f"{kind}, bytes"] = bytes_held(plain[kind])
         other = plain["zero3" if kind == "zero2" else "zero2"]
@@ -231,10 +238,11 @@ def test_bfloat16_weights_are_trained_in_32_bits(ran, kind):
     assert any(not torch.equal(part, part.bfloat16().float()) for part in parts.values())
 
 
-def test_a_rank_without_any_video_works_on_the_vision_tower_too(ran, random_qwen_folder):
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_rank_without_any_video_works_on_the_vision_tower_too(ran, random_qwen_folder, name):
     policy = build(random_qwen_folder, None)
-    learn(policy, 1, text_only=True)
-    saved = Qwen2_5_VLForConditionalGeneration.from_pretrained(ran[0] / "zero3" / "text only")
+    learn(policy, 1, second=BESIDE[name])
+    saved = Qwen2_5_VLForConditionalGeneration.from_pretrained(ran[0] / "zero3" / name)
     for name, weight in policy.module.named_parameters():
         torch.testing.assert_close(saved.get_parameter(name), weight, atol=1e-5, rtol=0)
 

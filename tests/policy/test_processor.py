@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tests.conftest import random_clip, video_prompt
+from tests.conftest import random_clip, random_image, video_prompt
 from tests.policy.builders import FRAMES, ragged_prompts
 from vidbridge.backbones.qwen2_5_vl import frames_per_second
 from vidbridge.policy.processor import Processor
@@ -22,31 +22,28 @@ def processor(random_qwen_folder):
     return Processor.from_folder(random_qwen_folder, FRAMES)
 
 
-def still_clip(frame):
-    return Clip(frames=np.stack([frame, frame]), times_s=np.array([0.25, 0.75]))
-
-
 def test_equal_to_the_hugging_face_processor(processor, random_qwen_folder, monkeypatch):
-    """A still video is an image shown twice: everything but the placeholder's id must be the same."""
+    """Images, as they are in memory. A still video is an image shown twice: the same but for its placeholder's id."""
     # The class insists on a video processor, which needs torchvision; its image side is complete without one.
     monkeypatch.setattr(Qwen2_5_VLProcessor, "check_argument_for_proper_class", lambda *_: None)
     tokenizer = AutoTokenizer.from_pretrained(random_qwen_folder)
     images = Qwen2VLImageProcessorPil.from_pretrained(random_qwen_folder)
     theirs = Qwen2_5_VLProcessor(images, tokenizer, None, chat_template=tokenizer.chat_template)
-    clips = [random_clip(1, 16, 16, seed=1), random_clip(1, 24, 32, seed=2)]
+    clips = [random_image(16, 16, seed=1), random_image(24, 32, seed=2)]
     text = "what happens next? A or B?"
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": text}]
     rendered = theirs.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     expected = theirs(text=[rendered], images=[clip.frames[0] for clip in clips], return_tensors="pt")
 
-    ours = processor.encode(video_prompt(*[still_clip(clip.frames[0]) for clip in clips], text=text))
-    config = processor.config
-    same_ids = ours.input_ids.masked_fill(ours.input_ids == config.video_token_id, config.image_token_id)
-    assert same_ids.tolist() == expected["input_ids"][0].tolist()
-    assert torch.equal(ours.video_grid_thw, expected["image_grid_thw"])
-    torch.testing.assert_close(ours.pixel_values, expected["pixel_values"], atol=1e-5, rtol=1e-5)
-    token_types = (ours.input_ids == config.video_token_id).long()
-    assert torch.equal(token_types, (expected["mm_token_type_ids"][0] != 0).long())
+    stills = [Clip(frames=clip.frames.repeat(2, axis=0), times_s=np.array([0.25, 0.75])) for clip in clips]
+    for token, shown in ((processor.config.image_token_id, clips), (processor.config.video_token_id, stills)):
+        ours = processor.encode(video_prompt(*shown, text=text))
+        same_ids = ours.input_ids.masked_fill(ours.input_ids == token, processor.config.image_token_id)
+        assert same_ids.tolist() == expected["input_ids"][0].tolist()
+        assert torch.equal(ours.grid_thw, expected["image_grid_thw"])
+        torch.testing.assert_close(ours.pixel_values, expected["pixel_values"], atol=1e-5, rtol=1e-5)
+        token_types = (ours.input_ids == token).long()
+        assert torch.equal(token_types, (expected["mm_token_type_ids"][0] != 0).long())
 
 
 def test_widening_ids_equals_tokenising_the_widened_text(processor):
@@ -56,7 +53,7 @@ def test_widening_ids_equals_tokenising_the_widened_text(processor):
         text = processor.tokenizer.apply_chat_template(
             list(prompt.messages), tokenize=False, add_generation_prompt=True
         )
-        for num_tokens in (ours.video_grid_thw.prod(-1) // 4).tolist():
+        for num_tokens in (ours.grid_thw.prod(-1) // 4).tolist():
             text = text.replace("<|video_pad|>", "<|PLACE|>" * num_tokens, 1)
         ids = processor.tokenizer(text.replace("<|PLACE|>", "<|video_pad|>"), add_special_tokens=False).input_ids
         assert ours.input_ids.tolist() == ids
@@ -85,7 +82,7 @@ def test_frame_rate_survives_rounding_in_the_times(fps):
 
 def test_a_prompt_without_video(processor):
     encoded = processor.encode(Prompt(messages=({"role": "user", "content": "what happens?"},), clips=()))
-    assert encoded.pixel_values.shape == (0, 96) and encoded.video_grid_thw.shape == (0, 3)  # 3 * 2 * 4 * 4 = 96
+    assert encoded.pixel_values.shape == (0, 96) and encoded.grid_thw.shape == (0, 3)  # 3 * 2 * 4 * 4 = 96
     assert encoded.position_ids[0].tolist() == list(range(len(encoded.input_ids))) and encoded.rope_delta == 0
 
 
@@ -112,9 +109,10 @@ def test_overlong_prompts_name_what_overflowed(random_qwen_folder):
 def test_clips_and_placeholders_must_match(processor):
     clip = random_clip(2, 16, 16)
     shown = video_prompt(clip)
-    for wrong in (replace(shown, clips=(clip, clip)), replace(shown, clips=())):
-        with pytest.raises(ValueError, match=f"1 video placeholders for {len(wrong.clips)} clips"):
-            processor.encode(wrong)
+    wrong = {"video, video": (clip, clip), "none": (), "image": (random_image(16, 16),)}
+    for told, clips in wrong.items():
+        with pytest.raises(ValueError, match=f"placeholders for video; the clips are {told}$"):
+            processor.encode(replace(shown, clips=clips))
 
 
 @pytest.mark.parametrize(

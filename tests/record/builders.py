@@ -20,7 +20,7 @@ def group(*, totals: Sequence[float], clips: Sequence[Clip] = (), **sample: Any)
             position_ids=torch.zeros(3, 1, dtype=torch.long),
             rope_delta=0,
             pixel_values=torch.zeros(0, 1),
-            video_grid_thw=torch.zeros(0, 3, dtype=torch.long),
+            grid_thw=torch.zeros(0, 3, dtype=torch.long),
         ),
         completions=tuple(completions),
         rewards=tuple(rewards) or (RewardBreakdown.unscored(),),

@@ -50,7 +50,7 @@ def reward_with(judge, **gates):
 def group_of(row, completions):
     nothing = torch.zeros(0)
     encoded = EncodedPrompt(
-        input_ids=nothing, position_ids=nothing, rope_delta=0, pixel_values=nothing, video_grid_thw=nothing
+        input_ids=nothing, position_ids=nothing, rope_delta=0, pixel_values=nothing, grid_thw=nothing
     )
     return Group(sample=row, prompt=Prompt(messages=(), clips=()), encoded=encoded, completions=completions)
 

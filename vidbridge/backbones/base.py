@@ -6,6 +6,7 @@ files are laid out, and where its parts are. Everything else in vidbridge is the
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Iterable, Mapping, Sequence
 
@@ -46,7 +47,19 @@ class Backbone(ABC):
     def video_ids(
         self, config: PretrainedConfig, tokens: ChatTokens, clip: Clip, grid: Sequence[int]
     ) -> Sequence[int]:
-        """Return the ids in the place of a clip's placeholder, a video_token_id for each merged patch of its grid."""
+        """Return the ids in the place of a video's placeholder, a video_token_id for each merged patch of its grid."""
+
+    def image_ids(self, config: PretrainedConfig, grid: Sequence[int]) -> Sequence[int]:
+        """Return the ids in the place of an image's placeholder, an image_token_id for each merged patch."""
+        return [config.image_token_id] * (math.prod(grid) // config.vision_config.spatial_merge_size**2)
+
+    def vision_token_ids(self, config: PretrainedConfig) -> tuple[int, ...]:
+        """Return the ids of the tokens that stand for merged patches."""
+        return config.image_token_id, config.video_token_id
+
+    def is_vision(self, config: PretrainedConfig, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return which of ``input_ids`` stand for merged patches, a bool for each."""
+        return torch.stack([input_ids == id for id in self.vision_token_ids(config)]).any(dim=0)
 
     def spelt_times(self, times_s: Iterable[float]) -> list[str]:
         """Return how a prompt tells each of these times of a video in words; nothing where positions tell them."""
@@ -84,28 +97,28 @@ class Backbone(ABC):
         self,
         module: PreTrainedModel,
         input_ids: torch.Tensor,  # [B, S]
-        pixel_values: torch.Tensor,  # patches of all videos, in order
-        grids: torch.Tensor,  # [videos, 3]
+        pixel_values: torch.Tensor,  # patches of all videos and images, in order
+        grids: torch.Tensor,  # [V, 3] of them
         position_ids: torch.Tensor,  # [3, B, S]
         attention: Attends,
     ) -> torch.Tensor:
-        """Return the hidden states [B, S, hidden] after the last norm; video tokens have the tower's features."""
+        """Return the hidden states [B, S, hidden] after the last norm; tokens of patches have the tower's features."""
         embeddings = module.get_input_embeddings()(input_ids)
         more: Mapping[str, Any] = {}
         if len(grids):
-            seen = module.get_video_features(pixel_values, grids)
-            is_video = input_ids == module.config.video_token_id
+            seen = module.get_video_features(pixel_values, grids)  # to the tower an image is a video of one grid
+            is_vision = self.is_vision(module.config, input_ids)
             features = torch.cat(seen.pooler_output).to(embeddings.dtype)
-            embeddings = embeddings.masked_scatter(is_video.unsqueeze(-1), features)
-            more = self.for_layers(seen, is_video)
+            embeddings = embeddings.masked_scatter(is_vision.unsqueeze(-1), features)
+            more = self.for_layers(seen, is_vision)
         return self.text_model(module)(
             inputs_embeds=embeddings, position_ids=position_ids, use_cache=False, shared_prefix=attention, **more
         ).last_hidden_state
 
-    def for_layers(self, seen: Any, is_video: torch.Tensor) -> Mapping[str, Any]:
-        """Return what the decoder layers are told about the videos beside their embeddings.
+    def for_layers(self, seen: Any, is_vision: torch.Tensor) -> Mapping[str, Any]:
+        """Return what the decoder layers are told about videos and images beside their embeddings.
 
-        ``seen`` is what the vision tower gave, ``is_video`` [B, S] bool says which tokens are the videos'.
+        ``seen`` is what the vision tower gave, ``is_vision`` [B, S] bool says which tokens stand for its patches.
         """
         return {}
 

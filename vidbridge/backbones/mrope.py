@@ -7,24 +7,25 @@ cut fractions of seconds. So the installed library must not be asked for positio
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Collection, Sequence
 
 import torch
 
 
 def mrope_positions(
     input_ids: torch.Tensor,
-    video_grid_thw: torch.Tensor,
+    grid_thw: torch.Tensor,
     seconds_per_grid: Sequence[float],
     *,
-    video_token_id: int,
+    vision_token_ids: Collection[int],
     merge_size: int,
     tokens_per_second: float,
 ) -> tuple[torch.Tensor, int]:
     """Return positions [3, L] int64 and the rope delta: the first completion token's position is L + delta.
 
-    input_ids [L] holds, for each row (t, h, w) of video_grid_thw [V, 3], one run of t * h * w / merge_size**2 video
-    tokens. ``seconds_per_grid`` [V] is the time between two grids (temporal patches) of each video.
+    input_ids [L] holds, for each row (t, h, w) of grid_thw [V, 3], one run of t * h * w / merge_size**2 tokens of
+    ``vision_token_ids``. ``seconds_per_grid`` [V] is the time between two grids (temporal patches) of each video; an
+    image is a video of one grid.
 
     - A text token is one further than the largest position before it, on all three axes.
     - A video begins one further than the largest position before it. From there, token (i, y, x) lies
@@ -38,13 +39,13 @@ def mrope_positions(
         pieces.append((start + torch.arange(end - read)).expand(3, -1))
         start, read = start + end - read, end
 
-    ids = input_ids.tolist()
-    for (grid_t, grid_h, grid_w), seconds in zip(video_grid_thw.tolist(), seconds_per_grid, strict=True):
-        add_text(ids.index(video_token_id, read))
+    is_vision = [id in vision_token_ids for id in input_ids.tolist()]
+    for (grid_t, grid_h, grid_w), seconds in zip(grid_thw.tolist(), seconds_per_grid, strict=True):
+        add_text(is_vision.index(True, read))
         # multiplied one after the other in 32 bits, as the model's own code does: other roundings, other integers
         time = (torch.arange(grid_t) * torch.tensor(seconds, dtype=torch.float32) * tokens_per_second).long()
         height, width = torch.arange(grid_h // merge_size), torch.arange(grid_w // merge_size)
         pieces.append(start + torch.stack(torch.meshgrid(time, height, width, indexing="ij")).flatten(1))
         start, read = int(pieces[-1].max()) + 1, read + pieces[-1].shape[1]
-    add_text(len(ids))
-    return torch.cat(pieces, dim=1), start - len(ids)
+    add_text(len(is_vision))
+    return torch.cat(pieces, dim=1), start - len(is_vision)

@@ -15,7 +15,7 @@ from vidbridge.types import Clip
 
 
 class Qwen2_5_VL(Backbone):
-    """A video is one run of tokens, one for each merged patch."""
+    """A video is one run of tokens, one for each merged patch; so is an image."""
 
     model_class = Qwen2_5_VLForConditionalGeneration
     norm_class = Qwen2_5_VLRMSNorm
@@ -37,7 +37,7 @@ video goes on from the largest position in it. transformers since 5.3 places it 
             input_ids,
             grids,
             [vision.temporal_patch_size / frames_per_second(clip) for clip in clips],
-            video_token_id=config.video_token_id,
+            vision_token_ids=self.vision_token_ids(config),
             merge_size=vision.spatial_merge_size,
             tokens_per_second=vision.tokens_per_second,
         )

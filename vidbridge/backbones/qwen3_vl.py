@@ -17,8 +17,8 @@ from vidbridge.types import Clip
 class Qwen3VL(Backbone):
     """Each temporal patch is a picture of its own: its time as text, then its tokens between vision_start and _end.
 
-    What blocks in the middle of the tower saw is added to video tokens after the first decoder layers: DeepStack (arXiv
-    2406.04334).
+    An image has no time. What blocks in the middle of the tower saw is added to the tokens of patches after the first
+    decoder layers: DeepStack (arXiv 2406.04334).
     """
 
     model_class = Qwen3VLForConditionalGeneration
@@ -47,14 +47,14 @@ class Qwen3VL(Backbone):
             input_ids,
             pictures,
             [0.0] * len(pictures),
-            video_token_id=config.video_token_id,
+            vision_token_ids=self.vision_token_ids(config),
             merge_size=config.vision_config.spatial_merge_size,
             tokens_per_second=0,  # a picture does not last
         )
 
-    def for_layers(self, seen: Any, is_video: torch.Tensor) -> Mapping[str, Any]:
+    def for_layers(self, seen: Any, is_vision: torch.Tensor) -> Mapping[str, Any]:
         features = [torch.cat(of_block) for of_block in seen.deepstack_features]
-        return {"visual_pos_masks": is_video, "deepstack_visual_embeds": features}
+        return {"visual_pos_masks": is_vision, "deepstack_visual_embeds": features}
 
     def released_config(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
         """Put the rope settings of the text model into rope_theta and rope_scaling, as transformers 4.57 reads them."""

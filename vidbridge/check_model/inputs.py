@@ -80,24 +80,24 @@ def texts_of(message: Any) -> list[str]:
 
 
 def placeholder_problems(processor: Processor, encoded: EncodedPrompt) -> list[str]:
-    """Video tokens must stand in runs between the borders, as many and as long as the grids say."""
+    """Tokens of patches must stand in runs between the borders, as many and as long as the grids say."""
     config, ids = processor.config, encoded.input_ids.tolist()
     grids = runs_by_rule(processor, encoded)
     expected = [math.prod(grid) // config.vision_config.spatial_merge_size**2 for grid in grids]
-    runs = runs_of(ids, config.video_token_id)
+    runs = runs_of(processor.is_vision(encoded.input_ids).tolist())
     problems = []
     if [stop - start for start, stop in runs] != expected:
-        problems.append(f"videos of {expected} tokens have runs of {[stop - start for start, stop in runs]}")
+        problems.append(f"clips of {expected} tokens have runs of {[stop - start for start, stop in runs]}")
     for start, stop in runs:
         borders = (config.vision_start_token_id, config.vision_end_token_id)
         if (*ids[start - 1 : start], *ids[stop : stop + 1]) != borders:
-            problems.append("a video does not stand between vision_start and vision_end")
+            problems.append("a clip does not stand between vision_start and vision_end")
     return problems
 
 
-def runs_of(ids: Sequence[int], token: int) -> list[tuple[int, int]]:
-    """Return where ``token`` stands without a gap, as (start, stop)."""
-    edges = np.flatnonzero(np.diff([0, *(id == token for id in ids), 0]))
+def runs_of(marked: Sequence[bool]) -> list[tuple[int, int]]:
+    """Return where ``marked`` is true without a gap, as (start, stop)."""
+    edges = np.flatnonzero(np.diff([0, *marked, 0]))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
@@ -175,8 +175,8 @@ def check_pixels(processor: Processor, path: str) -> Row:
         content = [{"type": "video"}, {"type": "text", "text": "."}]
         ours = processor.encode(Prompt(messages=({"role": "user", "content": content},), clips=(clip,)))
         patches, grid = theirs(frames)
-        if ours.video_grid_thw.tolist() != grid:
-            problems.append(f"{width} x {height}: grid {ours.video_grid_thw.tolist()}, theirs is {grid}")
+        if ours.grid_thw.tolist() != grid:
+            problems.append(f"{width} x {height}: grid {ours.grid_thw.tolist()}, theirs is {grid}")
             continue
         apart = float((ours.pixel_values - patches).abs().max())
         if size == (height, width):

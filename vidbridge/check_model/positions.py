@@ -17,7 +17,7 @@ def check_positions(processor: Processor, items: Sequence[Item]) -> Row:
     """Rotary positions against the trained rule, written out here token by token."""
     problems, num_tokens = [], 0
     prompts = [item.prompt for item in items]
-    prompts.append(two_videos(prompts[0]))
+    prompts.append(several_clips(prompts[0]))
     for prompt in prompts:
         encoded = processor.encode(prompt)
         table = positions_by_token(processor, encoded, prompt.clips)
@@ -39,17 +39,21 @@ def check_positions(processor: Processor, items: Sequence[Item]) -> Row:
     )
 
 
-def two_videos(prompt: Prompt) -> Prompt:
-    """The first video of the prompt and then half of its frames again, read at another rate."""
-    clip = prompt.clips[0]
-    half = max(1, len(clip.times_s) // 2)
-    other = Clip(frames=clip.frames[:half], times_s=clip.times_s[:half] * 1.7)
-    content = [{"type": "video"}, {"type": "video"}, {"type": "text", "text": "."}]
-    return Prompt(messages=({"role": "user", "content": content},), clips=(clip, other))
+def several_clips(prompt: Prompt) -> Prompt:
+    """A frame of the first clip as an image, that clip as a video, and half of its frames again at another rate."""
+    frames, times_s = prompt.clips[0].frames, prompt.clips[0].times_s
+    half = max(1, len(times_s) // 2)
+    clips = (
+        Clip(frames=frames[:1], times_s=np.zeros(1), is_image=True),
+        Clip(frames=frames, times_s=times_s),
+        Clip(frames=frames[:half], times_s=times_s[:half] * 1.7),
+    )
+    content = [{"type": "image"}, {"type": "video"}, {"type": "video"}, {"type": "text", "text": "."}]
+    return Prompt(messages=({"role": "user", "content": content},), clips=clips)
 
 
 def positions_by_token(processor: Processor, encoded: EncodedPrompt, clips: Sequence[Clip]) -> np.ndarray:
-    """[L, 3]: text goes on one after the largest position so far; a video counts seconds, rows and columns from there.
+    """[L, 3]: text goes on one after the largest position so far; a clip counts seconds, rows and columns from there.
 
     Times are cut to whole positions after 32-bit products, as in the code that the model was trained with.
     """
@@ -57,24 +61,24 @@ def positions_by_token(processor: Processor, encoded: EncodedPrompt, clips: Sequ
     seconds = [0.0] * len(runs_by_rule(processor, encoded))  # a picture does not last
     if config.model_type not in TOLD_IN_WORDS:
         seconds = [seconds_a_grid(clip, config.vision_config.temporal_patch_size) for clip in clips]
-    videos = zip(runs_by_rule(processor, encoded), seconds, strict=True)
+    runs = zip(runs_by_rule(processor, encoded), seconds, strict=True)
     table: list[tuple[int, int, int]] = []
     largest = -1
-    of_video: Iterator[tuple[int, int, int]] = iter(())  # those of the video that is being read
-    for id in encoded.input_ids.tolist():
+    of_run: Iterator[tuple[int, int, int]] = iter(())  # those of the run that is being read
+    for is_vision in processor.is_vision(encoded.input_ids).tolist():
         position = (largest + 1,) * 3
-        if id == config.video_token_id:
-            found = next(of_video, None)
-            if found is None:  # the first token of the next video
-                of_video = video_positions(processor, largest + 1, *next(videos))
-                found = next(of_video)
+        if is_vision:
+            found = next(of_run, None)
+            if found is None:  # the first token of the next run
+                of_run = run_positions(processor, largest + 1, *next(runs))
+                found = next(of_run)
             position = found
         table.append(position)
         largest = max(largest, *position)
     return np.array(table)
 
 
-def video_positions(
+def run_positions(
     processor: Processor, start: int, grid: Sequence[int], seconds: float
 ) -> Iterator[tuple[int, int, int]]:
     """Return the position of each token of a run that begins at ``start``; ``seconds`` lie between two of its grids."""
@@ -95,8 +99,8 @@ def seconds_a_grid(clip: Clip, temporal_patch_size: int) -> float:
 
 
 def runs_by_rule(processor: Processor, encoded: EncodedPrompt) -> list[list[int]]:
-    """Return the grid (t, h, w) of each run of video tokens: a video, or one of its pictures with a time before it."""
-    grids = encoded.video_grid_thw.tolist()
+    """Return the grid (t, h, w) of each run of tokens: an image, a video, or one of its pictures after its time."""
+    grids = encoded.grid_thw.tolist()
     if processor.config.model_type in TOLD_IN_WORDS:
         return [[1, height, width] for time, height, width in grids for _ in range(time)]
     return list(grids)

@@ -124,7 +124,7 @@ def measure(differences: Iterable[tuple[Item, list[float]]]) -> Differences:
     found = Differences(values=np.empty((1, 0)), sources=sources)
     for item, values in differences:
         rows.append(values)
-        sources.append(item.sample.videos[0].path)
+        sources.append(item.sample.shown[0].path)
         if len(rows) in LOOKS:
             found = Differences(values=np.array(rows).T, sources=tuple(sources))
             means = map(found.mean, range(len(values)))

@@ -41,8 +41,8 @@ class Dataset(ABC):
         """Return the same without the rows that something is wrong with."""
         return self
 
-    def row_problems(self) -> Sequence[str]:
-        """Return what is wrong with its files, where that does not stop it."""
+    def row_problems(self, tasks: Sequence[Task] = ()) -> Sequence[str]:
+        """Return what is wrong with its files and the rows of ``tasks``, where that does not stop it."""
         return ()
 
     def problem_types(self) -> Mapping[str, int]:

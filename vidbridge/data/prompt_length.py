@@ -10,30 +10,34 @@ import av
 
 from vidbridge.errors import VideoError
 from vidbridge.media.container import open_container
+from vidbridge.media.image_file import image_size
 from vidbridge.media.montage import in_files
 from vidbridge.media.reader import VideoReader
 from vidbridge.policy.processor import Processor
 from vidbridge.tasks.rows import TaskRows
 from vidbridge.text import prompts
-from vidbridge.types import Montage, Sample, VideoRef
+from vidbridge.types import ImageRef, Montage, Sample, VideoRef, Visual
 
 
 def estimated_tokens(sample: Sample, task: TaskRows, processor: Processor) -> float:
-    """Return the tokens of the texts and of the videos; what cannot be read counts as nothing."""
+    """Return the tokens of the texts, images and videos; what cannot be read counts as nothing."""
     texts = prompts.texts_in(task.messages(sample))
     text = sum(len(processor.chat_tokens.text_ids(each)) for each in texts)
-    return text + sum(_video_tokens(video, task, processor) for video in sample.videos)
+    return text + sum(_clip_tokens(visual, task, processor) for visual in sample.shown)
 
 
-def _video_tokens(video: VideoRef | Montage, task: TaskRows, processor: Processor) -> float:
+def _clip_tokens(visual: Visual, task: TaskRows, processor: Processor) -> float:
     try:
         if isinstance(task.read, VideoReader):
-            video = task.read.confined(video)
-        seconds, (height, width) = _shown(video)
-        if not (seconds > 0 and height and width):
-            return 0.0
+            visual = task.read.confined(visual)
         sized, numbers = processor.sized().frames, processor.numbers
-        num_frames = len(sized.times(seconds))
+        if isinstance(visual, ImageRef):
+            num_frames, (height, width) = 1, image_size(visual.path)
+        else:
+            seconds, (height, width) = _shown(visual)
+            if not (seconds > 0 and height and width):
+                return 0.0
+            num_frames = len(sized.times(seconds))
         tall, wide = sized.size(height, width, num_frames)
     except (VideoError, ValueError):
         return 0.0

@@ -9,19 +9,22 @@ from typing import Any, Callable, Sequence
 from vidbridge.errors import DataError
 from vidbridge.tasks.rows import MULTIPLE_CHOICE, Row
 from vidbridge.text.option_reader import about, question_and_options, written
-from vidbridge.text.sanitize import check_text, check_unicode, without_placeholder
+from vidbridge.text.sanitize import check_text, check_unicode, without_placeholders
 
-_TEXTS = ("problem", "solution", "video", "problem_type")
+_TEXTS = ("problem", "solution", "problem_type")
 _MAX_SHOWN = 20
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """One JSON object a line; video paths below the file's folder are relative to it. Appears whole or not at all."""
+    """One JSON object a line; paths below the file's folder are relative to it. Appears whole or not at all."""
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
         for row in rows:
             line: dict[str, Any] = {name: getattr(row, name) for name in _TEXTS}
-            line["video"] = row.video.removeprefix(f"{path.parent}/")
+            if row.images:
+                line["images"] = [image.removeprefix(f"{path.parent}/") for image in row.images]
+            if row.video:
+                line["video"] = row.video.removeprefix(f"{path.parent}/")
             line |= {"uid": row.uid, "options": written(row.options), "rationale": row.rationale, **row.meta}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     partial.replace(path)
@@ -56,11 +59,11 @@ class Problems:
         line: bytes,
         number: int,
         problem_type: str | None = None,
-        video_path: Callable[[str], str] | None = None,
+        whole_path: Callable[[str], str] | None = None,
     ) -> Row | None:
         """The row of a line, or None and another problem."""
         try:
-            row = parse_row(line, self.path, number, problem_type, video_path)
+            row = parse_row(line, self.path, number, problem_type, whole_path)
             if self._numbers.setdefault(row.uid, number) != number:
                 raise ValueError(f"uid {row.uid!r} is that of line {self._numbers[row.uid]} already")
             return row
@@ -84,11 +87,11 @@ def parse_row(
     path: Path,
     number: int,
     problem_type: str | None = None,
-    video_path: Callable[[str], str] | None = None,
+    whole_path: Callable[[str], str] | None = None,
 ) -> Row:
     """One line of ``path``. ValueError names the field and what is wrong with it.
 
-    ``problem_type``: no other is right here. Videos are relative to the file's folder unless ``video_path`` says where.
+    ``problem_type``: no other is right here. Paths are relative to the file's folder unless ``whole_path`` says where.
     """
     try:
         fields = json.loads(line.decode("utf-8-sig"))  # some editors begin a file with a mark
@@ -113,7 +116,8 @@ def parse_row(
         raise ValueError(f"field 'solution' must hold one answer, found {solution!r}")
     if problem_type is not None and fields["problem_type"] != problem_type:
         raise ValueError(f"field 'problem_type' must be '{problem_type}' here, found {fields['problem_type']!r}")
-    question = without_placeholder(fields["problem"], "problem")
+    images, video = pop_paths(fields)
+    question = without_placeholders(fields["problem"], "problem", num_images=len(images), num_videos=int(video != ""))
     found = fields.pop("options", None)
     options: tuple[str, ...] = ()
     if found or fields["problem_type"] == MULTIPLE_CHOICE:
@@ -134,5 +138,49 @@ def parse_row(
         check_text(text, name)
     fields["problem"] = question
     known = {name: fields.pop(name) for name in _TEXTS}
-    known["video"] = video_path(known["video"]) if video_path else str(path.parent / known["video"])
-    return Row(uid=uid, options=options, rationale=rationale, meta=fields, **known)
+    whole = whole_path or (lambda name: str(path.parent / name))
+    return Row(
+        uid=uid,
+        options=options,
+        rationale=rationale,
+        images=tuple(map(whole, images)),
+        video=whole(video) if video else "",
+        meta=fields,
+        **known,
+    )
+
+
+def pop_paths(fields: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+    """Take the paths of what a row shows out of it: "images" or one "image", and "video", empty where there is none.
+
+    ValueError when there are none at all, or for what is no path.
+    """
+    names = [name for name in ("image", "images") if name in fields]
+    if len(names) > 1:
+        raise ValueError("fields 'image' and 'images' are the same: keep one")
+    images: tuple[str, ...] = ()
+    for name in names:
+        images = image_paths(fields.pop(name), name)
+    if images and fields.get("video") is None:
+        fields.pop("video", None)
+        return images, ""
+    if "video" not in fields:
+        raise ValueError("field 'video' is missing, and there is no field 'images'")
+    video = fields.pop("video")
+    check_path(video, "video")
+    return images, video
+
+
+def image_paths(found: Any, name: str) -> tuple[str, ...]:
+    """The paths of field ``name``: one, a list of them, or null for none."""
+    paths = [] if found is None else found if isinstance(found, list) else [found]
+    for each in paths:
+        check_path(each, name)
+    return tuple(paths)
+
+
+def check_path(found: Any, name: str) -> None:
+    """ValueError for what is no path. It is taken as it stands, blanks and all."""
+    if not isinstance(found, str) or not found.strip():
+        raise ValueError(f"field '{name}' must be a text that is not empty, found {found!r}")
+    check_unicode(found, name)

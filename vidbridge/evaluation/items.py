@@ -24,7 +24,7 @@ def item_row(group: Group) -> dict[str, Any]:
     return {
         "uid": sample.uid,
         "task": sample.task,
-        "source": sample.meta["sources"][0] if "sources" in sample.meta else sample.videos[0].path,
+        "source": sample.meta["sources"][0] if "sources" in sample.meta else sample.shown[0].path,
         **({"categories": sample.meta["categories"]} if "categories" in sample.meta else {}),
         "reference": sample.answer,
         "completions": [done.text for done in group.completions],

@@ -14,12 +14,12 @@ from vidbridge.media.kinds import READ, kind_of
 FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
 
 
-def check_file(path: str) -> None:
+def check_file(path: str, kind: str = "video") -> None:
     """VideoError for what is no file, or holds nothing."""
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise VideoError(path, "missing", "no such video file") from error
+        raise VideoError(path, "missing", f"no such {kind} file") from error
     if not stat.S_ISREG(found.st_mode):
         raise VideoError(path, "not_a_file", "is a folder, a pipe or a device, not a file")
     if found.st_size == 0:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Callable
 
@@ -15,9 +15,9 @@ import numpy as np
 
 from vidbridge.media.effects import file_of
 from vidbridge.media.frame_budget import FrameBudget
-from vidbridge.types import Clip, Montage, VideoRef
+from vidbridge.types import Clip, ImageRef, Montage, Visual
 
-Decode = Callable[[VideoRef | Montage, FrameBudget], Clip]
+Decode = Callable[[Visual, FrameBudget], Clip]
 
 VERSION = 3  # of what is decoded: another one makes old entries useless
 _LOCK = "lock"
@@ -35,16 +35,16 @@ class FrameCache:
         self.decode, self.folder, self.max_bytes = decode, folder, max_bytes
         self._written = max_bytes  # since the folder was last looked through: at first nobody knows
 
-    def __call__(self, video: VideoRef | Montage, frames: FrameBudget) -> Clip:
+    def __call__(self, visual: Visual, frames: FrameBudget) -> Clip:
         try:
-            path = self.folder / entry_name(video, frames)
+            path = self.folder / entry_name(visual, frames)
         except OSError:  # there is no such file, and decode says so better
-            return self.decode(video, frames)
+            return self.decode(visual, frames)
         clip = read_entry(path)
         if clip is None:
-            clip = self.decode(video, frames)
+            clip = self.decode(visual, frames)
             self._put(path, clip)
-        return clip
+        return replace(clip, is_image=isinstance(visual, ImageRef))
 
     def _put(self, path: Path, clip: Clip) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,13 +78,13 @@ class FrameCache:
                 too_much -= size
 
 
-def entry_name(video: VideoRef | Montage, frames: FrameBudget) -> str:
+def entry_name(visual: Visual, frames: FrameBudget) -> str:
     """OSError where a file cannot be looked at."""
-    paths = sorted({source.path for source in video.sources})
-    if isinstance(video, Montage):
-        paths += sorted({path for effect in video.effects if (path := file_of(effect))})
+    paths = sorted({source.path for source in visual.sources})
+    if isinstance(visual, Montage):
+        paths += sorted({path for effect in visual.effects if (path := file_of(effect))})
     identities = [(os.path.abspath(path), (found := os.stat(path)).st_size, found.st_mtime_ns) for path in paths]
-    key = json.dumps([VERSION, type(video).__name__, asdict(video), asdict(frames), identities])
+    key = json.dumps([VERSION, type(visual).__name__, asdict(visual), asdict(frames), identities])
     name = hashlib.sha256(key.encode()).hexdigest()
     return f"{name[:2]}/{name[2:40]}"
 

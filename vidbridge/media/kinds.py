@@ -1,10 +1,10 @@
-"""Names for files that are no video that is read here, by their first bytes."""
+"""Names for files that cannot be read here, by their first bytes."""
 
 from __future__ import annotations
 
 # Where the bytes stand, the bytes, and what begins so.
 _BEGINNINGS = (
-    (0, b"version https://git-lfs", "a Git LFS pointer, the video itself was not downloaded (`git lfs pull` gets it)"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, the file itself was not downloaded (`git lfs pull` gets it)"),
     (0, b"#EXTM3U", "an HLS playlist"),
     (0, b"ffconcat", "a list of files for ffmpeg"),
     (0, b"v=0", "a session description (SDP)"),

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from vidbridge.media.montage import in_files, planned
-from vidbridge.types import Effect, Montage, Sample, Segment, VideoRef
+from vidbridge.types import Effect, ImageRef, Montage, Sample, Segment, VideoRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origins:
     """``frames`` has, of each frame, the index of its source and the second in it, or None where the screen is black.
+
+    An image is one frame, of second 0.
 
     ``sources`` are the names that the data have for the files, without the folders of an absolute path; "video 1",
     "video 2" in a file that was cut from several before.
@@ -25,12 +27,14 @@ class Origins:
 
 
 def origins(sample: Sample, number: int, times_s: np.ndarray) -> Origins:
-    """Return the origins of the frames at ``times_s`` of video ``number`` of ``sample``.
+    """Return the origins of the frames at ``times_s`` of clip ``number`` of ``sample``.
 
     A montage knows what it shows; of a file that was cut before, ``sample.meta`` tells ("pieces", "dark").
     """
-    video = sample.videos[number]
-    return origins_of(video if isinstance(video, Montage) else _recorded(sample) or video, times_s)
+    visual = sample.shown[number]
+    if isinstance(visual, ImageRef):
+        return Origins(sources=(_name(visual.path),), frames=((0, 0.0),))
+    return origins_of(visual if isinstance(visual, Montage) else _recorded(sample) or visual, times_s)
 
 
 def origins_of(video: VideoRef | Montage, times_s: np.ndarray) -> Origins:

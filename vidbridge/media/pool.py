@@ -19,7 +19,7 @@ import numpy as np
 from vidbridge.errors import VideoError
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.worker import to_request
-from vidbridge.types import Clip, Montage, VideoRef
+from vidbridge.types import Clip, ImageRef, VideoRef, Visual
 
 RECYCLE_AFTER = 500  # videos, so that no leak of a decoder grows large
 RECYCLE_MB = 1024  # of memory ever held
@@ -36,12 +36,13 @@ class WorkerPool:
         for _ in range(size):
             self._idle.put(None)
 
-    def decode(self, video: VideoRef | Montage, frames: FrameBudget) -> Clip:
+    def decode(self, visual: Visual, frames: FrameBudget) -> Clip:
         """Return what ``decode.decode`` gives; VideoError with reason deadline, crashed or memory."""
-        head, payload = self._ask(to_request(video, frames), video.path)
+        head, payload = self._ask(to_request(visual, frames), visual.path)
         num_frames = head["shape"][0]
         times_s = payload[: 8 * num_frames].view(np.float64)
-        return Clip(frames=payload[8 * num_frames :].reshape(head["shape"]), times_s=times_s)
+        pixels = payload[8 * num_frames :].reshape(head["shape"])
+        return Clip(frames=pixels, times_s=times_s, is_image=isinstance(visual, ImageRef))
 
     def describe(self, path: str) -> dict[str, Any]:
         """``{"duration_s": 4.0, "height": 48, "width": 64}``"""

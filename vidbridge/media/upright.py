@@ -27,14 +27,19 @@ def upright(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     """[H, W, 3] uint8. ``reformatter`` may be used again: setting it up costs more than converting a small frame."""
     pixels: np.ndarray
     if any(component.is_alpha for component in frame.format.components):
-        rgba = reformatter.reformat(frame, format="rgba", threads=1).to_ndarray().astype(np.uint16)
-        opaque = rgba[..., 3:]
-        pixels = ((rgba[..., :3] * opaque + 255 * (255 - opaque) + 127) // 255).astype(np.uint8)
+        pixels = on_white(reformatter.reformat(frame, format="rgba", threads=1).to_ndarray())
     else:
         pixels = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     side_data: Any = frame.side_data
     matrix = side_data.get(SideData.DISPLAYMATRIX)
     return pixels if matrix is None else turned(pixels, np.frombuffer(bytes(matrix), np.int32))
+
+
+def on_white(rgba: np.ndarray) -> np.ndarray:
+    """Return a picture [H, W, 4] uint8 as [H, W, 3], white where it is transparent."""
+    levels = rgba.astype(np.uint16)
+    opaque = levels[..., 3:]
+    return ((levels[..., :3] * opaque + 255 * (255 - opaque) + 127) // 255).astype(np.uint8)
 
 
 def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -19,28 +19,29 @@ from vidbridge.errors import VideoError
 from vidbridge.media.decode import decode
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.media.video_file import VideoFile
-from vidbridge.types import Clip, Effect, Montage, Segment, VideoRef
+from vidbridge.types import Clip, Effect, ImageRef, Montage, Segment, VideoRef, Visual
 
 
-def to_request(video: VideoRef | Montage, frames: FrameBudget | None) -> dict[str, Any]:
+def to_request(visual: Visual, frames: FrameBudget | None) -> dict[str, Any]:
     """Return the request as JSON can hold it; without a budget the reply tells how long and large the video is."""
     return {
-        "kind": type(video).__name__,
-        "video": asdict(video),
+        "kind": type(visual).__name__,
+        "visual": asdict(visual),
         "frames": None if frames is None else asdict(frames),
     }
 
 
-def from_request(request: dict[str, Any]) -> tuple[VideoRef | Montage, FrameBudget | None]:
-    video, frames = request["video"], request["frames"]
+def from_request(request: dict[str, Any]) -> tuple[Visual, FrameBudget | None]:
+    fields, frames = request["visual"], request["frames"]
+    read: Visual
     if request["kind"] == "Montage":
-        read: VideoRef | Montage = Montage(
-            sources=tuple(VideoRef(**each) for each in video["sources"]),
-            segments=tuple(Segment(**each) for each in video["segments"]),
-            effects=tuple(Effect(**each) for each in video["effects"]),
+        read = Montage(
+            sources=tuple(VideoRef(**each) for each in fields["sources"]),
+            segments=tuple(Segment(**each) for each in fields["segments"]),
+            effects=tuple(Effect(**each) for each in fields["effects"]),
         )
     else:
-        read = VideoRef(**video)
+        read = VideoRef(**fields) if request["kind"] == "VideoRef" else ImageRef(**fields)
     return read, None if frames is None else FrameBudget(**frames)
 
 
@@ -53,11 +54,10 @@ def describe(path: str) -> dict[str, Any]:
 def answer(request: dict[str, Any]) -> tuple[dict[str, Any], Clip | None]:
     """The head of the reply and what follows it."""
     try:
-        video, frames = from_request(request)
+        visual, frames = from_request(request)
         if frames is None:
-            assert isinstance(video, VideoRef)
-            return {"about": describe(video.path)}, None
-        clip = decode(video, frames)
+            return {"about": describe(visual.path)}, None
+        clip = decode(visual, frames)
         return {"shape": clip.frames.shape}, clip
     except VideoError as error:
         return {"error": [error.path, error.reason, error.detail]}, None
@@ -66,8 +66,8 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], Clip | None]:
 
 
 def _path(request: dict[str, Any]) -> str:
-    video = request["video"]
-    return video["path"] if "path" in video else video["sources"][0]["path"]
+    fields = request["visual"]
+    return fields["path"] if "path" in fields else fields["sources"][0]["path"]
 
 
 def peak_mb() -> float:

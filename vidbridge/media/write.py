@@ -1,4 +1,4 @@
-"""Write frames as an H.264 mp4."""
+"""Write frames as an H.264 mp4, an image as a PNG."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+from PIL import Image
 
 from vidbridge.types import Clip
 
@@ -16,6 +17,14 @@ def write_mp4(clip: Clip, path: Path, *, fps: int | Fraction, crf: int = 16) -> 
     partial = path.with_suffix(".partial.mp4")
     partial.write_bytes(encode_mp4(clip, fps=fps, crf=crf))
     partial.replace(path)
+
+
+def encode_png(clip: Clip) -> bytes:
+    """Return an image as a PNG file."""
+    (pixels,) = clip.frames
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def encode_mp4(clip: Clip, *, fps: int | Fraction, crf: int = 16) -> bytes:

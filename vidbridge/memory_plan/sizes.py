@@ -31,7 +31,7 @@ def look_at(task: TaskRows, loader: Loader, *, num_rows: int, share: float) -> T
     for each in loader.load({row: task.sample(row) for row in rows}).values():
         prompt, encoded = each.prompt, each.encoded
         tokens.append(len(encoded.input_ids))
-        of_video.append(int((encoded.input_ids == loader.processor.config.video_token_id).sum()))
+        of_video.append(int(loader.processor.is_vision(encoded.input_ids).sum()))
         patches.append(len(encoded.pixel_values))
         num_bytes.append(encoded.pixel_values.nbytes + sum(clip.frames.nbytes for clip in prompt.clips))
     return TaskSizes(

@@ -81,7 +81,7 @@ def pack(
         group_ids=torch.cat(group_ids),
         sibling_ids=torch.cat(sibling_ids),
         pixel_values=torch.cat([group.encoded.pixel_values for group in groups]),
-        video_grid_thw=torch.cat([group.encoded.video_grid_thw for group in groups]),
+        grid_thw=torch.cat([group.encoded.grid_thw for group in groups]),
         completion_ids=completion_ids,
         predictors=pad_sequence(predictors, batch_first=True),
         sampled_mask=sampled,

@@ -10,7 +10,7 @@ from typing import Iterator, Sequence
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from vidbridge.backbones import backbone_of
 from vidbridge.policy.packing import pad_completions
@@ -48,7 +48,7 @@ def repeated_logits(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logits [N, T, V] and the ids [N, T] that they predict, each completion a full row [prompt | completion].
 
-    Every row has its own copy of the video. Prompts are padded left, completions right; what stands on padding means
+    Every row has its own copy of the clips. Prompts are padded left, completions right; what stands on padding means
     nothing. With ``every_position`` T covers the prompts' tokens as well.
     """
     device = module.device
@@ -65,7 +65,7 @@ def repeated_logits(
         position_ids=torch.cat([positions, completion_positions], dim=2).to(device),
         logits_to_keep=kept,
         use_cache=False,
-        **videos_of(prompts, device),
+        **clips_of(module.config, prompts, device),
     ).logits[:, :-1]
     return logits, ids[:, 1 - kept :]
 
@@ -91,15 +91,26 @@ def repeated_logprobs(
     return logprobs[:, -max(len(done.token_ids) for done in completions) :]
 
 
-def videos_of(prompts: Sequence[EncodedPrompt], device: torch.device) -> dict[str, torch.Tensor]:
-    """The arguments of a Hugging Face call that hold the videos; none where there is no video."""
-    grids = torch.cat([p.video_grid_thw for p in prompts])
-    if len(grids) == 0:
-        return {}
-    return {
-        "pixel_values_videos": torch.cat([p.pixel_values for p in prompts]).to(device),
-        "video_grid_thw": grids.to(device),
-    }
+def clips_of(
+    config: PretrainedConfig, prompts: Sequence[EncodedPrompt], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """The arguments of a Hugging Face call that hold videos and images, apart; none of a kind that is not there."""
+    ids, grids, pixels = (
+        torch.cat([getattr(p, name) for p in prompts]) for name in ("input_ids", "grid_thw", "pixel_values")
+    )
+    patches = grids.prod(dim=1)
+    tokens = patches // config.vision_config.spatial_merge_size**2
+    first_ids = ids[backbone_of(config.model_type).is_vision(config, ids)][tokens.cumsum(0) - tokens]
+    arguments = {}
+    for id, pixels_name, grids_name in (
+        (config.image_token_id, "pixel_values", "image_grid_thw"),
+        (config.video_token_id, "pixel_values_videos", "video_grid_thw"),
+    ):
+        of_kind = first_ids == id
+        if of_kind.any():
+            arguments[pixels_name] = pixels[of_kind.repeat_interleave(patches)].to(device)
+            arguments[grids_name] = grids[of_kind].to(device)
+    return arguments
 
 
 def _left_padded(prompts: Sequence[EncodedPrompt], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -34,7 +34,7 @@ def token_logprobs(
             module,
             batch.input_ids[None],
             batch.pixel_values,
-            batch.video_grid_thw,
+            batch.grid_thw,
             batch.position_ids[:, None],
             packed_attention(batch.group_ids, batch.sibling_ids),
         )[0]

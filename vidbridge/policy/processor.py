@@ -1,7 +1,7 @@
 """Between text + frames and tensors: everything a checkpoint folder says about its inputs.
 
-Does what the Hugging Face processor of the family does for video prompts, without constructing it (it needs
-torchvision): renders the chat template, cuts frames into patches, puts each video's tokens in the place of its
+Does what the Hugging Face processor of the family does for videos and images, without constructing it (it needs
+torchvision): renders the chat template, cuts frames into patches, puts each clip's tokens in the place of its
 placeholder, and gives every token its rotary positions.
 """
 
@@ -123,7 +123,7 @@ class Processor:
         return torch.tensor(sorted((special | set(unused)) - {self.eos_id}), dtype=torch.long)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Return what the model reads up to the assistant's turn, with one placeholder for each video."""
+        """Return what the model reads up to the assistant's turn, with one placeholder for each clip."""
         return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
@@ -133,17 +133,18 @@ class Processor:
         clips do not match or the prompt is longer than ``max_prompt_tokens``.
         """
         low, high, resizes = self.frames.min_pixels, self.frames.max_pixels, self.frames.multiple is None
-        videos = [
+        clips = [
             self.backbone.patchify(clip.frames, **self.numbers, min_pixels=low, max_pixels=high, resizes=resizes)
             for clip in prompt.clips
         ]
-        grids = torch.tensor([grid for _, grid in videos], dtype=torch.long).reshape(-1, 3)
+        grids = torch.tensor([grid for _, grid in clips], dtype=torch.long).reshape(-1, 3)
 
-        ids = torch.tensor(self._with_videos(self.chat_tokens.ids(prompt.messages), prompt.clips, grids))
+        ids = torch.tensor(self._with_clips(self.chat_tokens.ids(prompt.messages), prompt.clips, grids))
         if len(ids) > self.max_prompt_tokens:
-            num_video = int((ids == self.config.video_token_id).sum())
+            num_seen = int(self.is_vision(ids).sum())
+            kind = "image" if all(clip.is_image for clip in prompt.clips) else "video"
             raise ValueError(
-                f"a prompt of {len(ids)} tokens ({num_video} video + {len(ids) - num_video} text) exceeds "
+                f"a prompt of {len(ids)} tokens ({num_seen} {kind} + {len(ids) - num_seen} text) exceeds "
                 f"max_prompt_tokens={self.max_prompt_tokens}: use fewer frames or pixels, or a shorter text"
             )
 
@@ -153,21 +154,31 @@ class Processor:
             input_ids=ids,
             position_ids=positions,
             rope_delta=delta,
-            pixel_values=torch.from_numpy(np.concatenate([nothing, *(patches for patches, _ in videos)])),
-            video_grid_thw=grids,
+            pixel_values=torch.from_numpy(np.concatenate([nothing, *(patches for patches, _ in clips)])),
+            grid_thw=grids,
         )
 
-    def _with_videos(self, ids: Sequence[int], clips: Sequence[Clip], grids: torch.Tensor) -> list[int]:
+    def _with_clips(self, ids: Sequence[int], clips: Sequence[Clip], grids: torch.Tensor) -> list[int]:
         """Put what the family makes of each clip in the place of its placeholder in ``ids``."""
-        config = self.config
-        if (num_videos := list(ids).count(config.video_token_id)) != len(clips) or config.image_token_id in ids:
+        backbone, config = self.backbone, self.config
+        kinds = {config.image_token_id: "image", config.video_token_id: "video"}
+        held = [kinds[token] for token in ids if token in kinds]
+        if held != (given := ["image" if clip.is_image else "video" for clip in clips]):
             raise ValueError(
-                f"the messages hold {num_videos} video placeholders for {len(clips)} clips (images are not supported)"
+                f"the messages hold placeholders for {', '.join(held) or 'nothing'}; "
+                f"the clips are {', '.join(given) or 'none'}"
             )
         spelt = (
-            self.backbone.video_ids(config, self.chat_tokens, clip, grid) for clip, grid in zip(clips, grids.tolist())
+            backbone.image_ids(config, grid)
+            if clip.is_image
+            else backbone.video_ids(config, self.chat_tokens, clip, grid)
+            for clip, grid in zip(clips, grids.tolist())
         )
-        return [id for token in ids for id in (next(spelt) if token == config.video_token_id else (token,))]
+        return [id for token in ids for id in (next(spelt) if token in kinds else (token,))]
+
+    def is_vision(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return which of ``ids`` stand for patches of a video or an image, a bool for each."""
+        return self.backbone.is_vision(self.config, ids)
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Token ids of an assistant's turn, EOS included; ValueError for tokens the policy may never produce."""

@@ -1,4 +1,5 @@
-"""What the model saw, as small mp4s in the run folder: made of the decoded frames, so that no video is opened again.
+"""What the model saw, as small mp4s and PNGs in the run folder: made of the decoded frames, so that no file is opened
+again.
 
 A clip plays at the pace of its video, but no slower than two frames a second: sixteen frames of five minutes are a
 slide show of eight seconds. ``times_s`` has the times that the frames stand for.
@@ -16,7 +17,7 @@ from typing import Any, Iterator, Mapping, Sequence
 import numpy as np
 
 from vidbridge.media.origins import Origins, origins
-from vidbridge.media.write import encode_mp4
+from vidbridge.media.write import encode_mp4, encode_png
 from vidbridge.runtime import collectives
 from vidbridge.types import Clip, Group, Sample
 
@@ -28,10 +29,13 @@ ROUNDED_S = 0.01  # more than what rounding to milliseconds adds up to
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenClip:
-    """One video of a prompt: its name in the run folder, the mp4, and of each frame its time and its origin."""
+    """One clip of a prompt: its name in the run folder, the mp4, and of each frame its time and its origin.
+
+    An image is a PNG, and has no times.
+    """
 
     name: str
-    mp4: bytes
+    content: bytes
     times_s: tuple[float, ...]
     origins: Origins
 
@@ -59,14 +63,14 @@ def seen_clips(groups: Sequence[Group]) -> list[tuple[SeenClip, ...]]:
 
 def seen_clip(sample: Sample, number: int, clip: Clip) -> SeenClip:
     """The same frames have the same name: an item that is shown before and after training is one file."""
-    fps = playing_fps(clip.times_s)
+    fps = playing_fps(clip.times_s)  # one frame has some rate, too
     digest = hashlib.sha256(f"{clip.frames.shape} {fps}".encode())
     digest.update(np.ascontiguousarray(clip.frames).data)
     readable = re.sub(r"[^A-Za-z0-9]+", "-", sample.uid)[-40:].strip("-") or "clip"
     return SeenClip(
-        name=f"{readable}-{digest.hexdigest()[:12]}.mp4",
-        mp4=encode_mp4(even(clip), fps=fps, crf=CRF),
-        times_s=tuple(map(float, clip.times_s)),
+        name=f"{readable}-{digest.hexdigest()[:12]}.{'png' if clip.is_image else 'mp4'}",
+        content=encode_png(clip) if clip.is_image else encode_mp4(even(clip), fps=fps, crf=CRF),
+        times_s=() if clip.is_image else tuple(map(float, clip.times_s)),
         origins=origins(sample, number, clip.times_s),
     )
 
@@ -95,17 +99,25 @@ def write_clips(clips: Sequence[SeenClip], run_dir: Path) -> None:
         path = folder / clip.name
         if not path.exists():
             partial = path.with_suffix(".partial")
-            partial.write_bytes(clip.mp4)
+            partial.write_bytes(clip.content)
             partial.replace(path)
 
 
+def is_image(clip: Mapping[str, Any]) -> bool:
+    """Return whether ``clip``, as ``SeenClip.to_dict`` has it, is an image."""
+    return not clip["times_s"]
+
+
 def shown(clip: Mapping[str, Any]) -> Iterator[str]:
-    """Say what is on show when, a stretch of frames at a time; ``clip`` as ``SeenClip.to_dict`` has it.
+    """Say what is on show when, a stretch of frames at a time, of an image its name; ``clip`` as of ``to_dict``.
 
     >>> clip = {"times_s": [1, 3, 5, 7], "sources": ["a.mp4"], "origins": [[0, 31], [0, 33], None, [0, 7]]}
     >>> list(shown(clip))
     ['1-3 s: a.mp4 from 31 s', '5 s: dark', '7 s: a.mp4']
     """
+    if is_image(clip):
+        yield clip["sources"][0]
+        return
     stretches: list[list[tuple[float, Any]]] = []
     for frame in zip(clip["times_s"], clip["origins"]):
         if stretches and _goes_on(stretches[-1][-1], frame):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 from urllib.parse import quote
 
-from vidbridge.record.clips import shown
+from vidbridge.record.clips import is_image, shown
 from vidbridge.text.tags import read_tags
 
 MAX_EMBEDDED_BYTES = 200_000  # larger clips are linked, so that the page stays light
@@ -24,7 +24,7 @@ section { display: grid; grid-template-columns: 240px minmax(0, 1fr); gap: 0 1.6
 figure { margin: 0 0 .8em; }
 figcaption { color: #777; font-size: 12.5px; }
 section { border-bottom: 1px solid #ccc; overflow-wrap: anywhere; }
-video { width: 240px; image-rendering: pixelated; background: #eee; }
+video, img { width: 240px; image-rendering: pixelated; background: #eee; }
 h3 { margin: 0 0 .3em; font-size: 1em; }
 .where { color: #777; font-weight: normal; }
 .siblings { display: grid; grid-template-columns: repeat(auto-fill, minmax(19em, 1fr)); gap: .8em; margin-top: .8em; }
@@ -75,7 +75,10 @@ def _hiding(tasks: Sequence[str]) -> str:
 def _section(rows: Sequence[Mapping[str, Any]], task: int, run_dir: Path, folder: Path) -> str:
     first = rows[0]
     if "clips" in first:
-        figures = [_figure(_source(run_dir / clip["path"], folder), shown(clip)) for clip in first["clips"]]
+        figures = [
+            _figure(_source(run_dir / clip["path"], folder), shown(clip), is_image=is_image(clip))
+            for clip in first["clips"]
+        ]
     else:  # of a run that only wrote down which file it was
         figures = [_figure(_link(Path(first["video"]), folder))]
     return (
@@ -86,13 +89,13 @@ def _section(rows: Sequence[Mapping[str, Any]], task: int, run_dir: Path, folder
     )
 
 
-def _figure(source: str, lines: Iterable[str] = ()) -> str:
+def _figure(source: str, lines: Iterable[str] = (), *, is_image: bool = False) -> str:
     pointed = "onmouseenter='this.controls=true' onmouseleave='this.controls=false'"
     caption = "<br>".join(map(html.escape, lines))
-    return (
-        f"<figure><video loop muted preload='metadata' {pointed} src='{source}'></video>"
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
+    seen = f"<video loop muted preload='metadata' {pointed} src='{source}'></video>"
+    if is_image:
+        seen = f"<img src='{source}'>"
+    return f"<figure>{seen}<figcaption>{caption}</figcaption></figure>"
 
 
 def group_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -137,7 +140,8 @@ def _text(text: str, kind: str = "") -> str:
 
 def _source(clip: Path, folder: Path) -> str:
     if clip.is_file() and clip.stat().st_size <= MAX_EMBEDDED_BYTES:
-        return "data:video/mp4;base64," + base64.b64encode(clip.read_bytes()).decode()
+        kind = "image/png" if clip.suffix == ".png" else "video/mp4"
+        return f"data:{kind};base64," + base64.b64encode(clip.read_bytes()).decode()
     return _link(clip, folder)
 
 

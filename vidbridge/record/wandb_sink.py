@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 
 import wandb
 
-from vidbridge.record.clips import shown
+from vidbridge.record.clips import is_image, shown
 from vidbridge.record.completions import COLUMNS
 
 
@@ -75,8 +75,11 @@ class WandbSink:
             table.add_data(*playable, *[None] * (most - len(playable)), *(cells[column] for column in COLUMNS), told)
         self._run.log({f"completions/{stage}": table}, step=step)  # of one name, a step keeps only the last
 
-    def _playable(self, clip: Mapping[str, Any]) -> wandb.Video:
-        return wandb.Video(str(self._run_dir / clip["path"]), caption="\n".join(shown(clip)), format="mp4")
+    def _playable(self, clip: Mapping[str, Any]) -> wandb.Video | wandb.Image:
+        path, caption = str(self._run_dir / clip["path"]), "\n".join(shown(clip))
+        if is_image(clip):
+            return wandb.Image(path, caption=caption)
+        return wandb.Video(path, caption=caption, format="mp4")
 
     def finish(self, summary: Mapping[str, Any], curves: Path) -> None:
         self._run.log({"curves": wandb.Image(str(curves))})

@@ -27,7 +27,7 @@ def prefill(
         positions,
         torch.arange(ids.shape[1]) < lengths[:, None],
         torch.cat([p.pixel_values for p in prompts]),
-        torch.cat([p.video_grid_thw for p in prompts]),
+        torch.cat([p.grid_thw for p in prompts]),
         lengths - 1,
     )
     ids, positions, mask, pixels, grids, last = (tensor.to(module.device) for tensor in tensors)

@@ -23,6 +23,7 @@ class Task(ABC):
     name: ClassVar[str]
     problem_type: ClassVar[str]  # its name in the released JSONL
     num_sources: ClassVar[int] = 1
+    takes_images: ClassVar[bool] = False  # whether its rows may show images, beside a video or in its place
     placeholders: ClassVar[tuple[str, ...]] = ("question",)  # all that its template must have, and may
 
     @abstractmethod

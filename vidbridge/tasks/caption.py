@@ -1,4 +1,4 @@
-"""Captioning: a video, to be told in full.
+"""Captioning: a video or images, to be told in full.
 
     {"problem": "Describe the video, event by event.", "solution": "<answer>First the square moves left, ..</answer>",
      "video": "videos/0.mp4", "problem_type": "caption", ..}
@@ -19,13 +19,14 @@ from vidbridge.tasks.sources import Draft, Source
 class Caption(Task):
     name = "caption"
     problem_type = "caption"
+    takes_images = True
 
     def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:
         (source,) = sources
         if not source.caption:
             return None
         return Draft(
-            problem="Describe the video, event by event.",
+            problem="Describe the video, event by event." if source.duration_s else "Describe what the images show.",
             answer=source.caption,
             notes=source.notes(),
         )

@@ -1,4 +1,4 @@
-"""Question answering: a video, a question, options; the answer is a letter.
+"""Question answering: a video or images, a question, options; the answer is a letter.
 
     {"problem": "What does the square do first?", "options": ["grows", "moves left", "spins", "hides"],
      "solution": "<answer>B</answer>", "video": "videos/0.mp4", "problem_type": "MCQA", ..}
@@ -20,6 +20,7 @@ from vidbridge.text.options import LETTERS
 class QA(Task):
     name = "qa"
     problem_type = "MCQA"
+    takes_images = True
     placeholders = ("question", "options")
 
     def construct(self, sources: Sequence[Source], rng: np.random.Generator) -> Draft | None:

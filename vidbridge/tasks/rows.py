@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Iterator, Mapping, Sequence
 
 from vidbridge.errors import DataError
@@ -14,7 +14,7 @@ from vidbridge.media.frame_cache import Decode
 from vidbridge.tasks.base import Task
 from vidbridge.text import prompts
 from vidbridge.text.options import LETTERS
-from vidbridge.types import Montage, Prompt, Sample, VideoRef
+from vidbridge.types import ImageRef, Montage, Prompt, Sample, VideoRef
 
 MULTIPLE_CHOICE = "MCQA"  # the released problem type whose rows must have options
 
@@ -40,14 +40,17 @@ class Row:
     uid: str
     problem: str
     solution: str  # <answer>..</answer>
-    video: str  # path, absolute after reading
+    video: str  # path, absolute after reading; empty where there are images alone
     problem_type: str
+    images: tuple[str, ...] = ()  # paths likewise, of what is shown before the video
     options: tuple[str, ...] = ()
     rationale: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
     shown: Montage | VideoRef | None = None  # where that is not the whole video as it is
 
     def __post_init__(self) -> None:
+        if not self.video and not self.images:
+            raise DataError(f"{self.uid}: neither a video nor an image is named")
         if not self.answer:
             raise DataError(f"{self.uid}: the answer in {self.solution!r} is empty")
         if not self.options and self.problem_type != MULTIPLE_CHOICE:
@@ -91,7 +94,7 @@ class TaskRows:
 
     task: Task
     rows: Sequence[Row] = ()
-    frames: FrameBudget | None = None  # None: no video is read
+    frames: FrameBudget | None = None  # None: nothing is read
     read: Decode = decode
     template: prompts.PromptTemplate | None = None  # of conf/prompt; None: what ``ask`` says and nothing else
 
@@ -112,21 +115,28 @@ class TaskRows:
             question=row.problem,
             answer=row.answer,
             options=row.options,
-            videos=(row.shown or VideoRef(path=row.video),),
+            images=tuple(ImageRef(path=path) for path in row.images),
+            videos=(row.shown or VideoRef(path=row.video),) if row.video else (),
             meta={"rationale": row.rationale, **row.meta},
             index=index,
         )
 
     def prompt(self, sample: Sample) -> Prompt:
-        """Return the sample with its videos decoded; VideoError names the file that cannot be read."""
+        """Return the sample with all that it shows decoded; VideoError names the file that cannot be read."""
         assert self.frames is not None, "videos are read with a frame budget"
-        clips = tuple(self.read(video, self.frames) for video in sample.videos)
-        return Prompt(messages=self.messages(sample, num_videos=len(clips)), clips=clips)
+        clips = tuple(self.read(visual, self.frames) for visual in sample.shown)
+        return Prompt(messages=self.messages(sample), clips=clips)
 
-    def messages(self, sample: Sample, *, num_videos: int = 1) -> prompts.Messages:
-        """Return the sample in the words of the template."""
+    def blind_prompt(self, sample: Sample) -> Prompt:
+        """Return the sample in words alone."""
+        return Prompt(messages=self.messages(replace(sample, images=(), videos=())), clips=())
+
+    def messages(self, sample: Sample) -> prompts.Messages:
+        """Return the sample in the words of the template, after the placeholders of what it shows."""
         bare = prompts.PromptTemplate(text="\n".join(f"{{{name}}}" for name in self.task.placeholders))
-        return (self.template or bare).messages(self.task.ask(sample), num_videos=num_videos)
+        return (self.template or bare).messages(
+            self.task.ask(sample), num_images=len(sample.images), num_videos=len(sample.videos)
+        )
 
     def gold(self, sample: Sample) -> str:
         return self.task.gold(sample)

@@ -45,7 +45,7 @@ class Question:
 class Source:
     """An annotated video that tasks make rows from; what it has no annotation for is empty."""
 
-    duration_s: float
+    duration_s: float  # 0: images in the place of a video
     events: tuple[TimedEvent, ...] = ()
     caption: str = ""
     question: Question | None = None

@@ -20,20 +20,20 @@ class PromptTemplate:
     ({'role': 'user', 'content': [{'type': 'video'}, {'type': 'text', 'text': 'What is {x}? Answer in {braces}.'}]},)
     """
 
-    text: str  # follows the videos; prompt_config.check_template says what may stand in it
+    text: str  # follows images and videos; prompt_config.check_template says what may stand in it
     system: str | None = None  # None: no system message
 
-    def messages(self, texts: Mapping[str, str], *, num_videos: int) -> Messages:
-        """A system message, if there is one, and a user message: the videos first, then the text."""
-        videos: list[dict[str, str]] = [{"type": "video"}] * num_videos
-        asked = {"role": "user", "content": [*videos, {"type": "text", "text": self.text.format_map(texts)}]}
+    def messages(self, texts: Mapping[str, str], *, num_images: int = 0, num_videos: int) -> Messages:
+        """A system message, if there is one, and a user message: the images first, the videos, then the text."""
+        shown: list[dict[str, str]] = [{"type": "image"}] * num_images + [{"type": "video"}] * num_videos
+        asked = {"role": "user", "content": [*shown, {"type": "text", "text": self.text.format_map(texts)}]}
         if self.system is None:
             return (asked,)
         return ({"role": "system", "content": [{"type": "text", "text": self.system.format()}]}, asked)
 
 
 def texts_in(messages: Messages) -> list[str]:
-    """Their texts, without the videos."""
+    """Their texts, without images and videos."""
     return [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
 
 

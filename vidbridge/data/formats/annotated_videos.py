@@ -10,6 +10,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -59,11 +60,11 @@ class Raw(FileDataset):
         """Return the rows of a split; without a fraction, those of all videos together."""
         mine = self.annotated
         if held_out_frac is not None:
-            mine = [each for each in mine if split_by_video(each.video, held_out_frac) == split]
+            mine = [each for each in mine if split_by_video(each.source, held_out_frac) == split]
         return RawRows(task, split, mine, frames, seed=self.seed, max_duration_ratio=self.max_duration_ratio)
 
     def _no_rows(self, task: Task, split: str, frames: FrameBudget) -> NoRows:
-        files, videos = ", ".join(self.annotations), {each.video for each in self.annotated}
+        files, videos = ", ".join(self.annotations), {each.source for each in self.annotated}
         mine = sum(split_by_video(video, self.held_out_frac) == split for video in videos)
         part = f"{split} split: {mine} of {len(videos)} videos, with data.held_out_frac={self.held_out_frac:g}"
         if len(self._rows_of(task, split, frames, None)):  # it is a matter of which videos are set aside
@@ -87,7 +88,10 @@ class Raw(FileDataset):
 
     @cached_property
     def annotated(self) -> list[Annotation]:
-        """Return all videos, or parts of them, that can be opened; none goes on after the end of its file."""
+        """Return all videos, or parts of them, that can be opened; none goes on after the end of its file.
+
+        Images are not opened before they are shown.
+        """
         self.refuse(self._read[1])
         durations, unreadable = self._durations
         if unreadable:
@@ -97,9 +101,9 @@ class Raw(FileDataset):
             print(f"left out: {told}", file=sys.stderr)
         if beyond := [*self._too_long, *self._beyond]:
             print(f"left out, {len(beyond)} after the end:\n{listed(beyond)}", file=sys.stderr)
-        return [each for each in self._timed if length_s(each) > 0]
+        return [each for each in self._timed if not each.video or length_s(each) > 0]
 
-    def row_problems(self) -> Sequence[str]:
+    def row_problems(self, tasks: Sequence[Task] = ()) -> Sequence[str]:
         return [*self._read[1], *self._durations[1], *self._too_long, *self._beyond]
 
     @cached_property
@@ -107,7 +111,9 @@ class Raw(FileDataset):
         """Return the annotations of videos that can be opened, cut to what the file and the annotation both have."""
         timed = []
         for each in self._read[0]:
-            if lasts_s := self._durations[0][each.video]:
+            if not each.video:
+                timed.append(each)
+            elif lasts_s := self._durations[0][each.video]:
                 timed.append(replace(each, duration_s=min(each.duration_s or lasts_s, lasts_s)))
         return timed
 
@@ -116,7 +122,7 @@ class Raw(FileDataset):
         """Annotations of a video that is longer than the file, by more than two copies of it may differ."""
         found = []
         for each in self._read[0]:
-            lasts_s = self._durations[0][each.video]
+            lasts_s = self._durations[0].get(each.video)
             if lasts_s and each.duration_s and each.duration_s - lasts_s > max(LITTLE_S, LITTLE_FRAC * each.duration_s):
                 told = f"annotated as {each.duration_s:g} s long, {each.video} lasts {lasts_s:.2f} s"
                 found.append(f"{each.uid}: {told}: is it the same video?")
@@ -126,7 +132,7 @@ class Raw(FileDataset):
     def _beyond(self) -> list[str]:
         """Parts and events that begin when their video is over: no frame shows them."""
         found = []
-        for each in self._timed:
+        for each in filter(attrgetter("video"), self._timed):
             lasts_s = length_s(each)
             if lasts_s <= 0:
                 found.append(f"{each.uid}: starts at {each.start_s:g} s, {each.video} ends at {each.duration_s:g} s")
@@ -149,7 +155,7 @@ class Raw(FileDataset):
     @cached_property
     def _durations(self) -> tuple[dict[str, float | None], list[str]]:
         """Return how long each file is, whatever its annotation says; None and a problem for what does not open."""
-        videos = list(dict.fromkeys(each.video for each in self._read[0]))
+        videos = list(dict.fromkeys(each.video for each in self._read[0] if each.video))
         problems: list[str] = []
 
         def duration_s(video: str) -> float | None:
@@ -167,6 +173,9 @@ class Raw(FileDataset):
 
 def to_source(known: Annotation, frames: FrameBudget) -> Source:
     """Times count from the start of the part; an event can be hidden if frames show it, and what is around it."""
+    question = Question(text=known.question, answer=known.answer, options=known.options) if known.question else None
+    if not known.video:
+        return Source(duration_s=0.0, caption=known.caption, question=question)
     lasts_s = length_s(known)
     times_s = frames.times(lasts_s)
     events = []
@@ -174,7 +183,6 @@ def to_source(known: Annotation, frames: FrameBudget) -> Source:
         inside = (times_s >= start_s) & (times_s < end_s)
         around = bool((times_s < start_s).any() and (times_s >= end_s).any())
         events.append(TimedEvent(start_s=start_s, end_s=end_s, text=text, inferable=bool(inside.any()) and around))
-    question = Question(text=known.question, answer=known.answer, options=known.options) if known.question else None
     return Source(duration_s=lasts_s, events=tuple(events), caption=known.caption, question=question)
 
 
@@ -193,7 +201,10 @@ def length_s(known: Annotation) -> float:
 
 
 class RawRows(DrawnRows):
-    """The rows of a task that annotations allow. Several sources: the others are of about the same length."""
+    """The rows of a task that annotations allow. Several sources: the others are of about the same length.
+
+    A task that does not take images passes over what has some.
+    """
 
     def __init__(
         self,
@@ -206,8 +217,9 @@ class RawRows(DrawnRows):
         max_duration_ratio: float,
     ) -> None:
         self.task, self.split, self.seed = task, split, seed
+        annotations = [known for known in annotations if task.takes_images or not known.images]
         sources = [(known, to_source(known, frames)) for known in annotations]
-        sources = [(known, source) for known, source in sources if source.duration_s > 0]
+        sources = [(known, source) for known, source in sources if source.duration_s > 0 or not known.video]
         self._all = sorted(sources, key=lambda each: (each[1].duration_s, each[0].uid))
         self._lengths = np.array([source.duration_s for _, source in self._all])
         self._ratio = max_duration_ratio
@@ -239,15 +251,18 @@ class RawRows(DrawnRows):
             problem=draft.problem,
             solution=f"<answer>{draft.answer}</answer>",
             video=known.video,
+            images=known.images,
             problem_type=self.task.problem_type,
             options=draft.options,
             rationale=draft.rationale,
-            meta={**draft.meta, "epoch": epoch, "sources": [self._all[each][0].video for each in chosen]},
+            meta={**draft.meta, "epoch": epoch, "sources": [self._all[each][0].source for each in chosen]},
             shown=Montage(
                 sources=tuple(part(self._all[each][0]) for each in chosen),
                 segments=draft.segments,
                 effects=draft.effects,
-            ),
+            )
+            if known.video
+            else None,
         )
 
     def _window(self, at: int) -> tuple[int, int]:

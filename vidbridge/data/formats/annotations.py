@@ -4,7 +4,8 @@ COIN: ``{"database": {"<id>": {"duration": 60.1, "annotation": [{"segment": [4.0
 ActivityNet Captions: ``{"<id>": {"duration": 82.7, "timestamps": [[0.8, 19.9]], "sentences": ["A young woman .."]}}``
 JSONL, one video a line: ``{"video": "a.mp4", "events": [[4.0, 9.5, "cut the end"]]}``, and any of ``question`` with
 ``answer`` and ``options`` (in any form that text/option_reader.py reads), ``caption``, ``start_s`` and ``end_s`` (the
-part that counts), ``duration_s``.
+part that counts), ``duration_s``. ``images`` (``["a.png", "b.jpg"]``, or one ``image``) stand in the place of the
+video, or beside it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
+from vidbridge.data.rows import pop_paths
 from vidbridge.errors import DataError
 from vidbridge.tasks.rows import check_choice
 from vidbridge.text.option_reader import Options, about, question_and_options
 from vidbridge.text.options import LETTERS
-from vidbridge.text.sanitize import check_text, check_unicode, without_placeholder
+from vidbridge.text.sanitize import check_text, check_unicode, without_placeholders
 
 Event = tuple[float, float, str]  # start, end, what happens
+_FIELDS = (
+    *("video", "images", "image", "uid", "events", "caption", "question", "answer", "options"),
+    *("start_s", "end_s", "duration_s"),
+)
 MAX_S = 1e7  # a third of a year: no time in a video
 
 
@@ -32,7 +38,8 @@ class Annotation:
     """Everything known about one video, or a part of one. Times of events count from the start of that part."""
 
     uid: str
-    video: str
+    video: str  # empty where there are images alone
+    images: tuple[str, ...] = ()
     start_s: float = 0.0
     end_s: float | None = None
     duration_s: float | None = None  # of the whole file, where it is said
@@ -41,6 +48,11 @@ class Annotation:
     question: str = ""
     answer: str = ""  # as a phrase, also where there are options
     options: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """Return the path that says which split it belongs to: of the video, or the first image where there is none."""
+        return self.video or self.images[0]
 
 
 def read_annotations(
@@ -117,17 +129,21 @@ def _activity_net(stem: str, name: str, found: Any, video_name: str) -> Annotati
 
 def _jsonl(uid: str, line: bytes) -> Annotation:
     entry = _fields(_json(line))
-    known = ("video", "uid", "events", "caption", "question", "answer", "options", "start_s", "end_s", "duration_s")
-    if unknown := sorted(entry.keys() - set(known)):
-        raise ValueError(f"field '{unknown[0]}' is not known; there are {', '.join(known)}")
-    question, answer, options = _asked(entry)
-    video, uid = _name(entry["video"], "video"), _name(entry.get("uid", uid), "uid")
+    if unknown := sorted(entry.keys() - set(_FIELDS)):
+        raise ValueError(f"field '{unknown[0]}' is not known; there are {', '.join(_FIELDS)}")
+    images, video = pop_paths(entry)
+    for name in ("events", "start_s", "end_s", "duration_s"):
+        if not video and entry.get(name):
+            raise ValueError(f"field '{name}' is about a video, and there are images alone")
+    question, answer, options = _asked(entry, num_images=len(images), num_videos=int(video != ""))
+    uid = _name(entry.get("uid", uid), "uid")
     start_s, end_s = _seconds(entry.get("start_s"), "start_s") or 0.0, _seconds(entry.get("end_s"), "end_s")
     if end_s is not None and end_s <= start_s:
         raise ValueError(f"field 'end_s' must be more than start_s={start_s:g}, found {end_s:g}")
     return Annotation(
         uid=uid,
         video=video,
+        images=images,
         start_s=start_s,
         end_s=end_s,
         duration_s=_length(entry.get("duration_s"), "duration_s"),
@@ -139,7 +155,7 @@ def _jsonl(uid: str, line: bytes) -> Annotation:
     )
 
 
-def _asked(entry: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
+def _asked(entry: Mapping[str, Any], **shown: int) -> tuple[str, str, tuple[str, ...]]:
     """Question, answer as a phrase, and options, where there are some."""
     question, found = entry.get("question", ""), entry.get("options") or None
     answer = entry.get("answer", "")
@@ -155,7 +171,7 @@ def _asked(entry: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]]:
         if found:
             raise ValueError("field 'options' belongs to a 'question', and there is none")
         return "", "", ()
-    question = without_placeholder(question, "question")
+    question = without_placeholders(question, "question", **shown)
     try:
         alone, options = question_and_options(question, found, "question", "options")
         if options is not None:
@@ -203,7 +219,7 @@ def _video(video_name: str, name: str, entry: Mapping[str, Any]) -> str:
         raise ValueError(f"data.video_name={video_name!r} must be like '{{id}}.mp4' ({error})") from error
 
 
-def _fields(entry: Any) -> Mapping[str, Any]:
+def _fields(entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise ValueError(f"expected a JSON object, found {type(entry).__name__}")
     return entry

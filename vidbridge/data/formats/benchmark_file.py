@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Iterator, Mapping, Sequence
 
 from vidbridge.data.file_dataset import FileDataset
-from vidbridge.data.rows import listed
+from vidbridge.data.rows import image_paths, listed
 from vidbridge.errors import DataError, NoRows
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.tasks.base import Task
 from vidbridge.tasks.rows import MULTIPLE_CHOICE, Row
 from vidbridge.text.option_reader import Options, about, question_and_options
 from vidbridge.text.options import LETTERS
-from vidbridge.text.sanitize import check_text, without_placeholder
+from vidbridge.text.sanitize import check_text, without_placeholders
 from vidbridge.types import VideoRef
 
 ANSWERS = ("letter", "index", "number", "text")
@@ -44,11 +44,12 @@ class BenchmarkFile(FileDataset):
     file: str  # * stands for several files
     prompt: str  # "{question}"
     answer: str  # the field of the reference
-    video: str  # path below root: "{videoID}.mp4"
+    video: str | None  # path below root: "{videoID}.mp4"; null: images alone
     id: str  # unlike in any two rows
     options: Any = None  # a field in any form of text/option_reader.py, or the names of several; null: in the question
     answer_is: str = "letter"  # index: from 0; number: from 1; text: one of the options
     no_option: Sequence[str] = ("",)  # what stands where a question has fewer options than others
+    images: str | None = None  # field of a path below root, or a list of them, shown before the video or in its place
     start_s: str | None = None  # fields of the part of the video that is meant
     end_s: str | None = None
     subtitle: str | None = None  # field of a text that is shown before the question; null: off
@@ -62,6 +63,8 @@ class BenchmarkFile(FileDataset):
         super().__post_init__()
         if self.answer_is not in ANSWERS:
             raise ValueError(f"benchmark.data.answer_is must be one of {', '.join(ANSWERS)}, got {self.answer_is!r}")
+        if self.video is None and self.images is None:
+            raise ValueError("benchmark.data.video or benchmark.data.images must say what is shown")
 
     def rows(self, task: Task, split: str, frames: FrameBudget | None = None) -> Sequence[Row]:
         if split != "test":
@@ -74,6 +77,8 @@ class BenchmarkFile(FileDataset):
             try:
                 if all(lookup(fields, name) == value for name, value in self.only.items()):
                     row = self._row(fields, task.problem_type, names)
+                    if row.images and not task.takes_images:
+                        raise ValueError(f"field {self.images!r}: {task.name} is made of a video, not of images")
                     if (other := seen.setdefault(row.uid, where)) is not where:
                         raise ValueError(f"id {row.uid!r} is that of {other} already")
                     rows.append(row)
@@ -100,13 +105,9 @@ class BenchmarkFile(FileDataset):
                 yield where, {**fields, **of_file, "row": number, **fields}  # one's own field of such a name wins
 
     def _row(self, fields: Mapping[str, Any], problem_type: str, names: Mapping[str, str] | None) -> Row:
-        video = filled(self.video, fields).removeprefix(self.video_prefix)
-        if names is not None:
-            stem, dot, ending = video.rpartition(".") if "." in video else (video, "", "")
-            if stem not in names:
-                raise ValueError(f"{self.video_names} has no path for the video {stem!r}")
-            video = f"{names[stem]}{dot}{ending}"
-        question, options = self._asked(fields, problem_type)
+        images = image_paths(fields.get(self.images), self.images) if self.images else ()
+        video = self._video(fields, names, bool(images))
+        question, options = self._asked(fields, problem_type, num_images=len(images), num_videos=int(video != ""))
         if self.subtitle is not None and (told := str(lookup(fields, self.subtitle) or "").strip()):
             check_text(told, self.subtitle)
             question = f"Subtitles: {told}\n{question}"
@@ -115,21 +116,41 @@ class BenchmarkFile(FileDataset):
             problem=question,
             solution=f"<answer>{self._answer(fields, options)}</answer>",
             video=video,
+            images=tuple(image.removeprefix(self.video_prefix) for image in images),
             problem_type=problem_type,
             options=() if options is None else options.texts,
             meta={
-                "sources": [video],
+                "sources": [video or images[0]],
                 "categories": {name: value for name in self.categories if (value := lookup(fields, name)) is not None},
             },
-            shown=self._part(fields, video),
+            shown=self._part(fields, video) if video else None,
         )
 
-    def _asked(self, fields: Mapping[str, Any], problem_type: str) -> tuple[str, Options | None]:
+    def _video(self, fields: Mapping[str, Any], names: Mapping[str, str] | None, has_images: bool) -> str:
+        """The path of the video; empty where a row with images has none."""
+        if self.video is None:
+            return ""
+        try:
+            video = filled(self.video, fields).removeprefix(self.video_prefix)
+        except ValueError:
+            if has_images:
+                return ""
+            raise
+        if names is None:
+            return video
+        stem, dot, ending = video.rpartition(".") if "." in video else (video, "", "")
+        if stem not in names:
+            raise ValueError(f"{self.video_names} has no path for the video {stem!r}")
+        return f"{names[stem]}{dot}{ending}"
+
+    def _asked(
+        self, fields: Mapping[str, Any], problem_type: str, **shown: int
+    ) -> tuple[str, Options | None]:
         """The question, and its options where rows of this problem type have some."""
         names = [name for _, name, _, _ in string.Formatter().parse(self.prompt) if name] or ["prompt"]
         question = filled(self.prompt, fields)
         check_text(question, names[0])
-        question = without_placeholder(question, names[0])
+        question = without_placeholders(question, names[0], **shown)
         if self.options is None and problem_type != MULTIPLE_CHOICE:
             return question, None
         offers = self.options if isinstance(self.options, str) else "options"

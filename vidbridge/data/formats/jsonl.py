@@ -23,13 +23,17 @@ _LIKE_A_MARK = re.compile(r"\W|_|\w[^\w ,'-]|\w +[-–—]|option|choice|answer|
 
 @dataclass(frozen=True, kw_only=True)
 class JsonlIndex:
-    """Where the good lines of a file are, of which problem type, and of which video (by its checksum)."""
+    """Where the good lines of a file are, of which problem type, what they show (by its checksum), and whether images.
+
+    What goes together into a split is told by the video, or the first image where there is none.
+    """
 
     path: Path
     offsets: np.ndarray  # [n] int64
     numbers: np.ndarray  # [n] int64, lines count from 1
     kinds: np.ndarray  # [n] int32, indices of ``problem_types``
     videos: np.ndarray  # [n] uint32, crc32
+    has_images: np.ndarray  # [n] bool
     problem_types: tuple[str, ...]
     problems: tuple[str, ...]  # file:line: field .. of the lines that are not good
 
@@ -38,7 +42,7 @@ class JsonlIndex:
         """Reads the whole file, line by line. DataError when there is none."""
         if not path.is_file():
             raise DataError(f"{path}: no such file")
-        offsets, numbers, kinds, videos = array("q"), array("q"), array("i"), array("I")
+        offsets, numbers, kinds, videos, has_images = array("q"), array("q"), array("i"), array("I"), array("b")
         problem_types: dict[str, int] = {}
         problems = Problems(path)
         end = 0
@@ -48,7 +52,10 @@ class JsonlIndex:
                 if (plain := _plain(line)) is None:
                     if not line.strip() or (row := problems.row_of(line, number, None, as_it_stands)) is None:
                         continue
-                    plain = row.problem_type, row.video
+                    plain = row.problem_type, row.video or row.images[0]
+                    has_images.append(bool(row.images))
+                else:
+                    has_images.append(False)
                 offsets.append(start)
                 numbers.append(number)
                 kinds.append(problem_types.setdefault(plain[0], len(problem_types)))
@@ -59,6 +66,7 @@ class JsonlIndex:
             numbers=np.array(numbers),
             kinds=np.array(kinds),
             videos=np.array(videos),
+            has_images=np.array(has_images, bool),
             problem_types=tuple(problem_types),
             problems=tuple(problems.lines),
         )
@@ -69,8 +77,8 @@ class JsonlIndex:
         return np.flatnonzero(self.kinds == self.problem_types.index(problem_type))
 
 
-def as_it_stands(video: str) -> str:
-    return video
+def as_it_stands(path: str) -> str:
+    return path
 
 
 def _plain(line: bytes) -> tuple[str, str] | None:
@@ -120,12 +128,12 @@ def _is_plain_choice(problem: str, letter: str) -> bool:
 
 
 class JsonlRows(Sequence[Row]):
-    """Some rows of an indexed file; ``video_path`` says where the video of a row is."""
+    """Some rows of an indexed file; ``whole_path`` says where the videos and images of a row are."""
 
     def __init__(
-        self, file: JsonlIndex, rows: np.ndarray, problem_type: str, video_path: Callable[[str], str]
+        self, file: JsonlIndex, rows: np.ndarray, problem_type: str, whole_path: Callable[[str], str]
     ) -> None:
-        self.file, self.rows, self.problem_type, self.video_path = file, rows, problem_type, video_path
+        self.file, self.rows, self.problem_type, self.whole_path = file, rows, problem_type, whole_path
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -137,6 +145,6 @@ class JsonlRows(Sequence[Row]):
             opened.seek(int(self.file.offsets[at]))
             line = opened.readline()
         try:
-            return parse_row(line, self.file.path, number, self.problem_type, self.video_path)
+            return parse_row(line, self.file.path, number, self.problem_type, self.whole_path)
         except ValueError as error:
             raise DataError(f"{self.file.path}:{number}: {error} (it has changed since it was opened)") from error

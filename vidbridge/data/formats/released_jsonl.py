@@ -1,6 +1,8 @@
 """``data=vidbridge_r1``: the released JSONL as it is, all tasks in one file.
 
     {"problem": "What ..?\\nA. ..\\nB. ..", "solution": "<answer>B</answer>", "video": "a.mp4", "problem_type": "MCQA"}
+
+A row may have "images": ["a.jpg", ..] in the place of the video, or beside it.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class VidbridgeR1(FileDataset):
         check_split(split)
         own = self.files.get(split)
         index = self._index(own or self.files["train"])
-        everywhere = index.rows(task.problem_type)
+        everywhere = self._taken(index, task)
         whole = bool(own) and split != "train"
         rows = everywhere if whole else self._part(index, everywhere, split, self.held_out_frac)
         if not len(everywhere) or (whole and not len(rows)):
@@ -62,11 +64,12 @@ class VidbridgeR1(FileDataset):
                     if each == "train" or not self.files.get(each)
                 ),
             )
-        return JsonlRows(index, rows, task.problem_type, self.video_path)
+        return JsonlRows(index, rows, task.problem_type, self.whole_path)
 
-    def row_problems(self) -> Sequence[str]:
+    def row_problems(self, tasks: Sequence[Task] = ()) -> Sequence[str]:
         """Return what is wrong with rows of all its files, whether or not they are skipped."""
-        return [line for file in self.files.values() if file for line in JsonlIndex.of(Path(file)).problems]
+        indices = [JsonlIndex.of(Path(file)) for file in self.files.values() if file]
+        return [line for index in indices for line in (*index.problems, *self._with_images(index, tasks))]
 
     def problem_types(self) -> Mapping[str, int]:
         counts: Counter[str] = Counter()
@@ -74,9 +77,25 @@ class VidbridgeR1(FileDataset):
             counts.update({name: len(index.rows(name)) for name in index.problem_types})
         return counts
 
-    def video_path(self, video: str) -> str:
+    def whole_path(self, path: str) -> str:
         """Relative to ``root``, or an absolute path, which must lie in it."""
-        return video.removeprefix(self.video_prefix).lstrip("/") if self.video_prefix else video
+        return path.removeprefix(self.video_prefix).lstrip("/") if self.video_prefix else path
+
+    def _taken(self, index: JsonlIndex, task: Task) -> np.ndarray:
+        """Return which rows are the task's; those with images are refused where it is made of videos."""
+        rows = index.rows(task.problem_type)
+        self.refuse(self._with_images(index, [task]))
+        return rows if task.takes_images else rows[~index.has_images[rows]]
+
+    def _with_images(self, index: JsonlIndex, tasks: Sequence[Task]) -> list[str]:
+        """Return a problem for each row with images of tasks that are made of videos."""
+        problems = []
+        for task in tasks:
+            rows = index.rows(task.problem_type)
+            wrong = [] if task.takes_images else index.numbers[rows[index.has_images[rows]]]
+            why = f"field 'images': {task.name} is made of a video, not of images"
+            problems += [f"{index.path}:{number}: {why}" for number in wrong]
+        return problems
 
     def _part(self, index: JsonlIndex, rows: np.ndarray, split: str, held_out_frac: float) -> np.ndarray:
         """Return which of ``rows`` of the training file belong to a split (``split_by_video``)."""

@@ -19,7 +19,7 @@ from vidbridge.errors import DataError, VideoError
 from vidbridge.policy.processor import Processor
 from vidbridge.runtime.progress import track
 from vidbridge.tasks.rows import TaskRows
-from vidbridge.types import Sample
+from vidbridge.types import ImageRef, Sample, VideoRef
 
 PROBLEMS, SUMMARY, HISTOGRAMS = "problems.txt", "check.json", "check.png"
 _MAX_TOLD = 20
@@ -40,7 +40,7 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
     except DataError as error:
         refusal = error
         job = replace(job, dataset=job.dataset.lenient())
-    problems = list(job.dataset.row_problems())
+    problems = list(job.dataset.row_problems([task.task for task in job.tasks.values()]))
     samples: dict[tuple[str, str], list[Sample]] = {}
     asked_for: list[tuple[TaskRows, Sample]] = []
     tokens: dict[str, list[float]] = defaultdict(list)
@@ -49,10 +49,12 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
         samples[split, task.name] = found = [task.sample(index) for index in job.indices(task)]
         asked_for += [(task, sample) for sample in found]
         tokens[task.name] += [estimated_tokens(sample, task, processor) for sample in spread(found)]
-    videos = sorted({path for group in samples.values() for sample in group for path in paths_of(sample)})
+    shown = [visual for group in samples.values() for sample in group for visual in sample.shown]
+    images = {visual.path for visual in shown if isinstance(visual, ImageRef)}
+    videos = sorted({part.path for visual in shown for part in visual.sources if isinstance(part, VideoRef)})
     durations: dict[str, float] = {}
     unusable: list[str] = []
-    bad_videos: set[str] = set()
+    bad_files: set[str] = set()
     with ThreadPoolExecutor(job.dataset.reader.width) as pool:
         for path, result in track(pool.map(_duration(job), videos), "videos", len(videos)):
             if isinstance(result, VideoError):
@@ -62,8 +64,8 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
         read = pool.map(lambda each: _trouble(each[0], each[1], processor), asked_for)
         for (_, sample), wrong in zip(asked_for, track(read, "samples", len(asked_for)), strict=True):
             if isinstance(wrong, VideoError):
-                unusable.append(str(wrong))
-                bad_videos |= {path for path in paths_of(sample) if f"/{wrong.path}".endswith(f"/{path}")}
+                unusable.append(f"{sample.uid}: {wrong}" if sample.images else str(wrong))
+                bad_files |= {path for path in paths_of(sample) if f"/{wrong.path}".endswith(f"/{path}")}
             elif wrong is not None:
                 unusable.append(f"{sample.uid}: {wrong}")
     problems += [line for line in dict.fromkeys(unusable) if line not in problems]
@@ -75,7 +77,8 @@ def check(job: Job, processor: Processor, *, strict: bool) -> None:
         "without_rows": lacking,
         "rows_of_no_task": {name: n for name, n in job.dataset.problem_types().items() if name not in asked},
         "videos": len(videos),
-        "unreadable": sum(path not in durations or path in bad_videos for path in videos),
+        "images": len(images),
+        "unreadable": sum(path not in durations or path in bad_files for path in videos) + len(images & bad_files),
         "unusable_samples": num_bad,
         "hours": round(sum(durations.values()) / 3600, 3),
         "prompt_tokens": {task: round(float(np.mean(lengths)), 1) for task, lengths in tokens.items()},
@@ -113,11 +116,11 @@ def spread(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def paths_of(sample: Sample) -> set[str]:
-    return {source.path for video in sample.videos for source in video.sources}
+    return {source.path for visual in sample.shown for source in visual.sources}
 
 
 def overlaps(samples: Samples) -> Iterator[str]:
-    """Videos that more than one split shows."""
+    """Videos and images that more than one split shows."""
     splits: dict[str, set[str]] = defaultdict(set)
     for (split, _), group in samples.items():
         for sample in group:
@@ -129,7 +132,7 @@ def overlaps(samples: Samples) -> Iterator[str]:
 
 
 def repeated(samples: Samples) -> int:
-    """Rows that ask the same about the same video as another one."""
+    """Rows that ask the same about the same files as another one."""
     asked = Counter((s.task, s.question, tuple(sorted(paths_of(s)))) for group in samples.values() for s in group)
     return sum(count - 1 for count in asked.values())
 

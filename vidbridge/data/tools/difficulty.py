@@ -18,7 +18,7 @@ from vidbridge.errors import DataError
 from vidbridge.runtime import collectives
 from vidbridge.runtime.jsonl_log import append_lines, resumed_lines
 from vidbridge.runtime.progress import progress
-from vidbridge.tasks.rows import Row, TaskRows
+from vidbridge.tasks.rows import DrawnRows, Row, TaskRows
 from vidbridge.types import Group, RewardBreakdown, Sample
 
 SAMPLED, SUMMARY = "sampled.jsonl", "filter.json"
@@ -44,7 +44,7 @@ def filter_rows(job: Job, answer: Answer, most: Callable[[str], float], *, sprea
     counts: dict[str, dict[str, int]] = {}
     kept: dict[str, list[Row]] = {}
     for split, task in job.filled():
-        if task.rows[0].shown is not None:
+        if isinstance(task.rows, DrawnRows):
             raise DataError("rows drawn anew in each pass cannot be filtered: build_data.py build makes files of them")
         samples = {index: task.sample(index) for index in job.indices(task)}
         missing = {index: sample for index, sample in samples.items() if sample.uid not in scores}

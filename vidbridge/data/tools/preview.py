@@ -39,16 +39,18 @@ def preview(job: Job, processor: Processor | None) -> None:
             sample = task.sample(index)
             try:
                 prompt = task.prompt(sample)
-                (clip,) = prompt.clips
             except ValueError as error:
                 sections.append(f"<h3>{html.escape(sample.uid)}</h3><p>{html.escape(str(error))}</p>")
                 continue
-            sheet = contact_sheet(clip, origins(sample, 0, clip.times_s))
-            sheet.save(job.folder / f"{split}_{task.name}_{index}.png")
+            sheets = []
+            for number, clip in enumerate(prompt.clips):
+                sheets.append(contact_sheet(clip, origins(sample, number, clip.times_s)))
+                nth = f"_{number + 1}" if number else ""
+                sheets[-1].save(job.folder / f"{split}_{task.name}_{index}{nth}.png")
             title = f"<h3>{html.escape(sample.uid)} ({split})</h3>"
             shown = processor.render(prompt.messages) if processor else as_text(prompt.messages)
             told = f"<pre>{html.escape(shown)}</pre><p><b>{html.escape(sample.answer)}</b></p>"
-            sections.append(f"{title}<img src='{_as_url(sheet)}'>{told}")
+            sections.append(title + "".join(f"<img src='{_as_url(sheet)}'>" for sheet in sheets) + told)
     page = f"<!doctype html>\n<meta charset='utf-8'>\n<title>preview</title>\n<style>{STYLE}</style>\n"
     (job.folder / PAGE).write_text(page + "\n".join(sections), encoding="utf-8")
     print(f"written: {job.folder / PAGE}")
@@ -61,12 +63,15 @@ def as_text(messages: Messages) -> str:
     """
     lines = []
     for message in messages:
-        lines += [f"[{message['role']}]", *(part.get("text", "[video]") for part in message["content"])]
+        lines += [f"[{message['role']}]", *(part.get("text", f"[{part['type']}]") for part in message["content"])]
     return "\n".join(lines)
 
 
 def contact_sheet(clip: Clip, origins: Origins) -> Image.Image:
-    """Return all frames, each in the colour of its source; below, its time and where another second is shown, that."""
+    """Return all frames, each in the colour of its source; below, its time and where another second is shown, that.
+
+    An image has its name below.
+    """
     height, width = clip.frames.shape[1:3]
     size = round(width * HEIGHT / height), HEIGHT
     cell = size[0] + 2 * BORDER, size[1] + 2 * BORDER + CAPTION
@@ -80,7 +85,8 @@ def contact_sheet(clip: Clip, origins: Origins) -> Image.Image:
         draw.rectangle((left, top, left + cell[0] - 2, top + size[1] + 2 * BORDER - 1), fill=colour)
         sheet.paste(Image.fromarray(pixels).resize(size), (left + BORDER, top + BORDER))
         shown = "" if origin is None or abs(origin[1] - time_s) < 0.005 else f" from {origin[1]:.2f}"
-        draw.text((left + BORDER, top + size[1] + 2 * BORDER), f"{time_s:.2f} s{shown}", fill="black")
+        told = origins.sources[0] if clip.is_image else f"{time_s:.2f} s{shown}"
+        draw.text((left + BORDER, top + size[1] + 2 * BORDER), told, fill="black")
     return sheet
 
 

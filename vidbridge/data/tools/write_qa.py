@@ -106,7 +106,7 @@ def write_qa(job: Job, write: Write) -> None:
     """written.jsonl, a sheet of frames for each, review.html. A second run asks only for what is not written yet."""
     if not isinstance(job.dataset, Raw):
         raise DataError("write_qa takes its clips from annotations: data=raw (a line {'video': 'a.mp4'} is enough)")
-    clips = job.dataset.annotated[: job.number]
+    clips = [known for known in job.dataset.annotated if known.video][: job.number]
     path = job.folder / WRITTEN
     (job.folder / SHEETS).mkdir(exist_ok=True)
     done = {line["uid"] for line in resumed_lines(path)}

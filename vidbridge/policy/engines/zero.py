@@ -61,11 +61,11 @@ class LogprobModel(nn.Module):
 
     def _with_video(self, batch: Batch) -> Batch:
         """Return the batch; one without video gets an empty patch that no token means: all ranks use all weights."""
-        if len(batch.video_grid_thw) > 0:
+        if len(batch.grid_thw) > 0:
             return batch
         side = self.module.config.vision_config.spatial_merge_size
         pixels = batch.pixel_values.new_zeros(side * side, batch.pixel_values.shape[1])
-        return replace(batch, pixel_values=pixels, video_grid_thw=batch.video_grid_thw.new_tensor([[1, side, side]]))
+        return replace(batch, pixel_values=pixels, grid_thw=batch.grid_thw.new_tensor([[1, side, side]]))
 
 
 class DeepSpeedEngine(Updates):
