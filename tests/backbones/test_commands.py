@@ -20,6 +20,8 @@ def test_train_go_on_and_evaluate(tmp_path, family):
     folder = write_family(family, tmp_path / "model")
     # random words earn nothing: what tells siblings apart is their length, which ends at the first letter e
     by_length = ["algo.overlong_frac=0.9", "rollout.stop=[e]", "algo.group_size=8"]
+    has_router = family.endswith("moe")
+    by_length += ["algo.router_aux_coef=0.01"] * has_router
     run_dir, small = tmp_path / "run", [*small_run(folder, tmp_path / "cache"), *by_length, "track=none"]
     for steps, resume in ((2, "never"), (3, "auto")):
         words = [*small, f"steps={steps}", "checkpoint.every=1", f"resume={resume}", f"hydra.run.dir={run_dir}"]
@@ -28,6 +30,7 @@ def test_train_go_on_and_evaluate(tmp_path, family):
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     gaps = [line["rollout/logprob_gap_max"] for line in lines if "rollout/logprob_gap_max" in line]
     assert {line["step"] for line in lines} >= {1, 2, 3} and gaps and max(gaps) < 1e-3
+    assert has_router == any("policy/router_loss" in line and "policy/expert_load_max" in line for line in lines)
     done = doors.run(
         ROOT / "evaluate.py", f"checkpoint={run_dir}", "track=none", f"hydra.run.dir={tmp_path / 'evaluated'}"
     )

@@ -7,11 +7,15 @@ import torch
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import load_balancing_loss_func
 
 from tests.backbones.families import write_family
+from tests.composing import config_of, small_run
 from tests.policy.builders import make_policy, ragged_prompts, random_groups, sampled_groups, whole_batch
 from tests.rollout.builders import sampler
 from vidbridge.backbones import backbone_of
 from vidbridge.backbones.routers import Routing, balance_loss, expert_load, recorded
+from vidbridge.build.train import build_learner
 from vidbridge.check_model.routing import experts_alike
+from vidbridge.config.schema import GrpoConfig
+from vidbridge.errors import ConfigError
 
 COEF = 0.5
 
@@ -107,6 +111,14 @@ def test_sampler_and_learner_choose_the_same_experts(policy, monkeypatch):
         )
     )  # fmt: skip
     assert 0.5 < experts_alike(policy, groups) < 1.0
+
+
+def test_a_dense_model_is_refused(random_qwen_folder, tmp_path):
+    config = config_of(*small_run(random_qwen_folder, tmp_path), "algo.router_aux_coef=0.1")
+    with pytest.raises(ConfigError, match="router_aux_coef=0.1: qwen2_5_vl has no router"):
+        build_learner(config, None, steps=1)
+    with pytest.raises(ConfigError, match="router_aux_coef must not be negative, got -1"):
+        GrpoConfig(router_aux_coef=-1)
 
 
 def test_a_dense_model_has_nothing_to_say(random_qwen_folder):

@@ -65,7 +65,7 @@ class GatedDelta:
 
 def take_states(module: nn.Module) -> None:
     """Let a recurrent layer ask the object in ``shared_prefix`` for its states. Weights, names and class stay."""
-    module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+    module.forward = MethodType(_forward, module)
 
 
 def _forward(

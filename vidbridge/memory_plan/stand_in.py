@@ -16,7 +16,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.shapes_world.create_model import CHAT_TEMPLATE
 
 CHARACTERS = 4  # of English text a token of Qwen's tokenizer, a little fewer than it really has; of other scripts 1
-# The ids of the released models, of all sizes.
+# The ids of the released Qwen2.5-VL and Qwen3-VL, of all sizes; Qwen3.5 has others, of which only the number matters.
 IDS = {
     "<|endoftext|>": 151643,
     "<|im_start|>": 151644,

@@ -40,6 +40,7 @@ class Packed:
         ]
 
     def recur(self, layer: int, cell: Cell, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """All prompts together, then all completions, each from a copy of the state that its prompt ends with."""
         lengths = [length for segments in self.segments for length in segments]
         pieces = list(zip(*(tensor[0].split(lengths) for tensor in inputs)))
         is_prompt = [nth == 0 for segments in self.segments for nth in range(len(segments))]
