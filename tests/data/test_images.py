@@ -1,4 +1,4 @@
-"""Rows with images, alone and beside a video: as annotations, as released JSONL and as a benchmark; and every refusal."""
+"""Rows with images, alone and beside a video: annotations, released JSONL, a benchmark; and every refusal."""
 
 import json
 import re
@@ -102,7 +102,7 @@ def test_proxies_are_made_of_videos_alone(root, tmp_path):
         ({"images": {"a": 1}, **ASKED}, "field 'images' must be a text that is not empty, found {'a'"),
         ({"image": "a.png", "caption": "A.", "end_s": 3}, "field 'end_s' is about a video, and there are images alone"),
         ({"image": "a.png", "events": [[0, 1, "x"]]}, "field 'events' is about a video"),
-        ({"image": "a.png", **ASKED, "question": "<image><image>\nSo?"}, "has 2 placeholders .*, and the row has 1 image$"),
+        ({"image": "a.png", **ASKED, "question": "<image><image>\nSo?"}, "has 2 placeholders .* the row has 1 image$"),
         ({"images": ["a.png", "b.jpg"], **ASKED, "question": "Is <image> like <image>?"}, "inside the text"),
     ],
 )
