@@ -49,7 +49,7 @@ def ragged_prompts() -> list[Prompt]:
 
 
 def mixed_prompts() -> list[Prompt]:
-    """Text alone, an image, two images, a video, an image and a video, which the template shows in this order or not."""
+    """Text alone, an image, two images, a video, an image before a video, an image after one."""
     image, other = random_image(16, 24, seed=5), random_image(24, 8, seed=6)
     video = random_clip(5, 24, 16, seed=2)
     shown = [(), (image,), (other, image), (video,), (image, video), (video, other)]

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from tests.conftest import random_clip
+from tests.conftest import random_clip, random_image
 from tests.media.videos import dark, in_turn
 from tests.ranks import on_ranks
 from tests.record.builders import group
-from vidbridge.record.clips import SeenClip, playing_fps, seen_clip, seen_clips, shown, write_clips
+from vidbridge.record.clips import SeenClip, is_image, playing_fps, seen_clip, seen_clips, shown, write_clips
 from vidbridge.record.console import Console
 from vidbridge.record.tracker import SilentTracker, Tracker
 from vidbridge.runtime import collectives
 from vidbridge.runtime.jsonl_log import read_lines
-from vidbridge.types import Clip, StepResult, VideoRef
+from vidbridge.types import Clip, ImageRef, StepResult, VideoRef
 
 
 def grey_steps(num_frames, height, width, step_s=0.5):
@@ -31,7 +32,7 @@ def grey_steps(num_frames, height, width, step_s=0.5):
 
 def played(seen: SeenClip):
     """Frames, the seconds at which they come, and the whole."""
-    with av.open(io.BytesIO(seen.mp4)) as file:
+    with av.open(io.BytesIO(seen.content)) as file:
         stream = file.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         frames = list(file.decode(stream))
@@ -76,7 +77,7 @@ def test_names_are_safe_whatever_the_uid(uid, tmp_path):
     ((seen,),) = seen_clips([group(totals=(1.0,), clips=[clip], uid=uid)])
     write_clips([seen], tmp_path)
     (path,) = (tmp_path / "clips").iterdir()
-    assert path.read_bytes() == seen.mp4 and seen.to_dict()["path"] == f"clips/{path.name}"
+    assert path.read_bytes() == seen.content and seen.to_dict()["path"] == f"clips/{path.name}"
     assert len(path.name) < 64 and path.name.isascii()
     assert not set(path.name) & set(" /\\'\"$\n") and not path.name.startswith((".", "-"))
 
@@ -108,6 +109,21 @@ def test_several_videos_of_a_prompt_are_several_clips(tmp_path):
     (row,) = read_lines(tmp_path / "completions.jsonl")
     sizes = [av.open(str(tmp_path / clip["path"])).streams.video[0].codec_context.height for clip in row["clips"]]
     assert sizes == [16, 24]
+
+
+def test_an_image_is_kept_as_it_was_and_stands_on_the_page(tmp_path):
+    image, video = random_image(15, 21), random_clip(2, 16, 16)
+    files = {"videos": (VideoRef(path="v.mp4"),), "images": (ImageRef(path="/x/a.jpg"),)}
+    both = group(totals=(1.0,), clips=[image, video], **files)
+    with Tracker(tmp_path, Console(), completions_every=1, completions_groups=1, hang_s=60) as tracker:
+        tracker.completions(1, [both], "training")
+    (row,) = read_lines(tmp_path / "completions.jsonl")
+    first, second = row["clips"]
+    assert is_image(first) and not is_image(second) and list(shown(first)) == ["a.jpg"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / first["path"])), image.frames[0])
+    page = (tmp_path / "completions.html").read_text()
+    assert page.count("<img src='data:image/png;base64,") == page.count("<video") == 1
+    assert "<figcaption>a.jpg</figcaption>" in page
 
 
 def test_the_first_rank_shows_what_only_another_one_has_decoded(tmp_path):

@@ -103,7 +103,7 @@ def test_the_page_embeds_small_clips_links_large_ones_and_escapes_what_the_polic
     groups = [group(totals=(1.0, 0.25), clips=clips), group(totals=())]
     (small, large), _ = seen = seen_clips(groups)
     write_clips([small, large], tmp_path)
-    assert len(small.mp4) <= MAX_EMBEDDED_BYTES < len(large.mp4)
+    assert len(small.content) <= MAX_EMBEDDED_BYTES < len(large.content)
     rows = completion_rows(1, groups[:1], seen, advantages=[[0.71, -0.71]]) + completion_rows(2, groups[1:], seen[1:])
     rows[0]["completion"] = "<script>alert(1)</script>"
     for folder in (tmp_path, tmp_path / "other"):
@@ -111,9 +111,9 @@ def test_the_page_embeds_small_clips_links_large_ones_and_escapes_what_the_polic
         write_page(rows, folder / "completions.html", run_dir=tmp_path)
         page = (folder / "completions.html").read_text()
         assert page.count("<section") == 2 and page.count("<video") == 2  # none of the group that had no clip
-        assert f"src='data:video/mp4;base64,{base64.b64encode(small.mp4).decode()}'" in page
+        assert f"src='data:video/mp4;base64,{base64.b64encode(small.content).decode()}'" in page
         (linked,) = re.findall("src='([^d][^']*)'", page)
-        assert (folder / linked).read_bytes() == large.mp4
+        assert (folder / linked).read_bytes() == large.content
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "<figcaption>0.25-1.75 s: no/such.mkv</figcaption>" in page
     assert "0.25" in page and "unscored" in page and "format 1.00, choice 1.00" in page

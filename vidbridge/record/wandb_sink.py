@@ -64,18 +64,27 @@ class WandbSink:
         self._run.log(dict(metrics), step=step)
 
     def completions(self, step: int, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table with the playable clip beside each completion; one upload for each distinct clip."""
-        clips = {clip["path"]: self._playable(clip) for row in rows for clip in row["clips"]}
-        most = max(len(row["clips"]) for row in rows)
-        table = wandb.Table(columns=[*(f"clip {n + 1}" if n else "clip" for n in range(most)), *COLUMNS, "shown"])
+        """A table with what was shown beside each completion; one upload for each distinct clip.
+
+        A column of W&B holds playable videos or images, not both.
+        """
+        clips = {clip["path"]: self._visible(clip) for row in rows for clip in row["clips"]}
+        kinds = {"clip": wandb.Video, "image": wandb.Image}
+        cells: list[dict[str, Any]] = []
         for row in rows:
-            cells = {**row, "gates": json.dumps(row["gates"]), "terms": json.dumps(row["terms"])}
-            playable = [clips[clip["path"]] for clip in row["clips"]]
             told = "\n".join(line for clip in row["clips"] for line in shown(clip))
-            table.add_data(*playable, *[None] * (most - len(playable)), *(cells[column] for column in COLUMNS), told)
+            cells.append({**row, "gates": json.dumps(row["gates"]), "terms": json.dumps(row["terms"]), "shown": told})
+            for name, kind in kinds.items():
+                mine = [each for clip in row["clips"] if isinstance(each := clips[clip["path"]], kind)]
+                cells[-1].update((f"{name} {n + 1}" if n else name, each) for n, each in enumerate(mine))
+        visible = sorted({name for each in cells for name in each if name.split()[0] in kinds})
+        columns = [*visible, *COLUMNS, "shown"]
+        table = wandb.Table(columns=columns)
+        for each in cells:
+            table.add_data(*map(each.get, columns))
         self._run.log({f"completions/{stage}": table}, step=step)  # of one name, a step keeps only the last
 
-    def _playable(self, clip: Mapping[str, Any]) -> wandb.Video | wandb.Image:
+    def _visible(self, clip: Mapping[str, Any]) -> wandb.Video | wandb.Image:
         path, caption = str(self._run_dir / clip["path"]), "\n".join(shown(clip))
         if is_image(clip):
             return wandb.Image(path, caption=caption)
