@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from transformers import AutoTokenizer, Qwen2_5_VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -28,7 +29,7 @@ def content(path):
 
 def as_4_49(folder):
     """Flat config.json, and the template where processors of that time kept it."""
-    rewrite_config(folder)
+    rewrite_config(folder, torch.float32)
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
@@ -146,7 +147,7 @@ def test_longer_contexts_survive_the_flat_layout(folder):
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     config["text_config"]["rope_parameters"] |= yarn
     (folder / "config.json").write_text(json.dumps(config))
-    rewrite_config(folder)
+    rewrite_config(folder, torch.float32)
     rope = read_config(str(folder)).text_config.rope_parameters
     assert {name: rope[name] for name in yarn} == yarn and rope["mrope_section"] == [2, 1, 1]
 

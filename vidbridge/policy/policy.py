@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from vidbridge.algo.logprobs import linear_logprobs
 from vidbridge.backbones import backbone_of
+from vidbridge.policy.adapters import adapters_off, has_adapters, merged_weights, save_adapters
 from vidbridge.policy.attention import packed_attention
 from vidbridge.policy.engines.base import Engine
 from vidbridge.policy.model_folder import rewrite_config
@@ -58,7 +59,8 @@ class Policy:
     """A model, its processor and (None for a policy that is only read) the engine that trains it.
 
     ``temperature`` and the processor's suppressed tokens belong to the distribution: rollout samples from it and the
-    learner differentiates it. ``reference`` is a ``frozen_copy``, given only when kl_beta > 0.
+    learner differentiates it. ``reference``, given only when kl_beta > 0, is a ``frozen_copy``, or the model itself
+    where it has adapters: they are turned off for it.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Policy:
         max_packed_tokens: int = 4096,
         reference: PreTrainedModel | None = None,
         saved_dtype: torch.dtype | None = None,
+        save_merged: bool = False,
     ):
         if type(module.lm_head) is not nn.Linear:  # token_logprobs multiplies by its weight, a few tokens at a time
             kind = type(module.lm_head).__name__
@@ -82,6 +85,7 @@ class Policy:
         self.max_packed_tokens = max_packed_tokens
         self.reference = reference
         self.saved_dtype = saved_dtype
+        self.save_merged = save_merged
         self.suppressed_ids = processor.suppressed_ids.to(module.device)
 
     def collate(self, groups: Sequence[Group], advantages: torch.Tensor, token_weights: torch.Tensor) -> Batch:
@@ -124,7 +128,7 @@ class Policy:
         """The reference model's log-probabilities [N, T]; None when there is no reference."""
         if self.reference is None:
             return None
-        with torch.no_grad():
+        with torch.no_grad(), adapters_off(self.reference):
             return token_logprobs(self.reference, batch, self.temperature, self.suppressed_ids)[0]
 
     def whole(self) -> PreTrainedModel:
@@ -142,36 +146,49 @@ class Policy:
     def save(self, path: str | Path, *, tags: Sequence[str] = ()) -> None:
         """Write a Hugging Face folder: weights (as ``saved_dtype``), tokenizer, preprocessing numbers, model card.
 
-        ``tags`` are further ones of the card, such as the algorithm. Called by all ranks; the first one writes.
+        Of a model with adapters it is a PEFT folder; with ``save_merged`` it holds the model with them added to its
+        weights, and the PEFT folder is adapter/ in it: side by side, readers would add them twice. ``tags`` are further
+        ones of the card, such as the algorithm. Called by all ranks; the first one writes.
         """
-        module = self.whole()
+        module, path = self.whole(), Path(path)
+        dtype = self.saved_dtype or module.dtype
         with collectives.fail_together():
             if collectives.is_rank_0():
-                module = module if self.saved_dtype is None else copy.deepcopy(module).to(self.saved_dtype)
-                module.save_pretrained(path)
-                rewrite_config(Path(path))
+                if has_adapters(module):
+                    save_adapters(module, path / "adapter" if self.save_merged else path, dtype)
+                if self.save_merged or not has_adapters(module):
+                    weights = {name: weight.detach().to("cpu", dtype) for name, weight in merged_weights(module)}
+                    module.save_pretrained(path, state_dict=weights)
+                    rewrite_config(path, dtype)
                 self.processor.save(path)
-                Path(path, "README.md").write_text(model_card(module, tags))
+                (path / "README.md").write_text(model_card(module, tags, merged=self.save_merged))
 
 
-def model_card(module: PreTrainedModel, tags: Sequence[str]) -> str:
+def model_card(module: PreTrainedModel, tags: Sequence[str], *, merged: bool) -> str:
     """A short README.md for the saved folder."""
     origin = module.name_or_path  # of a folder the name alone: the rest is about this machine
     origin = Path(origin).name if Path(origin).exists() else origin
-    millions = sum(weight.numel() for weight in module.parameters()) / 1e6
+    kind, is_adapter = type(module).__name__, has_adapters(module) and not merged
+    weights = [weight for weight in module.parameters() if weight.requires_grad or not is_adapter]
+    millions = sum(weight.numel() for weight in weights) / 1e6
+    what = f"Adapters (LoRA) of {kind}" if is_adapter else kind
+    imports, load = f"from transformers import AutoTokenizer, {kind}", f'{kind}.from_pretrained("this folder")'
+    if is_adapter:
+        imports = f"from peft import PeftModel\n    {imports}"
+        load = f'PeftModel.from_pretrained({kind}.from_pretrained("{origin}"), "this folder")'
     return f"""---
-library_name: transformers
+library_name: {"peft" if is_adapter else "transformers"}
 pipeline_tag: video-text-to-text
 tags: [{', '.join(['vidbridge', module.config.model_type, *tags])}]
 ---
-# {type(module).__name__}, {millions:.1f} M parameters, trained with vidbridge
+# {what}, {millions:.1f} M parameters, trained with vidbridge
 
 Started from `{origin}`. It answers questions about videos as `<think>..</think>` followed by
 `<answer>..</answer>`.
 
-    from transformers import AutoTokenizer, {type(module).__name__}
+    {imports}
 
-    model = {type(module).__name__}.from_pretrained("this folder")
+    model = {load}
     tokenizer = AutoTokenizer.from_pretrained("this folder")
 
 {backbone_of(module.config.model_type).card_note}
