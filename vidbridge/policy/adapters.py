@@ -178,7 +178,8 @@ def _read_weights(module: PreTrainedModel, path: Path) -> None:
     try:
         found = peft.set_peft_model_state_dict(module, load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"cannot read the adapters in {path}: {error}") from error
+        told = " ".join(str(error).split("\n\t")[:2])  # of sizes that do not fit the first
+        raise ValueError(f"cannot read the adapters in {path}: {told}") from error
     lacking = [name for name in found.missing_keys if ".lora_" in name]
     if lacking or found.unexpected_keys:
         told = f"it lacks {lacking[0]}" if lacking else f"{found.unexpected_keys[0]} has no place in the model"
