@@ -7,7 +7,6 @@ layer's own stay. Everything that runs the model, learner and sampler alike, mus
 
 from __future__ import annotations
 
-import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel
 
 from vidbridge.config.checks import require, require_positive
 from vidbridge.config.schema import FREE
-from vidbridge.policy.model_folder import ADAPTER, base_of
+from vidbridge.policy.model_folder import ADAPTER, base_of, read_json
 from vidbridge.policy.parts import check_parts, is_within
 
 WEIGHTS = "adapter_model.safetensors"
@@ -60,11 +59,12 @@ class LoraConfig:
             names += [name for name in found if not is_within(name, frozen)]
         if not names:
             raise ValueError(f"model.frozen={list(frozen)} leaves no layer of model.adapter.targets to adapt")
+        path = Path(module.name_or_path)
         settings = peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             target_modules=names,  # in full: a bare gate_proj is in the vision tower too
-            base_model_name_or_path=_lasting(module.name_or_path),
+            base_model_name_or_path=str(path.resolve() if path.exists() else path),  # of a hub id itself
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed())
@@ -73,10 +73,6 @@ class LoraConfig:
 
 def _can_adapt(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear
-
-
-def _lasting(path: str) -> str:
-    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def add_adapters(
@@ -97,6 +93,11 @@ def add_adapters(
 
 def has_adapters(module: nn.Module) -> bool:
     return hasattr(module, "peft_config")
+
+
+def is_of_adapter(name: str) -> bool:
+    """Return whether a weight of this name is one of an adapter, not of the model beneath."""
+    return ".lora_" in name
 
 
 def adapted_layers(module: nn.Module) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def merged_weights(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             (key,) = layer.active_adapters
             up, down = layer.lora_B[key].weight.float(), layer.lora_A[key].weight.float()
             weight = (weight.float() + layer.scaling[key] * (up @ down)).to(weight.dtype)
-        elif ".lora_" in name:
+        elif is_of_adapter(name):
             continue
         yield name.replace(_FROZEN, "."), weight
 
@@ -159,14 +160,14 @@ def _load(module: PreTrainedModel, folder: Path, *, weights: bool) -> None:
     """
     import peft
 
-    settings = peft.PeftConfig.from_pretrained(str(folder))
-    is_lora = isinstance(settings, peft.LoraConfig)
-    if not is_lora or settings.modules_to_save or settings.bias != "none" or settings.lora_bias:
+    told = read_json(str(folder), ADAPTER) or {}
+    if told.get("peft_type") != "LORA" or told.get("modules_to_save") or told.get("bias", "none") != "none":
         raise ValueError(f"{folder / ADAPTER} is no plain LoRA: merge it into its model first (peft: merge_and_unload)")
+    settings = peft.LoraConfig.from_pretrained(str(folder))
     settings.inference_mode, settings.lora_dropout = False, 0.0
     peft.inject_adapter_in_model(settings, module)
     for name, layer in adapted_layers(module).items():
-        if name == "lm_head" or not _can_adapt(layer.get_base_layer()) or layer.lora_variant:
+        if name == "lm_head" or not _can_adapt(layer.get_base_layer()) or layer.lora_variant or settings.lora_bias:
             raise ValueError(f"{folder / ADAPTER} adapts {name} in a way that is not supported: merge it first")
     if weights:
         _read_weights(module, folder / WEIGHTS)
@@ -180,7 +181,7 @@ def _read_weights(module: PreTrainedModel, path: Path) -> None:
     except (OSError, SafetensorError, RuntimeError) as error:
         told = " ".join(str(error).split("\n\t")[:2])  # of sizes that do not fit the first
         raise ValueError(f"cannot read the adapters in {path}: {told}") from error
-    lacking = [name for name in found.missing_keys if ".lora_" in name]
+    lacking = [name for name in found.missing_keys if is_of_adapter(name)]
     if lacking or found.unexpected_keys:
         told = f"it lacks {lacking[0]}" if lacking else f"{found.unexpected_keys[0]} has no place in the model"
         raise ValueError(f"the adapters in {path} do not fit their {ADAPTER}: {told}")

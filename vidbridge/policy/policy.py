@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from vidbridge.algo.logprobs import linear_logprobs
 from vidbridge.backbones import backbone_of
-from vidbridge.policy.adapters import adapters_off, has_adapters, merged_weights, save_adapters
+from vidbridge.policy.adapters import adapters_off, has_adapters, is_of_adapter, merged_weights, save_adapters
 from vidbridge.policy.attention import packed_attention
 from vidbridge.policy.engines.base import Engine
 from vidbridge.policy.model_folder import rewrite_config
@@ -151,33 +151,33 @@ class Policy:
         ones of the card, such as the algorithm. Called by all ranks; the first one writes.
         """
         module, path = self.whole(), Path(path)
-        dtype = self.saved_dtype or module.dtype
+        dtype, adapters_alone = self.saved_dtype or module.dtype, has_adapters(module) and not self.save_merged
         with collectives.fail_together():
             if collectives.is_rank_0():
                 if has_adapters(module):
-                    save_adapters(module, path / "adapter" if self.save_merged else path, dtype)
-                if self.save_merged or not has_adapters(module):
+                    save_adapters(module, path if adapters_alone else path / "adapter", dtype)
+                if not adapters_alone:
                     weights = {name: weight.detach().to("cpu", dtype) for name, weight in merged_weights(module)}
                     module.save_pretrained(path, state_dict=weights)
                     rewrite_config(path, dtype)
                 self.processor.save(path)
-                (path / "README.md").write_text(model_card(module, tags, merged=self.save_merged))
+                (path / "README.md").write_text(model_card(module, tags, adapters_alone=adapters_alone))
 
 
-def model_card(module: PreTrainedModel, tags: Sequence[str], *, merged: bool) -> str:
-    """A short README.md for the saved folder."""
+def model_card(module: PreTrainedModel, tags: Sequence[str], *, adapters_alone: bool = False) -> str:
+    """A short README.md for the saved folder, of a model or of its adapters alone."""
     origin = module.name_or_path  # of a folder the name alone: the rest is about this machine
     origin = Path(origin).name if Path(origin).exists() else origin
-    kind, is_adapter = type(module).__name__, has_adapters(module) and not merged
-    weights = [weight for weight in module.parameters() if weight.requires_grad or not is_adapter]
-    millions = sum(weight.numel() for weight in weights) / 1e6
-    what = f"Adapters (LoRA) of {kind}" if is_adapter else kind
-    imports, load = f"from transformers import AutoTokenizer, {kind}", f'{kind}.from_pretrained("this folder")'
-    if is_adapter:
-        imports = f"from peft import PeftModel\n    {imports}"
+    kind = type(module).__name__
+    library, what, imports = "transformers", kind, f"from transformers import AutoTokenizer, {kind}"
+    load = f'{kind}.from_pretrained("this folder")'
+    if adapters_alone:
+        library, what, imports = "peft", f"Adapters (LoRA) of {kind}", f"from peft import PeftModel\n    {imports}"
         load = f'PeftModel.from_pretrained({kind}.from_pretrained("{origin}"), "this folder")'
+    there = [weight for name, weight in module.named_parameters() if is_of_adapter(name) == adapters_alone]
+    millions = sum(weight.numel() for weight in there) / 1e6
     return f"""---
-library_name: {"peft" if is_adapter else "transformers"}
+library_name: {library}
 pipeline_tag: video-text-to-text
 tags: [{', '.join(['vidbridge', module.config.model_type, *tags])}]
 ---
