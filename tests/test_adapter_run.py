@@ -1,4 +1,4 @@
-"""Whole runs with model/adapter=lora: stopped and gone on, evaluated finished and broken off, saved merged, a KL term."""
+"""Whole runs with model/adapter=lora: gone on, evaluated finished and broken off, saved merged, trained on."""
 
 import json
 import shutil

@@ -202,16 +202,17 @@ def test_adapters_of_bfloat16_are_trained_in_32_bits(random_qwen_folder):
 
 
 def test_what_is_frozen_gets_no_adapter(random_qwen_folder):
-    module = load_model(str(random_qwen_folder), device="cpu", adapter=BOTH, frozen=["visual", "language_model.layers.0"])
+    frozen = ["visual", "language_model.layers.0"]
+    module = load_model(str(random_qwen_folder), device="cpu", adapter=BOTH, frozen=frozen)
     assert {name.rsplit(".", 2)[0] for name in adapted_layers(module)} == {"model.language_model.layers.1"}
 
 
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"targets": ["vision"]}, "model.adapter.targets: cannot adapt 'vision': .* it has language_model, lm_head, vis"),
+        ({"targets": ["vision"]}, "model.adapter.targets: cannot adapt 'vision': .* it has language_model, lm_"),
         ({"targets": ["lm_head"]}, "'lm_head' can have no adapter: lm_head gives the logits"),
-        ({"targets": ["language_model.embed_tokens"]}, "'language_model.embed_tokens' can have no adapter: there is no"),
+        ({"targets": ["language_model.embed_tokens"]}, "'language_model.embed_tokens' can have no adapter: there"),
         ({"targets": ["visual"]}, r"model.frozen=\['visual'\] leaves no layer of model.adapter.targets to adapt"),
     ],
 )

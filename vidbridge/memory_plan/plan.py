@@ -50,7 +50,7 @@ TURN = {
     "gradients": DIVIDE,
     "gathered weights": "a smaller model",
     "replica": "engine=zero2, or a smaller model",
-    "reference": "algo.kl_beta=0",
+    "reference": "algo.kl_beta=0, or model/adapter=lora",
     "activations": "engine.max_packed_tokens, model.gradient_checkpointing=true, algo.group_size, frames.max_pixels",
     "logits": "a smaller model",
     "reading": "rollout.max_rows, frames.max_frames, frames.max_pixels",
