@@ -17,15 +17,29 @@ from vidbridge.config.choices import Dtype
 from vidbridge.config.schema import ModelConfig
 from vidbridge.memory_plan.memory import FLOAT, Groups, Memory, Sharding
 from vidbridge.memory_plan.model_size import ModelSize
+from vidbridge.policy.adapters import LoraConfig
 from vidbridge.policy.model_folder import read_config
 
 # 2 + 2 layers of the usual kinds, wide enough that what the arithmetic leaves out is small
 SHAPE = replace(SMALL, num_hidden_layers=2, vision_depth=2, full_attention_blocks=(1,))
 
 
-def spec(dtype: str = "float32", frozen: tuple[str, ...] = (), checkpointing: bool = False) -> ModelConfig:
+LORA = LoraConfig(rank=4, targets=["language_model", "visual"])
+
+
+def spec(
+    dtype: str = "float32",
+    frozen: tuple[str, ...] = (),
+    checkpointing: bool = False,
+    adapter: LoraConfig | None = None,
+) -> ModelConfig:
     return ModelConfig(
-        name="", path="", dtype=Dtype(dtype), frozen=list(frozen), gradient_checkpointing=checkpointing
+        name="",
+        path="",
+        dtype=Dtype(dtype),
+        frozen=list(frozen),
+        gradient_checkpointing=checkpointing,
+        adapter=adapter,
     )
 
 
@@ -40,8 +54,9 @@ def settings(tmp_path_factory) -> Qwen2_5_VLConfig:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("frozen", [(), ("visual",)])
-def test_weights_gradients_and_optimizer_are_those_of_the_engine(random_qwen_folder, dtype, frozen):
-    policy = make_policy(random_qwen_folder, dtype=dtype, frozen=list(frozen))
+@pytest.mark.parametrize("adapter", [None, LORA])
+def test_weights_gradients_and_optimizer_are_those_of_the_engine(random_qwen_folder, dtype, frozen, adapter):
+    policy = make_policy(random_qwen_folder, dtype=dtype, frozen=list(frozen), adapter=adapter)
     engine = policy.engine
     batch = whole_batch(policy, ragged_groups(policy))
     policy.backward(-(policy.logprobs(batch)[0] * batch.loss_mask).sum())
@@ -54,7 +69,7 @@ def test_weights_gradients_and_optimizer_are_those_of_the_engine(random_qwen_fol
         "optimizer": sum(tensor.nbytes for tensor in states + copies),
         "gradients": gradients,
     }
-    model = size_of(random_qwen_folder, dtype=dtype, frozen=frozen)
+    model = size_of(random_qwen_folder, dtype=dtype, frozen=frozen, adapter=adapter)
     moment = Memory(model=model, sharding=Sharding(), on_gpu=False).updating(host=0.0)
     assert {part: value for part, value in moment.device.items() if value} == held
     assert moment.total == sum(held.values())
@@ -73,9 +88,15 @@ def test_a_model_without_memory_has_the_numbers_of_the_real_one(random_qwen_fold
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_the_tensors_that_a_real_forward_pass_saves(dtype, checkpointing):
+@pytest.mark.parametrize("adapter", [None, LORA])
+def test_activations_are_the_tensors_that_a_real_forward_pass_saves(dtype, checkpointing, adapter):
     policy = load_policy(
-        SHAPE, max_packed_tokens=4096, dtype=dtype, gradient_checkpointing=checkpointing, device="cpu"
+        SHAPE,
+        max_packed_tokens=4096,
+        dtype=dtype,
+        gradient_checkpointing=checkpointing,
+        adapter=adapter,
+        device="cpu",
     )
     sizes = {"video_tokens": 128, "group_size": 4, "completion_tokens": 33}
     groups = [random_group(policy.processor, **sizes, seed=seed) for seed in range(2)]
@@ -92,7 +113,7 @@ def test_activations_are_the_tensors_that_a_real_forward_pass_saves(dtype, check
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         policy.logprobs(batch)
-    model = ModelSize.of(policy.processor.config, spec(dtype, checkpointing=checkpointing))
+    model = ModelSize.of(policy.processor.config, spec(dtype, checkpointing=checkpointing, adapter=adapter))
     row = Groups(
         number=2,
         siblings=4,
@@ -104,6 +125,16 @@ def test_activations_are_the_tensors_that_a_real_forward_pass_saves(dtype, check
     memory = Memory(model=model, sharding=Sharding(), on_gpu=False)
     counted = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     assert memory._saved_text(row) + memory._saved_vision(row) == pytest.approx(counted, rel=0.03)
+
+
+def test_adapters_of_a_layer_by_hand(settings):
+    """Two layers of rank 4: q 256 x 256, k and v 256 x 64, o 256 x 256; gate and up 256 x 512, down 512 x 256."""
+    model = ModelSize.of(settings, spec(adapter=LoraConfig(rank=4)))
+    text = settings.text_config
+    wide, keys, inner = text.hidden_size, model.key_width, text.intermediate_size
+    assert model.trained == 2 * 4 * (2 * (wide + wide) + 2 * (wide + keys) + 3 * (wide + inner))
+    assert model.weights == ModelSize.of(settings, spec()).weights + model.trained
+    assert model.has_adapters and not model.trains_vision and not model.trains_vocabulary
 
 
 def test_a_frozen_tower_saves_nothing(settings):

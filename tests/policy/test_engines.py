@@ -124,7 +124,7 @@ def bytes_held(policy):
     return [sum(tensor.numel() * tensor.element_size() for tensor in tensors) for tensors in (own, [*parts, *moments])]
 
 
-def broken_off(folder, out, kind, other):
+def broken_off(folder, out, kind, other, build=build):
     """2 updates against 1, a snapshot, and 1 by a new engine -> names of weights that differ; ``other`` refuses"""
     unbroken = build(folder, kind)
     learn(unbroken, 1)

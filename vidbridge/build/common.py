@@ -119,6 +119,7 @@ def build_module(spec: ModelConfig) -> PreTrainedModel:
         dtype=spec.dtype.value,
         attn_implementation=spec.attn_implementation.value,
         frozen=spec.frozen,
+        adapter=spec.adapter,
         gradient_checkpointing=spec.gradient_checkpointing,
         device=spec.device,
     )

@@ -32,6 +32,7 @@ from vidbridge.data.loader import BAD_SAMPLES, BadSamples, Loader
 from vidbridge.data.mixture import Mixture
 from vidbridge.diagnostics.gradients import Diagnostics
 from vidbridge.errors import ConfigError
+from vidbridge.policy.adapters import has_adapters
 from vidbridge.policy.loading import DTYPES, resolve_device
 from vidbridge.policy.policy import Policy, frozen_copy
 from vidbridge.policy.processor import Processor
@@ -106,17 +107,22 @@ def build_learner(config: Config, processor: Processor, steps: int) -> Policy:
         kind = module.config.model_type
         raise ConfigError(f"algo.router_aux_coef={algo.router_aux_coef}: {kind} has no router, set it to 0")
     has_reference = isinstance(algo, GrpoConfig) and algo.kl_beta > 0
-    reference = frozen_copy(module) if has_reference else None  # before an engine divides the weights
+    # before an engine divides the weights; adapters need no copy: without them the model is what it was
+    reference = frozen_copy(module) if has_reference and not has_adapters(module) else None
     updates = steps * (algo.ppo_epochs if isinstance(algo, GrpoConfig) else 1)
+    engine = config.engine.build(module, config.optim, total_updates=updates)
+    if has_reference and reference is None:
+        reference = engine.whole()
     return Policy(
         module,
         processor,
-        config.engine.build(module, config.optim, total_updates=updates),
+        engine,
         temperature=config.rollout.temperature,
         max_packed_tokens=config.engine.max_packed_tokens,
         reference=reference,
         saved_dtype=DTYPES[spec.saved_dtype.value] if spec.saved_dtype else None,
         router_aux_coef=algo.router_aux_coef,
+        save_merged=spec.adapter is not None and spec.adapter.merged,
     )
 
 

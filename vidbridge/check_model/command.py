@@ -31,6 +31,7 @@ from vidbridge.errors import ConfigError, ModelUnfit
 from vidbridge.memory_plan import plan
 from vidbridge.memory_plan.memory import Memory, Sharding
 from vidbridge.memory_plan.model_size import ModelSize
+from vidbridge.policy.model_folder import base_of
 from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
 from vidbridge.record.files import CHECK
@@ -80,7 +81,7 @@ class Subject:
 CHECKS: Mapping[str, Callable[[Subject], Row]] = {
     "chat template": lambda it: inputs.check_template(it.processor, it.items),
     "control tokens in texts": lambda it: inputs.check_control_tokens(it.processor, it.items[0]),
-    "pixels": lambda it: inputs.check_pixels(it.processor, it.config.model.path),
+    "pixels": lambda it: inputs.check_pixels(it.processor, base_of(it.config.model.path)),
     "positions": lambda it: positions.check_positions(it.processor, it.items),
     "packed row = repeated rows": lambda it: forward.check_packed(it.policy, it.reference),
     "greedy rollout": lambda it: forward.check_greedy(

@@ -34,6 +34,7 @@ from vidbridge.config.evaluate import EvaluateConfig
 from vidbridge.config.renamed import current_name
 from vidbridge.config.schema import Config, RunConfig
 from vidbridge.errors import ConfigError
+from vidbridge.policy.adapters import LoraConfig
 from vidbridge.policy.engines.base import EngineConfig
 from vidbridge.rollout.base import RolloutConfig
 from vidbridge.tasks.base import Task
@@ -46,7 +47,7 @@ TO_BE_INJECTED = ("judge",)  # parameters of rewards that no configuration gives
 
 
 def checked(config: AnyConfig) -> AnyConfig:
-    """Return ``config`` with its rollout, and its engine if it trains, as the dataclasses that they name.
+    """Return ``config`` with its rollout, adapter, and engine if it trains, as the dataclasses that they name.
 
     Every other node is checked. ConfigError for a wrong name or argument, a task under another key than its name, and
     one that the prompt has no text for.
@@ -56,6 +57,9 @@ def checked(config: AnyConfig) -> AnyConfig:
     nodes = {"data": config.data, "judge": config.judge}
     rollout = make_a(RolloutConfig, config, "rollout", config.rollout)  # type: ignore[type-abstract]
     named: dict[str, Any] = {"rollout": rollout}
+    if config.model.adapter is not None:
+        adapter = make_a(LoraConfig, config, "model.adapter", config.model.adapter)
+        named["model"] = replace(config.model, adapter=adapter)
     if isinstance(config, Config):
         rewards["reward"] = config.reward
         named["engine"] = make_a(EngineConfig, config, "engine", config.engine)  # type: ignore[type-abstract]

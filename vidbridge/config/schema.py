@@ -61,6 +61,7 @@ class ModelConfig:
     dtype: Dtype = Dtype.float32
     attn_implementation: Attention = Attention.sdpa  # of the vision tower; the language model's is policy/attention.py
     frozen: List[str] = field(default_factory=list)  # prefixes of module names that are not trained
+    adapter: Any = None  # a LoraConfig once composed: policy/adapters.py; null: the weights themselves are trained
     gradient_checkpointing: bool = False
     device: str = field(default="auto", metadata=FREE)
     max_prompt_tokens: int = 8192  # a longer prompt is refused, never cut
@@ -123,7 +124,7 @@ class GrpoConfig(AlgoConfig):
     ppo_epochs: int = 1  # updates on one rollout; 1 is strictly on-policy
     clip_low: float = 0.2
     clip_high: float = 0.2
-    kl_beta: float = 0.0  # above 0 a frozen reference copy of the model is kept
+    kl_beta: float = 0.0  # above 0 a frozen reference copy of the model is kept; of adapters none, they are turned off
     loss_norm: LossNorm = LossNorm.sequence
     objective: str = "clipped"  # one of algo.objectives.OBJECTIVES, or a function's dotted name
     advantage_scale: str = "group_std"  # one of algo.advantages.SCALES, or a function's dotted name

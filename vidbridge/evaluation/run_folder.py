@@ -1,4 +1,4 @@
-"""What ``evaluate.py checkpoint=..`` names: the folder of a run, or a Qwen2.5-VL folder or hub id.
+"""What ``evaluate.py checkpoint=..`` names: the folder of a run, a PEFT folder, or a model's folder or hub id.
 
 A run is evaluated as it was told to evaluate itself: its config.yaml says what model and frames it is about, which
 rows, which judge and which seed, unless the command line says otherwise. So that folder is trusted as a configuration
@@ -17,6 +17,7 @@ from yaml import YAMLError
 from vidbridge.config.evaluate import EvaluateConfig
 from vidbridge.config.renamed import with_current_names
 from vidbridge.errors import ConfigError
+from vidbridge.policy.model_folder import ADAPTER, CONFIG
 from vidbridge.record.files import SUMMARY
 from vidbridge.runtime.checkpoint import newest
 
@@ -34,8 +35,8 @@ def resolve(cfg: DictConfig, overrides: Iterable[str]) -> None:
     run, named = Path(cfg.checkpoint), cfg.checkpoint
     cfg.checkpoint = None
     if not (run / "config.yaml").is_file():  # a Hugging Face folder has a config.json
-        if run.is_dir() and not (run / "config.json").is_file():
-            raise ConfigError(f"checkpoint={named}: neither a run (config.yaml) nor a model (config.json) is in there")
+        if run.is_dir() and not any((run / name).is_file() for name in (CONFIG, ADAPTER)):
+            raise ConfigError(f"checkpoint={named}: neither a run (config.yaml) nor a model ({CONFIG}) is in there")
         cfg.model.path = named
         return
     keys = [override.lstrip("+~").split("=")[0] for override in overrides]
@@ -44,7 +45,7 @@ def resolve(cfg: DictConfig, overrides: Iterable[str]) -> None:
     _take(cfg, _record(run), ["tasks" if key == "task" else key for key in keys])
     cfg.model.random_weights = False
     if (run / "model").is_dir() and ((run / SUMMARY).is_file() or not (run / "checkpoints").is_dir()):
-        cfg.model.path = str(run / "model")
+        cfg.model.path, cfg.model.adapter = str(run / "model"), None  # what the adapters are stands in there
         return
     found, refused = newest(run / "checkpoints")
     if found is None:

@@ -199,7 +199,7 @@ class Memory:
             layers = text.num_hidden_layers * b * row.tokens * text.hidden_size
         else:
             layers = sum(kind.number * self._text_layer(kind, row) for kind in self.model.text_layers)
-        last_norm = row.tokens * (FLOAT + b) * text.hidden_size
+        last_norm = row.tokens * (FLOAT + b * self._trains_norms) * text.hidden_size
         predicting = b * row.rows * row.completion_tokens * text.hidden_size
         return layers + last_norm + predicting
 
@@ -229,7 +229,8 @@ class Memory:
         b, vision = self.model.itemsize, self.model.config.vision_config
         block = b * vision.hidden_size if self.model.checkpointing else self.model.saved_vision
         merger = self._norm(vision.hidden_size) + 2 * b * vision.hidden_size
-        return row.number * row.patches * (vision.depth * block + merger + self._cast_patch)
+        patch = 0.0 if self.model.has_adapters else self._cast_patch  # for the gradient of their embedding
+        return row.number * row.patches * (vision.depth * block + merger + patch)
 
     def _vision_work(self, row: Groups) -> float:
         if not self.model.trains_vision:
@@ -246,7 +247,12 @@ class Memory:
 
     def _norm(self, width: int) -> float:
         """Saved by a norm for one token: its input in 32 bits, what it makes of it, and that times the scale."""
-        return (FLOAT + 2 * self.model.itemsize) * width
+        return (FLOAT + (1 + self._trains_norms) * self.model.itemsize) * width
+
+    @property
+    def _trains_norms(self) -> bool:
+        """Whether scales are trained, for which a norm keeps what it makes of its input."""
+        return not self.model.has_adapters
 
     @property
     def _cast_patch(self) -> float:

@@ -13,7 +13,9 @@ from transformers import PretrainedConfig
 from vidbridge.backbones import backbone_of
 from vidbridge.config.schema import ModelConfig
 from vidbridge.memory_plan import saved
-from vidbridge.policy.loading import DTYPES, freeze
+from vidbridge.policy.adapters import add_adapters, has_adapters
+from vidbridge.policy.loading import DTYPES
+from vidbridge.policy.parts import freeze
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,7 @@ class ModelSize:
     trained: int
     trains_vision: bool
     trains_vocabulary: bool
+    has_adapters: bool  # which alone are trained then
     itemsize: int  # bytes of a weight
     text_layers: Sequence[saved.LayerKind]
     saved_vision: float  # bytes a patch that a block of the vision tower keeps
@@ -38,11 +41,13 @@ class ModelSize:
         """Return the size of a model, which is made without memory for its weights."""
         backbone, dtype = backbone_of(config.model_type), DTYPES[spec.dtype.value]
         with torch.device("meta"):
-            module = backbone.model_class(copy.deepcopy(config)).to("meta", dtype)
+            module = backbone.model_class(copy.deepcopy(config))
+            add_adapters(module, spec.adapter, spec.path, spec.frozen, weights=False)
+        module.to("meta", dtype)
+        freeze(module, spec.frozen)
         backbone.prepare(module)
         vision_tower = backbone.vision_tower(module)
         text_layers, saved_vision = saved.text_layers(backbone, module), saved.vision_block(backbone, module)
-        freeze(module, spec.frozen)
         return cls(
             config=config,
             weights=_numbers(module),
@@ -52,6 +57,7 @@ class ModelSize:
             trained=sum(weight.numel() for weight in module.parameters() if weight.requires_grad),
             trains_vision=any(weight.requires_grad for weight in vision_tower.parameters()),
             trains_vocabulary=module.lm_head.weight.requires_grad,
+            has_adapters=has_adapters(module),
             itemsize=dtype.itemsize,
             text_layers=text_layers,
             saved_vision=saved_vision,

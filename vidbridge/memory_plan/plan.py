@@ -42,7 +42,7 @@ NUM_SAMPLED = 8  # rows of each task
 # on a GPU.
 SPARE = {"cpu": 0.3, "cuda": 0.1}
 STAGES = ("evaluation", "rollout", "learner", "update")
-DIVIDE = "engine=zero3 with more ranks (nproc), engine=zero3_offload, or model.frozen=[visual]"
+DIVIDE = "engine=zero3 with more ranks (nproc), engine=zero3_offload, model/adapter=lora, or model.frozen=[visual]"
 # What is held, and the keys that make it less.
 TURN = {
     "weights": "engine=zero3 with more ranks (nproc), or a smaller model",
@@ -50,7 +50,7 @@ TURN = {
     "gradients": DIVIDE,
     "gathered weights": "a smaller model",
     "replica": "engine=zero2, or a smaller model",
-    "reference": "algo.kl_beta=0",
+    "reference": "algo.kl_beta=0, or model/adapter=lora",
     "activations": "engine.max_packed_tokens, model.gradient_checkpointing=true, algo.group_size, frames.max_pixels",
     "logits": "a smaller model",
     "reading": "rollout.max_rows, frames.max_frames, frames.max_pixels",
@@ -88,11 +88,12 @@ def show(config: Config, console: Console | None = None) -> bool:
             for name, task in tasks.items()
         ]
         config = replace(config, steps=num_steps(config, tasks))
+        model = ModelSize.of(processor.config, config.model)
         memory = Memory(
-            model=ModelSize.of(processor.config, config.model),
+            model=model,
             sharding=sharding_of(config),
             on_gpu=device.type == "cuda",
-            has_reference=isinstance(config.algo, GrpoConfig) and config.algo.kl_beta > 0,
+            has_reference=isinstance(config.algo, GrpoConfig) and config.algo.kl_beta > 0 and not model.has_adapters,
         )
     moments = moments_of(config, memory, sizes)
     console.print(task_table(config, sizes, num_sampled=NUM_SAMPLED))
@@ -236,8 +237,8 @@ def too_much(moment: Moment, offer: Offer) -> list[str]:
 def costs(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> dict[str, float]:
     """Return what one step costs if every completion is as long as it may be, all ranks together.
 
-    A weight costs 2 operations a token, 6 with the backward pass, and 8 if that computes the forward pass again; what
-    attention does beside its weights is left out.
+    A weight costs 2 operations a token, 2 more if a gradient goes through it and again 2 if it is trained itself; 2
+    more if the backward pass computes the forward pass again. What attention does beside its weights is left out.
     """
     model, text = memory.model, memory.model.active_in_text
     num_prompts, limit = config.prompts_per_step, config.rollout.max_completion_tokens
@@ -247,8 +248,9 @@ def costs(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> dict[st
         for name in ("prompt_tokens", "patches")
     )
     learner_tokens = prompt_tokens + completions * (limit - 1)
-    backward = 8 if model.checkpointing else 6
-    learner = backward * text * learner_tokens + 6 * model.in_vocabulary * completions * limit
+    logits = 4 if model.has_adapters else 6
+    backward = logits + 2 * model.checkpointing
+    learner = backward * text * learner_tokens + logits * model.in_vocabulary * completions * limit
     learner += (backward if model.trains_vision else 2) * model.in_vision_blocks * patches
     found = {
         "prompts": num_prompts,

@@ -10,11 +10,12 @@ from typing import Any, Collection, Iterator, Mapping, Sequence
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import PreTrainedModel
 
 from vidbridge.backbones import backbone_of
-from vidbridge.policy.model_folder import read_config, read_json
+from vidbridge.policy.adapters import LoraConfig, add_adapters
+from vidbridge.policy.model_folder import base_of, read_config, read_json
+from vidbridge.policy.parts import freeze
 from vidbridge.runtime import collectives
 
 log = logging.getLogger(__name__)
@@ -27,24 +28,26 @@ def load_model(
     dtype: str = "float32",
     attn_implementation: str = "sdpa",
     frozen: Sequence[str] = (),
+    adapter: LoraConfig | None = None,
     gradient_checkpointing: bool = False,
     device: str = "auto",
 ) -> PreTrainedModel:
     """The model at ``path`` (local folder or hub id) on ``device`` ("auto": the rank's GPU if there is one).
 
-    ``frozen`` names parts by the start of their parameters' names, with or without "model.": "visual",
-    "visual.merger", "language_model.embed_tokens". ValueError for a bad path, dtype, device or part, for weights that
-    cannot be read or leave a part of the model without any, and for an attention that is not installed.
+    ``frozen`` names parts as in parts.py. With an ``adapter``, or where ``path`` is a PEFT folder, the adapters alone
+    are trained. ValueError for a bad path, dtype, device or part, for weights that cannot be read or leave a part of
+    the model without any, and for an attention that is not installed.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     target = resolve_device(device)
-    backbone = backbone_of(read_config(path).model_type)
-    read_json(path, "model.safetensors.index.json")  # named here if it is no JSON
+    base = base_of(path)
+    backbone = backbone_of(read_config(base).model_type)
+    read_json(base, "model.safetensors.index.json")  # named here if it is no JSON
     try:
         with _without_load_report():
             model, found = backbone.model_class.from_pretrained(
-                path,
+                base,
                 dtype=DTYPES[dtype],
                 attn_implementation=attn_implementation,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -53,11 +56,12 @@ def load_model(
     except ImportError as error:
         raise ValueError(f"cannot load a model with attn_implementation={attn_implementation}: {error}") from error
     except SafetensorError as error:
-        files = ", ".join(damaged_weights(path)) or path
+        files = ", ".join(damaged_weights(base)) or base
         raise ValueError(f"cannot read the weights in {files}: {error}") from error
     except (OSError, ValueError) as error:  # a shard that is not there, for one
-        raise ValueError(f"cannot load a model from {path!r}: {error}") from error
-    check_covered(path, found)
+        raise ValueError(f"cannot load a model from {base!r}: {error}") from error
+    check_covered(base, found)
+    add_adapters(model, adapter, path, frozen)
     freeze(model, frozen)
     backbone.prepare(model)
     if gradient_checkpointing:
@@ -151,16 +155,3 @@ def damaged_weights(path: str) -> list[str]:
         except SafetensorError:
             damaged.append(str(file))
     return damaged
-
-
-def freeze(model: nn.Module, parts: Sequence[str]) -> None:
-    """Stop the gradients of the named parts; ValueError names the parts there are when one is unknown."""
-    weights = {name.removeprefix("model."): weight for name, weight in model.named_parameters()}
-    for part in parts:
-        part = part.removeprefix("model.")
-        chosen = [weight for name, weight in weights.items() if name == part or name.startswith(part + ".")]
-        if not chosen:
-            known = sorted({name.split(".")[0] for name in weights})
-            raise ValueError(f"cannot freeze {part!r}: the model has no such part; it has {', '.join(known)}")
-        for weight in chosen:
-            weight.requires_grad_(False)

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, Mapping
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
@@ -39,10 +40,24 @@ def read_json(path: str, name: str) -> dict[str, Any] | None:
     return content
 
 
+def base_of(path: str) -> str:
+    """Return the model that the adapters in a PEFT folder belong to; ``path`` itself if it is no such folder.
+
+    ValueError when that model is not where adapter_config.json says.
+    """
+    if not (Path(path) / ADAPTER).is_file() or (Path(path) / CONFIG).is_file():
+        return path
+    base = (read_json(path, ADAPTER) or {}).get("base_model_name_or_path")
+    if not base or (Path(base).is_absolute() and not Path(base).exists()):
+        raise ValueError(f"{Path(path) / ADAPTER}: base_model_name_or_path is {base!r}: set it to where the model is")
+    return str(base)
+
+
 def read_config(path: str) -> PretrainedConfig:
     """Return the configuration of the model at a local folder or hub id.
 
-    ValueError in plain words when there is none, for an adapter, another family of models, and quantised weights.
+    ValueError in plain words when there is none, for an adapter beside it or in its place, for another family of
+    models, and for quantised weights.
     """
     try:
         adapter, content = read_json(path, ADAPTER), read_json(path, CONFIG)
@@ -52,7 +67,8 @@ def read_config(path: str) -> PretrainedConfig:
         base = adapter.get("base_model_name_or_path")
         raise ValueError(
             f"{path!r} holds an adapter ({ADAPTER}) of {base!r}: merge it into that model first (peft: "
-            f"merge_and_unload, then save_pretrained into a new folder), or take {ADAPTER} away if that is done"
+            f"merge_and_unload, then save_pretrained into a new folder), take {ADAPTER} away if that is done, "
+            f"or download it, if it is alone, into a folder"
         )
     if content is None:
         raise ValueError(
@@ -65,7 +81,10 @@ def read_config(path: str) -> PretrainedConfig:
         raise ValueError(f"{path!r}: {error}") from error
     if quantised := content.get("quantization_config"):
         method = quantised.get("quant_method", "bitsandbytes")
-        raise ValueError(f"{path!r} is quantised ({method}), which cannot be trained: take the full-precision model")
+        raise ValueError(
+            f"{path!r} is quantised ({method}), which cannot be trained, nor can adapters of it (QLoRA: "
+            f"docs/adapters.md says why): take the full-precision model"
+        )
     try:
         return config_class.from_dict(content)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
@@ -96,9 +115,15 @@ def write_preprocessing(path: Path, numbers: Mapping[str, Mapping[str, Any]]) ->
         _write_json(path / name, content)
 
 
-def rewrite_config(path: Path) -> None:
-    """Rewrite the config.json that transformers 5 has saved at ``path`` as the family's released models have it."""
+def rewrite_config(path: Path, dtype: torch.dtype) -> None:
+    """Rewrite the config.json that transformers 5 has saved at ``path`` as the family's released models have it.
+
+    It says that the weights are of ``dtype``.
+    """
     content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    for section in (content, *(content[name] for name in ("text_config", "vision_config"))):
+        if "dtype" in section:
+            section["dtype"] = str(dtype).removeprefix("torch.")
     _write_json(path / CONFIG, backbone_of(content["model_type"]).released_config(content))
 
 

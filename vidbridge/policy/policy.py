@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from vidbridge.algo.logprobs import linear_logprobs
 from vidbridge.backbones import backbone_of
 from vidbridge.backbones.routers import balance_loss, expert_load, recorded
+from vidbridge.policy.adapters import adapters_off, has_adapters, is_of_adapter, merged_weights, save_adapters
 from vidbridge.policy.attention import packed_attention
 from vidbridge.policy.engines.base import Engine
 from vidbridge.policy.model_folder import rewrite_config
@@ -65,7 +66,8 @@ class Policy:
     """A model, its processor and (None for a policy that is only read) the engine that trains it.
 
     ``temperature`` and the processor's suppressed tokens belong to the distribution: rollout samples from it and the
-    learner differentiates it. ``reference`` is a ``frozen_copy``, given only when kl_beta > 0.
+    learner differentiates it. ``reference``, given only when kl_beta > 0, is a ``frozen_copy``, or the model itself
+    where it has adapters: they are turned off for it.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Policy:
         reference: PreTrainedModel | None = None,
         saved_dtype: torch.dtype | None = None,
         router_aux_coef: float = 0.0,
+        save_merged: bool = False,
     ):
         if type(module.lm_head) is not nn.Linear:  # token_logprobs multiplies by its weight, a few tokens at a time
             kind = type(module.lm_head).__name__
@@ -91,6 +94,7 @@ class Policy:
         self.reference = reference
         self.saved_dtype = saved_dtype
         self.router_aux_coef = router_aux_coef
+        self.save_merged = save_merged
         self.suppressed_ids = processor.suppressed_ids.to(module.device)
 
     def collate(self, groups: Sequence[Group], advantages: torch.Tensor, token_weights: torch.Tensor) -> Batch:
@@ -153,7 +157,7 @@ class Policy:
         """The reference model's log-probabilities [N, T]; None when there is no reference."""
         if self.reference is None:
             return None
-        with torch.no_grad():
+        with torch.no_grad(), adapters_off(self.reference):
             return token_logprobs(self.reference, batch, self.temperature, self.suppressed_ids).logprobs
 
     def whole(self) -> PreTrainedModel:
@@ -171,36 +175,49 @@ class Policy:
     def save(self, path: str | Path, *, tags: Sequence[str] = ()) -> None:
         """Write a Hugging Face folder: weights (as ``saved_dtype``), tokenizer, preprocessing numbers, model card.
 
-        ``tags`` are further ones of the card, such as the algorithm. Called by all ranks; the first one writes.
+        Of a model with adapters it is a PEFT folder; with ``save_merged`` it holds the model with them added to its
+        weights, and the PEFT folder is adapter/ in it: side by side, readers would add them twice. ``tags`` are further
+        ones of the card, such as the algorithm. Called by all ranks; the first one writes.
         """
-        module = self.whole()
+        module, path = self.whole(), Path(path)
+        dtype, adapters_alone = self.saved_dtype or module.dtype, has_adapters(module) and not self.save_merged
         with collectives.fail_together():
             if collectives.is_rank_0():
-                module = module if self.saved_dtype is None else copy.deepcopy(module).to(self.saved_dtype)
-                module.save_pretrained(path)
-                rewrite_config(Path(path))
+                if has_adapters(module):
+                    save_adapters(module, path if adapters_alone else path / "adapter", dtype)
+                if not adapters_alone:
+                    weights = {name: weight.detach().to("cpu", dtype) for name, weight in merged_weights(module)}
+                    module.save_pretrained(path, state_dict=weights)
+                    rewrite_config(path, dtype)
                 self.processor.save(path)
-                Path(path, "README.md").write_text(model_card(module, tags))
+                (path / "README.md").write_text(model_card(module, tags, adapters_alone=adapters_alone))
 
 
-def model_card(module: PreTrainedModel, tags: Sequence[str]) -> str:
-    """A short README.md for the saved folder."""
+def model_card(module: PreTrainedModel, tags: Sequence[str], *, adapters_alone: bool = False) -> str:
+    """A short README.md for the saved folder, of a model or of its adapters alone."""
     origin = module.name_or_path  # of a folder the name alone: the rest is about this machine
     origin = Path(origin).name if Path(origin).exists() else origin
-    millions = sum(weight.numel() for weight in module.parameters()) / 1e6
+    kind = type(module).__name__
+    library, what, imports = "transformers", kind, f"from transformers import AutoTokenizer, {kind}"
+    load = f'{kind}.from_pretrained("this folder")'
+    if adapters_alone:
+        library, what, imports = "peft", f"Adapters (LoRA) of {kind}", f"from peft import PeftModel\n    {imports}"
+        load = f'PeftModel.from_pretrained({kind}.from_pretrained("{origin}"), "this folder")'
+    there = [weight for name, weight in module.named_parameters() if is_of_adapter(name) == adapters_alone]
+    millions = sum(weight.numel() for weight in there) / 1e6
     return f"""---
-library_name: transformers
+library_name: {library}
 pipeline_tag: video-text-to-text
 tags: [{', '.join(['vidbridge', module.config.model_type, *tags])}]
 ---
-# {type(module).__name__}, {millions:.1f} M parameters, trained with vidbridge
+# {what}, {millions:.1f} M parameters, trained with vidbridge
 
 Started from `{origin}`. It answers questions about videos as `<think>..</think>` followed by
 `<answer>..</answer>`.
 
-    from transformers import AutoTokenizer, {type(module).__name__}
+    {imports}
 
-    model = {type(module).__name__}.from_pretrained("this folder")
+    model = {load}
     tokenizer = AutoTokenizer.from_pretrained("this folder")
 
 {backbone_of(module.config.model_type).card_note}

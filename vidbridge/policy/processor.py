@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from vidbridge.backbones import Backbone, backbone_of
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.policy.model_folder import (
+    base_of,
     read_config,
     read_json,
     read_preprocessing,
@@ -41,8 +42,11 @@ class Processor:
 
     @classmethod
     def from_folder(cls, path: str | Path, frames: FrameBudget, max_prompt_tokens: int = 8192) -> Processor:
-        """Read tokenizer, chat template and preprocessing numbers of a checkpoint (local folder or hub id)."""
-        path = str(path)
+        """Read tokenizer, chat template and preprocessing numbers of a checkpoint (local folder or hub id).
+
+        Those of adapters are their model's.
+        """
+        path = base_of(str(path))
         config = read_config(path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)

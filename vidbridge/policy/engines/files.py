@@ -49,7 +49,7 @@ def check_all_there(folder: Path, found: dict[str, int], weights: dict[str, nn.P
     if lacking := [name for name, number in found.items() if number != weights[name].numel()]:
         raise ValueError(
             f"the checkpoint {folder} lacks {lacking[0]} (and {len(lacking) - 1} more), which this model trains: "
-            f"set model.frozen to what it was"
+            f"set model.frozen and model/adapter to what they were"
         )
 
 
