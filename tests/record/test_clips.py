@@ -16,6 +16,7 @@ from tests.ranks import on_ranks
 from tests.record.builders import group
 from vidbridge.record.clips import SeenClip, is_image, playing_fps, seen_clip, seen_clips, shown, write_clips
 from vidbridge.record.console import Console
+from vidbridge.record.page import write_page
 from vidbridge.record.tracker import SilentTracker, Tracker
 from vidbridge.runtime import collectives
 from vidbridge.runtime.jsonl_log import read_lines
@@ -121,7 +122,8 @@ def test_an_image_is_kept_as_it_was_and_stands_on_the_page(tmp_path):
     first, second = row["clips"]
     assert is_image(first) and not is_image(second) and list(shown(first)) == ["a.jpg"]
     assert np.array_equal(np.asarray(Image.open(tmp_path / first["path"])), image.frames[0])
-    page = (tmp_path / "completions.html").read_text()
+    write_page([row], tmp_path / "page.html", run_dir=tmp_path)
+    page = (tmp_path / "page.html").read_text()
     assert page.count("<img src='data:image/png;base64,") == page.count("<video") == 1
     assert "<figcaption>a.jpg</figcaption>" in page
 

@@ -75,13 +75,13 @@ class WandbSink:
             told = "\n".join(line for clip in row["clips"] for line in shown(clip))
             cells.append({**row, "gates": json.dumps(row["gates"]), "terms": json.dumps(row["terms"]), "shown": told})
             for name, kind in kinds.items():
-                mine = [each for clip in row["clips"] if isinstance(each := clips[clip["path"]], kind)]
-                cells[-1].update((f"{name} {n + 1}" if n else name, each) for n, each in enumerate(mine))
-        visible = sorted({name for each in cells for name in each if name.split()[0] in kinds})
+                of_kind = [seen for clip in row["clips"] if isinstance(seen := clips[clip["path"]], kind)]
+                cells[-1] |= {f"{name} {n + 1}" if n else name: seen for n, seen in enumerate(of_kind)}
+        visible = sorted({name for line in cells for name in line if name.split()[0] in kinds})
         columns = [*visible, *COLUMNS, "shown"]
-        table = wandb.Table(columns=columns)
-        for each in cells:
-            table.add_data(*map(each.get, columns))
+        table = wandb.Table(columns=[*columns])
+        for line in cells:
+            table.add_data(*map(line.get, columns))
         self._run.log({f"completions/{stage}": table}, step=step)  # of one name, a step keeps only the last
 
     def _visible(self, clip: Mapping[str, Any]) -> wandb.Video | wandb.Image:
