@@ -13,6 +13,7 @@ from tests.policy.builders import make_policy, ragged_prompts, random_groups, wh
 from tests.pretend_cuda import DEVICE, Graph, OnDevice, pretend_cuda
 from tests.rollout.builders import sampler
 from tests.steps import SameForHalf, make_step, timeless
+from vidbridge.policy.adapters import LoraConfig, adapted_layers
 from vidbridge.rollout.decode_step import DecodeStep
 from vidbridge.rollout.kv_cache import Decode, SharedPrefixCache
 
@@ -48,7 +49,8 @@ def test_learner(random_qwen_folder, pretend_cuda, dtype, checkpointing):
     torch.testing.assert_close(weights_there, weights, rtol=0, atol=2.1e-3)  # lr 1e-3, either way
 
 
-def test_rollout(random_qwen_folder, pretend_cuda, monkeypatch):
+@pytest.mark.parametrize("adapter", [None, LoraConfig()])
+def test_rollout(random_qwen_folder, pretend_cuda, monkeypatch, adapter):
     """Captured again when room grows and when rows leave; every other token is a replay. Tokens as on the CPU."""
     monkeypatch.setattr("vidbridge.rollout.kv_cache.FIRST_COLUMNS", 3)
     versions, step = [], DecodeStep.__call__
@@ -59,7 +61,10 @@ def test_rollout(random_qwen_folder, pretend_cuda, monkeypatch):
         return logits
 
     monkeypatch.setattr(DecodeStep, "__call__", counted)
-    here, there = both(random_qwen_folder)
+    here, there = both(random_qwen_folder, adapter=adapter)
+    with torch.no_grad():
+        for layer in (*adapted_layers(here.module).values(), *adapted_layers(there.module).values()):
+            layer.lora_B["default"].weight.fill_(0.1)  # new ones add nothing
     encoded = [here.processor.encode(prompt) for prompt in ragged_prompts()]
     groups = []
     for policy in (here, there):
