@@ -12,7 +12,7 @@ from tests.policy.builders import make_policy, ragged_prompts, random_groups, sa
 from tests.rollout.builders import sampler
 from vidbridge.backbones import FAMILIES, backbone_of, layers
 from vidbridge.errors import ConfigError
-from vidbridge.policy.adapters import LoraConfig, adapted_layers, merged_weights
+from vidbridge.policy.adapters import LoraConfig, adapted_layers, adapters_off, merged_weights
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.plain import repeated_logprobs
 
@@ -92,9 +92,22 @@ def gap(policy):
 
 
 def test_the_sampler_samples_with_the_adapters(folder, monkeypatch):
-    """The prompt and every decoding step; a decoding step that reads the weights of a layer itself parts at once."""
+    """The prompt and every decoding step; a decoding step without them parts at once."""
     policy = adapted_policy(folder)
     assert gap(policy) < 1e-4
+    family = type(backbone_of(policy.module.config.model_type))
+    step = family.next_hidden
+
+    def without(self, module, *rest):
+        with adapters_off(module):
+            return step(self, module, *rest)
+
+    monkeypatch.setattr(family, "next_hidden", without)
+    assert gap(policy) > 0.1
+
+
+def test_a_step_that_reads_the_weights_of_a_layer_itself_is_noticed(random_qwen_folder, monkeypatch):
+    policy = adapted_policy(random_qwen_folder)
     monkeypatch.setattr(layers, "_is_plain", lambda layer, kind: True)  # a peft layer has the frozen one's weight
     assert gap(policy) > 0.1
 
