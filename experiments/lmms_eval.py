@@ -18,6 +18,7 @@ from typing import Sequence
 
 from omegaconf import OmegaConf
 
+from vidbridge.policy.model_folder import ADAPTER
 from vidbridge.runtime.launch import CONF
 
 PYTHON = Path(".venv-lmms/bin/python")
@@ -75,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", action="store_true", help="only say the command")
     args = parser.parse_args(argv)
     if Path(args.model).is_dir() and not (Path(args.model) / "config.json").is_file():
-        parser.error(f"{args.model} holds no config.json: of a run it is the folder model/")
+        adapter = (Path(args.model) / ADAPTER).is_file()
+        hint = "adapters must be merged (model.adapter.merged=true)" if adapter else "of a run it is the folder model/"
+        parser.error(f"{args.model} holds no config.json: {hint}")
     if (family := model_type(args.model)) != "qwen2_5_vl":
         parser.error(f"{args.model} is a {family}: the command is that for Qwen2.5-VL, no other has been tried")
     system = system_message(args.model)

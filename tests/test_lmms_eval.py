@@ -52,6 +52,10 @@ def test_a_folder_that_is_no_model_is_refused_and_a_command_can_be_shown(tmp_pat
     with pytest.raises(SystemExit):
         lmms_eval.main([str(tmp_path)])
     assert "holds no config.json: of a run it is the folder model/" in capsys.readouterr().err
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        lmms_eval.main([str(tmp_path)])
+    assert "model.adapter.merged=true" in capsys.readouterr().err
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     assert lmms_eval.main([str(tmp_path), "--show"]) == 0
     assert "-m lmms_eval --model qwen2_5_vl" in capsys.readouterr().out
