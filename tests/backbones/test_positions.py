@@ -61,6 +61,34 @@ def test_two_videos_by_hand():
     assert 12 + delta == 17
 
 
+@pytest.mark.parametrize(
+    ("seconds", "times", "after"),
+    [
+        (1.5, [0, 3], 14),  # Qwen2.5-VL: two positions a second, so the second grid is 3 on, at 12; the border is 13
+        (0.0, [0, 0], 12),  # a picture does not last; width reaches 1
+    ],
+)
+def test_an_image_before_a_video_by_hand(seconds, times, after):
+    """A word, border, an image of 2 x 5 tokens, two borders, two grids of 1 x 2 tokens, border."""
+    image = VIDEO + 1
+    ids = [7, 8, *[image] * 10, 8, 8, *[VIDEO] * 4, 8]
+    grids = torch.tensor([[1, 2 * MERGE, 5 * MERGE], [2, MERGE, 2 * MERGE]])
+    positions, delta = mrope_positions(
+        torch.tensor(ids),
+        grids,
+        [0.0, seconds],
+        vision_token_ids=(image, VIDEO),
+        merge_size=MERGE,
+        tokens_per_second=2,
+    )
+    # the image begins at 2 and is 5 wide: the borders are 7 and 8, the video begins at 9
+    first = 9
+    assert positions[0].tolist() == [0, 1, *[2] * 10, 7, 8, *[first + t for t in times for _ in range(2)], after - 1]
+    assert positions[1].tolist() == [0, 1, *[2] * 5, *[3] * 5, 7, 8, *[first] * 4, after - 1]
+    assert positions[2].tolist() == [0, 1, *[2, 3, 4, 5, 6] * 2, 7, 8, *[first, first + 1] * 2, after - 1]
+    assert len(ids) + delta == after
+
+
 def test_text_alone():
     assert positions_of({"before": 5, "videos": [], "after": 0}) == ([[0, 1, 2, 3, 4]] * 3, 0)
 

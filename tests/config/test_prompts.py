@@ -47,8 +47,11 @@ TAUGHT = {
 }
 
 
+VIDEO = (VideoRef(path="a.mp4"),)
+
+
 def sample(task, question="What next?", options=("grows", "spins")):
-    return Sample(uid="x", task=task, question=question, answer="A", options=options, videos=(VideoRef(path="a.mp4"),))
+    return Sample(uid="x", task=task, question=question, answer="A", options=options, videos=VIDEO)
 
 
 def asked(prompt, task, prompting, **texts):
@@ -240,7 +243,7 @@ def test_a_task_may_have_placeholders_of_its_own():
         config_of(*own)
     config = config_of(*own, "+prompt.tasks.hinted.thinking='{hint}: {question}'")
     task = TaskRows(task=Hinted(), template=config.prompt.template("hinted", Prompting.direct))
-    shown = Sample(uid="x", task="hinted", question="Who?", answer="she", videos=(), meta={"hint": "{question}"})
+    shown = Sample(uid="x", task="hinted", question="Who?", answer="she", videos=VIDEO, meta={"hint": "{question}"})
     assert task.messages(shown) == (user("{question}: Who?"),)
 
 

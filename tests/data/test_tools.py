@@ -152,6 +152,7 @@ def test_check_lists_rows_videos_and_overlaps_in_one_pass(processor, tmp_path):
         "without_rows": {"val/caption": summary["without_rows"]["val/caption"]},
         "rows_of_no_task": {"Caption": 1},
         "videos": 6,
+        "images": 0,
         "unreadable": 1,
         "unusable_samples": 1,
         "hours": summary["hours"],
