@@ -68,7 +68,7 @@ def test_with_gradient_checkpointing(folder, plain):
 
 
 def test_greedy_equals_generate_token_for_token(policy, plain):
-    encoded = [policy.processor.encode(prompt) for prompt in (*ragged_prompts(), *mixed_prompts())]
+    encoded = [policy.processor.encode(prompt) for prompt in (*ragged_prompts(), *mixed_prompts()[2::2])]  # images too
     rollout = sampler(policy, max_completion_tokens=40, temperature=0.7)
     completions = rollout.generate(encoded, 1, seed=0, greedy=True)
     for prompt, (completion,) in zip(encoded, completions, strict=True):

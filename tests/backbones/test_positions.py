@@ -70,8 +70,8 @@ def test_two_videos_by_hand():
 )
 def test_an_image_before_a_video_by_hand(seconds, times, after):
     """A word, border, an image of 2 x 5 tokens, two borders, two grids of 1 x 2 tokens, border."""
-    image = VIDEO + 1
-    ids = [7, 8, *[image] * 10, 8, 8, *[VIDEO] * 4, 8]
+    word, border, image = VIDEO + 1, VIDEO + 2, VIDEO + 3
+    ids = [word, border, *[image] * 10, border, border, *[VIDEO] * 4, border]
     grids = torch.tensor([[1, 2 * MERGE, 5 * MERGE], [2, MERGE, 2 * MERGE]])
     positions, delta = mrope_positions(
         torch.tensor(ids),

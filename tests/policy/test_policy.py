@@ -37,7 +37,7 @@ def test_logprobs_equal_one_plain_model_call_per_completion(policy, random_qwen_
             logits = plain(
                 input_ids=ids,
                 pixel_values_videos=encoded.pixel_values,
-                grid_thw=encoded.grid_thw,
+                video_grid_thw=encoded.grid_thw,
                 position_ids=torch.cat([encoded.position_ids, after.expand(3, -1)], dim=1)[:, None],
             ).logits[0, -len(completion) - 1 : -1]
         logits[:, policy.suppressed_ids] = float("-inf")
