@@ -1,8 +1,8 @@
 """``python -m tests.backbones.float64 <family>``: the learner's test in 64 bits, with 1e-10 in the place of 1e-5.
 
-In 32 bits two right orders of a recurrent layer's operations lie further apart than those of attention: 1e-3 to 1e-2 with
-the weights of this test, whose rounding alone moves the outputs as much. Here the library's file, and ours that turn
-numbers into 32 bits, are read with 64 in their place, so that what is left is a difference of the arithmetic.
+In 32 bits two right orders of a recurrent layer's operations lie further apart than those of attention: 1e-3 to 1e-2
+with the weights of this test, whose rounding alone moves the outputs as much. Here the library's file, and ours that
+turn numbers into 32 bits, are read with 64 in their place, so that what is left is a difference of the arithmetic.
 """
 
 from __future__ import annotations
