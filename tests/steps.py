@@ -23,7 +23,7 @@ from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.scripted import ScriptedRollout
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.step import GrpoStep
-from vidbridge.types import SamplingParams
+from vidbridge.types import Outputs, SamplingParams
 
 MAX_TOKENS = 6
 
@@ -111,11 +111,11 @@ class Unigrams:
         self.scores = torch.zeros(vocab_size, requires_grad=True)
         self.updates = 0
 
-    def logprobs(self, batch, temperature, suppressed_ids):
+    def forward(self, batch, temperature, suppressed_ids):
         logprobs = self.scores.log_softmax(dim=0)
         entropy = -(logprobs.exp() * logprobs).sum().detach()
         of_tokens = logprobs[batch.completion_ids] * batch.sampled_mask
-        return of_tokens, entropy.expand_as(of_tokens)
+        return Outputs(of_tokens, entropy.expand_as(of_tokens), torch.tensor(0.0), torch.tensor(0.0))
 
     def backward(self, loss):
         loss.backward()

@@ -25,6 +25,7 @@ def run(folder, cache, run_dir, *overrides):
     small = [text for text in small_run(folder, cache) if not text.startswith(("debug", "algo."))]
     told = [*small, "model/adapter=lora", "track=none", "eval.num_items=2", "eval.num_samples=1", *SFT, *overrides]
     cfg = composed(*told)
+    run_dir.mkdir(exist_ok=True)
     with launch.claimed(run_dir, launch.public(cfg), again="resume=auto" in overrides):
         train.train(launch.to_dataclasses(cfg), launch.public(cfg), run_dir)
 

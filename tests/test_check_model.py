@@ -99,14 +99,14 @@ def test_another_normalisation(subject):
 def shifted(ids, grids, seconds, **numbers):
     """Everything after a video one too far."""
     positions, delta = mrope_positions(ids, grids, seconds, **numbers)
-    after = (ids == numbers["video_token_id"]).nonzero().max() + 1
+    after = torch.isin(ids, torch.tensor(list(numbers["vision_token_ids"]))).nonzero().max() + 1
     return torch.cat([positions[:, :after], positions[:, after:] + 1], dim=1), delta + 1
 
 
 def of_the_library(ids, grids, seconds, **numbers):
     """As transformers since 5.3: the text goes on after the rows and columns of the video, whatever its length."""
     positions, delta = mrope_positions(ids, grids, seconds, **numbers)
-    video = (ids == numbers["video_token_id"]).nonzero()[:, 0]
+    video = torch.isin(ids, torch.tensor(list(numbers["vision_token_ids"]))).nonzero()[:, 0]
     start, after = int(positions[0, video[0]]), int(video.max()) + 1
     back = int(positions[0, after]) - (start + int(grids[-1, 1:].max()) // numbers["merge_size"])
     return torch.cat([positions[:, :after], positions[:, after:] - back], dim=1), delta - back

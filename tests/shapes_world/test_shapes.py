@@ -112,7 +112,7 @@ def digest_of(row):
     with VideoFile(row.video) as file:
         frames = np.stack(list(file.frames_at(np.arange(0, file.duration_s, 0.25))))
     small = frames[:, ::4, ::4].astype(float).mean(axis=3)
-    digest = hashlib.sha256(repr(told).encode())
+    digest = hashlib.sha256(repr(told).replace(", images=()", "").encode())  # a row without any is as before them
     digest.update((small > 127).tobytes())
     return digest.hexdigest()[:12]
 
