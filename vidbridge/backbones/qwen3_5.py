@@ -26,7 +26,7 @@ class Qwen3_5(Qwen3VL):
             if layer.block_type == "linear_attention":
                 take_states(layer.linear_attn)
 
-    def for_layers(self, seen: Any, is_video: torch.Tensor) -> Mapping[str, Any]:
+    def for_layers(self, seen: Any, is_vision: torch.Tensor) -> Mapping[str, Any]:
         return {}
 
     def next_hidden(

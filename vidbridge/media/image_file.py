@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from contextlib import contextmanager
 from typing import Iterator
 
@@ -19,6 +21,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 READ = "jpg, png, webp, bmp, gif, tiff and ppm files"
 MAX_PIXELS = 2**26  # 8192 x 8192; a small file can ask for much more
 TURNED = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
+# What Pillow's readers raise for a file that is cut short or makes no sense: each has its own.
+_DAMAGED = (OSError, EOFError, ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, struct.error, zlib.error)
 GREY = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # modes of pictures with more than 256 levels
 
 
@@ -29,17 +33,19 @@ def read_image(path: str) -> np.ndarray:
     not_an_image, too_large, moving (more than one picture), damaged (cut short too).
     """
     with _opened(path) as image:
-        if image.mode in GREY:
-            levels = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
-            if levels.min() < 0 or levels.max() >= 2**16:
-                raise VideoError(path, "not_an_image", "has levels of more than 16 bits: save it with 8 or 16")
-            return np.repeat(((levels + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
-        if image.mode == "F":
-            raise VideoError(path, "not_an_image", "has fractions for levels: save it with 8 or 16 bits")
-        upright = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            return on_white(np.asarray(upright.convert("RGBA")))
-        return np.asarray(upright.convert("RGB"))
+        upright = ImageOps.exif_transpose(image)  # this decodes it
+        mode = upright.mode
+        if mode not in (*GREY, "F"):
+            upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+        pixels = np.asarray(upright)
+    if mode == "F":
+        raise VideoError(path, "not_an_image", "has fractions for levels: save it with 8 or 16 bits")
+    if mode in GREY:
+        if pixels.min() < 0 or pixels.max() >= 2**16:
+            raise VideoError(path, "not_an_image", "has levels of more than 16 bits: save it with 8 or 16")
+        levels = (pixels.astype(np.int64) + 128) // 257
+        return np.repeat(levels.astype(np.uint8)[..., None], 3, axis=2)
+    return on_white(pixels) if pixels.shape[2] == 4 else pixels
 
 
 def image_size(path: str) -> tuple[int, int]:
@@ -70,5 +76,5 @@ def _opened(path: str) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         kind = kind_of(path) or "no image that can be opened"
         raise VideoError(path, "not_an_image", f"is {kind}; read are {READ}") from error
-    except Exception as error:  # each of Pillow's readers has its own for what is cut short or makes no sense
+    except _DAMAGED as error:
         raise VideoError(path, "damaged", f"cannot be decoded ({error})") from error
