@@ -56,7 +56,10 @@ with (run_dir / "items.jsonl").open("w") as file:
 lines = [{"step": step, "rollout/tokens": 100.0} for step in (1, 2)]
 (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\\n" for line in lines))
 scores = {"greedy": {"tasks": {"qa": {"max": 1.0}}}}
-(run_dir / "summary.json").write_text(json.dumps({"steps": 2, "train_s": 3.5, "after": scores}))
+(run_dir / "summary.json").write_text(json.dumps({"steps": 2, "train_s": 3.5, "peak_rss_mb": 900, "after": scores}))
+for step, size in ((1, 1500000), (2, 2500000)):
+    (run_dir / "checkpoints" / str(step)).mkdir(parents=True)
+    (run_dir / "checkpoints" / str(step) / "weights").write_bytes(b"0" * size)
 """
 
 
@@ -133,7 +136,7 @@ def test_what_has_run_does_not_run_again(tmp_path, faked):
     # of two samples one is well formed: it earns 1 and the other nothing
     assert result.items[0].earned == {"total": 0.5, "choice": 0.5}
     assert [item.kind for item in result.items] == ["sampled", "greedy"]  # those after training alone
-    assert result.cost == {"updates": 2.0, "train_s": 3.5, "tokens": 200.0}
+    assert result.cost == {"updates": 2.0, "train_s": 3.5, "tokens": 200.0, "peak_mb": 900, "checkpoint_mb": 2.5}
 
 
 def test_a_run_that_fails_stops_no_other_and_is_tried_again(tmp_path, faked, capsys):

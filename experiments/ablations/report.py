@@ -134,13 +134,25 @@ def differences_table(cells: Sequence[Cell], titles: Mapping[str, str], columns:
     return table(["row", *columns.values()], lines)
 
 
+# What a run costs: a column's title, a unit of it, and how a number is shown.
+COSTS = {
+    "updates": ("updates", 1, "{:.0f}"),
+    "train_s": ("seconds of training", 1, "{:.0f}"),
+    "tokens": ("thousand tokens sampled", 1000, "{:.0f}"),
+    "peak_mb": ("MB of memory", 1, "{:.0f}"),
+    "checkpoint_mb": ("MB of a checkpoint", 1, "{:.2f}"),
+}
+
+
 def cost_table(rows: Mapping[str, Seeds], titles: Mapping[str, str]) -> str:
+    """Medians, since a run that had a neighbour says little about the others; what older results lack is left out."""
+    costs = [result.cost for seeds in rows.values() for result in seeds.values()]
+    shown = {key: told for key, told in COSTS.items() if all(key in cost for cost in costs)}
     lines = []
     for row, seeds in rows.items():
-        found = [[result.cost[key] for key in ("updates", "train_s", "tokens")] for result in seeds.values()]
-        updates, train_s, tokens = np.median(found, axis=0)  # a run that had a neighbour says little about the others
-        lines.append([titles[row], f"{updates:.0f}", f"{train_s:.0f}", f"{tokens / 1000:.0f}"])
-    return table(["row", "updates", "seconds of training", "thousand tokens sampled"], lines)
+        medians = {key: float(np.median([result.cost[key] for result in seeds.values()])) for key in shown}
+        lines.append([titles[row], *(form.format(medians[key] / unit) for key, (_, unit, form) in shown.items())])
+    return table(["row", *(title for title, _, _ in shown.values())], lines)
 
 
 def paper_table(manifest: Manifest, cells: Sequence[Cell]) -> str:

@@ -45,7 +45,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One run. ``cost`` in seconds, updates and sampled tokens; ``maximum`` is the most an item of a task can earn."""
+    """One run. ``cost`` has what COSTS of report.py tells; ``maximum`` is the most an item of a task can earn."""
 
     settings: Settings
     cost: Mapping[str, float]
@@ -66,12 +66,20 @@ def collect(run_dir: Path, settings: Settings) -> Result:
         "updates": float(summary["steps"] or 0),
         "train_s": summary.get("train_s", 0.0),
         "tokens": sum(series(lines, "rollout/tokens")[1]),
+        "peak_mb": summary.get("peak_rss_mb", 0.0),
+        "checkpoint_mb": _largest_checkpoint_mb(run_dir / "checkpoints"),
     }
     maximum = {task: score["max"] for task, score in summary[final]["greedy"]["tasks"].items()}
     sources: dict[str, int] = defaultdict(lambda: len(sources))
     last = "after" if settings.trains else "the model"
     items = [_item(line, sources) for line in read_lines(run_dir / ITEMS) if line["when"] == last and is_scored(line)]
     return Result(settings=settings, cost=cost, maximum=maximum, items=items)
+
+
+def _largest_checkpoint_mb(folder: Path) -> float:
+    """Return how large a checkpoint is, 0 where there is none."""
+    sizes = [sum(file.stat().st_size for file in each.iterdir()) for each in folder.glob("*")]
+    return round(max(sizes, default=0) / 1e6, 3)
 
 
 def _item(line: Mapping[str, Any], sources: dict[str, int]) -> Item:

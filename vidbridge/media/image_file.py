@@ -22,7 +22,10 @@ READ = "jpg, png, webp, bmp, gif, tiff and ppm files"
 MAX_PIXELS = 2**26  # 8192 x 8192; a small file can ask for much more
 TURNED = (5, 6, 7, 8)  # orientations of EXIF that exchange height and width
 # What Pillow's readers raise for a file that is cut short or makes no sense: each has its own.
-_DAMAGED = (OSError, EOFError, ValueError, TypeError, SyntaxError, LookupError, ArithmeticError, struct.error, zlib.error)
+_DAMAGED = (
+    *(OSError, EOFError, struct.error, zlib.error),
+    *(ValueError, TypeError, SyntaxError, LookupError, ArithmeticError),
+)
 GREY = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # modes of pictures with more than 256 levels
 
 
