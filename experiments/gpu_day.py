@@ -1,6 +1,6 @@
 """Everything that has never met a GPU, in one command and under nine minutes: docs/gpu_day.md.
 
-    bash experiments/gpu_day.sh [OUT_DIR] [--dry-run] [--only attention,bench] [--size 7b] [--seconds 540]
+    bash experiments/gpu_day.sh [OUT_DIR] [--dry-run] [--only attention,bench] [--model qwen3_vl_8b] [--seconds 540]
 
 Each part is a process of its own with a limit, and those after it run whatever becomes of it; time that one leaves
 is for the next. OUT_DIR gets gpu_day.json (the device, every test by name, every row of the bench), gpu_day.md (it
@@ -117,7 +117,7 @@ def driver() -> str | None:
         return None
 
 
-def run_part(name: str, part: Part, out: Path, limit_s: float, size: str) -> dict[str, Any]:
+def run_part(name: str, part: Part, out: Path, limit_s: float, model: str) -> dict[str, Any]:
     """Its status (passed, failed, out of time), seconds, and what its tests or its bench left."""
     reports, figures = out / f"{name}.jsonl", out / f"{name}.json"
     for left in (reports, figures):
@@ -125,7 +125,7 @@ def run_part(name: str, part: Part, out: Path, limit_s: float, size: str) -> dic
     command = [sys.executable, *part.arguments]
     if part.bench:
         # what is being measured when the last part may begin takes a while too
-        command += ["--size", size, "--json", str(figures), "--seconds", str(round(0.7 * limit_s))]
+        command += ["--model", model, "--json", str(figures), "--seconds", str(round(0.7 * limit_s))]
     began = time.monotonic()
     with open(out / f"{name}.log", "wb") as log:
         process = subprocess.Popen(
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", nargs="?", type=Path, default=Path("gpu_day"), metavar="OUT_DIR")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run")
     parser.add_argument("--only", type=lambda names: names.split(","), default=list(PARTS), metavar="PART,PART")
-    parser.add_argument("--size", choices=("3b", "7b"), default="3b", help="of the bench")
+    parser.add_argument("--model", default="qwen2_5_vl_3b", help="of the bench, one of conf/model")
     parser.add_argument("--seconds", type=float, default=540, help="for everything; the limits shrink with it")
     args = parser.parse_args(argv)
     if unknown := set(args.only) - set(PARTS):
@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, part in parts.items():
         due += scale * part.limit_s
         print(f"{name}: {part.what} ..", flush=True)
-        found = run_part(name, part, out, due - time.monotonic(), args.size)
+        found = run_part(name, part, out, due - time.monotonic(), args.model)
         result["parts"][name] = found
         print(f"{name}: {found['status']} after {found['seconds']} s; {out / name}.log", flush=True)
         path.write_text(json.dumps(result, indent=2) + "\n")  # after each: who is cut off has the ones before

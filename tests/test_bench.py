@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from experiments.bench import decode, gpu, harness, judge, learner, needed, plan, rollout, step
-from experiments.bench.shape import FRAMES, TINY, load_sides, random_group, write_folder
-from vidbridge.backbones import FAMILIES
+from experiments.bench.families import TINY
+from experiments.bench.shape import FRAMES, load_sides, random_group, released, small, write_folder
+from vidbridge.backbones import FAMILIES, backbone_of
 from vidbridge.check_model import peak
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.processor import Processor
@@ -129,10 +131,12 @@ def test_the_memory_of_a_step_is_the_predicted_one():
         assert measured is None or measured == pytest.approx(figures["predicted"], rel=0.25), stage
 
 
-def test_gpu_in_its_tiny_size_needs_none(tmp_path):
-    figures = figures_of(gpu.main, tmp_path, "--device", "cpu")
+@pytest.mark.parametrize("model", ["qwen2_5_vl_3b", "qwen3_vl_8b", "qwen3_vl_30b_a3b", "qwen3_5_9b"])
+def test_gpu_in_its_tiny_size_needs_none(tmp_path, model):
+    figures = figures_of(gpu.main, tmp_path, "--device", "cpu", "--model", model)
     device, compilations, of_learner, of_rollout, of_step = figures["rows"]
-    assert [row["part"] for row in figures["rows"]] == list(gpu.PARTS) and figures["size"] == "tiny"
+    assert [row["part"] for row in figures["rows"]] == list(gpu.PARTS)
+    assert figures["model"].startswith("a tiny qwen")
     assert device["peak_is_measured"] and device["copy_gb_per_s"] > 0
     assert compilations["compilations"] == 0  # the CPU's attention is not compiled
     assert len(compilations["seconds"]) == compilations["lengths"] == 4
@@ -157,7 +161,7 @@ def test_a_part_of_the_gpu_bench_that_fails_or_is_late_leaves_a_row(tmp_path, mo
     monkeypatch.setattr(gpu, "PARTS", {"one": failing, "two": lambda bench: {"figure": 3}, "three": failing})
     monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     path = tmp_path / "figures.json"
-    status = gpu.main(["--size", "tiny", "--device", "cpu", "--seconds", "300", "--json", str(path)])
+    status = gpu.main(["--quick", "--device", "cpu", "--seconds", "300", "--json", str(path)])
     assert status == 1
     assert json.loads(path.read_text())["rows"] == [
         {"part": "one", "failed": "OutOfMemoryError: CUDA out of memory"},
@@ -168,7 +172,7 @@ def test_a_part_of_the_gpu_bench_that_fails_or_is_late_leaves_a_row(tmp_path, mo
 
 def test_a_random_folder_is_one_that_the_package_reads(tmp_path):
     """The numbers of the shape, the words of the shapes world, 16 bits."""
-    write_folder(tmp_path, TINY, torch.device("cpu"))
+    write_folder(tmp_path, small(TINY), torch.device("cpu"))
     module = load_model(str(tmp_path), dtype="bfloat16", device="cpu")
     assert module.lm_head.weight.shape == (512, 32) and module.lm_head.weight.dtype == torch.bfloat16
     processor, text = Processor.from_folder(tmp_path, FRAMES), "<answer>the red square moves left</answer>"
@@ -176,10 +180,10 @@ def test_a_random_folder_is_one_that_the_package_reads(tmp_path):
 
 
 def test_needed_work_by_hand():
-    policy = gpu.load_policy(TINY, torch.device("cpu"))
+    policy = gpu.load_policy(small(TINY), torch.device("cpu"))
     group = gpu.random_group(policy.processor, video_tokens=72, group_size=2, completion_tokens=3)
     prompt = len(group.encoded.input_ids)
-    flops = needed.needed_flops(policy.module, group)
+    flops = needed.needed_flops(policy, group)
     # layers of 2 x 32 x 32 (query, output) + 2 x 16 x 32 (key, value) + 3 x 32 x 64; 2 completions of 2 tokens
     assert flops["text"] == 6 * 2 * (2048 + 1024 + 6144) * (prompt + 4)
     # the first token of a completion sees the prompt and itself, the second one more
@@ -191,7 +195,48 @@ def test_needed_work_by_hand():
     assert needed.pairs_in_frames((1, 5, 4), 4) == 16**2 + 4**2
     # bfloat16: 2 layers with 2 norms of 32 and biases of query, key and value; the vocabulary; keys and values of 16
     weights = 2 * (2048 + 1024 + 6144 + 64 + 64) + 512 * 32
-    assert needed.needed_bytes(policy.module, group, 3) == 2 * (weights + 2 * 2 * 16 * (prompt + 2 * 3 / 2))
+    assert needed.needed_bytes(policy, group, 3) == 2 * (weights + 2 * 2 * 16 * (prompt + 2 * 3 / 2))
+
+
+def test_needed_work_of_experts_by_hand():
+    policy = gpu.load_policy(small(TINY, "qwen3_vl_moe"), torch.device("cpu"))
+    group = gpu.random_group(policy.processor, video_tokens=72, group_size=3, completion_tokens=3)
+    prompt = len(group.encoded.input_ids)
+    flops = needed.needed_flops(policy, group)
+    # query, output, key and value, a router of 8 x 32, and 2 of 8 experts of 3 x 32 x 32
+    assert flops["text"] == 6 * 2 * (2048 + 1024 + 256 + 2 * 3072) * (prompt + 6)
+    # every block sees whole frames; from a merged patch of 4 x 32 numbers: 128 x 128 and 128 x 32, thrice: its own
+    # merger and those of blocks 0 and 1
+    assert flops["vision_attention"] == 12 * 32 * 2 * 8 * 36**2
+    assert flops["merger"] == 6 * 3 * (128 * 128 + 128 * 32) * 72 and flops["text_memory"] == 0
+    # three rows ask for two of eight experts each: one is idle in three of four, in (3 / 4)^3 for all of them
+    experts = 8 * (1 - (3 / 4) ** 3)
+    weights = 2 * (2048 + 1024 + 256 + 2 * 32 + 2 * 8 + experts * 3072) + 512 * 32
+    assert needed.needed_bytes(policy, group, 3) == 2 * (weights + 2 * 2 * 16 * (prompt + 3 * 3 / 2))
+
+
+def test_needed_work_of_a_memory_by_hand():
+    """Of two layers one has a memory: 4 heads of 8 x 8 numbers."""
+    policy = gpu.load_policy(small(TINY, "qwen3_5"), torch.device("cpu"))
+    group = gpu.random_group(policy.processor, video_tokens=72, group_size=2, completion_tokens=3)
+    prompt = len(group.encoded.input_ids)
+    flops = needed.needed_flops(policy, group)
+    assert flops["text_memory"] == 18 * 4 * 8 * 8 * (prompt + 4)
+    pairs = prompt * (prompt + 1) / 2 + 2 * (2 * prompt + 1 + 2)
+    assert flops["text_attention"] == 12 * 32 * 1 * pairs
+    few, many = (needed.needed_bytes(policy, group, tokens) for tokens in (2, 4))
+    assert many - few == 2 * (2 * 1 * 16) * 2  # keys and values of one layer, of a token more in two rows
+
+
+@pytest.mark.parametrize("model", gpu.MODELS)
+def test_a_released_model_is_that_of_its_yaml(model):
+    """Its weights, in billions, are those of its name."""
+    config = released(model)
+    with torch.device("meta"):
+        module = backbone_of(config.model_type).model_class(config)
+    billions = sum(weight.numel() for weight in module.parameters()) / 1e9
+    named = float(re.search(r"_(\d+)b", model)[1])
+    assert 0.98 * named < billions < 1.35 * named
 
 
 def test_medians_take_turns_and_leave_out_the_first_round(monkeypatch):

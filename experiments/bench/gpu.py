@@ -1,7 +1,7 @@
-"""How near to the device's limits: a random Qwen2.5-VL of 3B or 7B in bfloat16 on one CUDA device.
+"""How near to the device's limits: a random model of a released size in bfloat16 on one CUDA device.
 
-    python -m experiments.bench.gpu [--size 7b] [--seconds 240] [--json FILE]
-    python -m experiments.bench.gpu --size tiny --device cpu    # the same code, where there is no GPU
+    python -m experiments.bench.gpu [--model qwen3_vl_8b] [--seconds 240] [--json FILE]
+    python -m experiments.bench.gpu --quick --device cpu    # the same code on a tiny one, where there is no GPU
 
 Nothing is downloaded. One group: 8 completions of 512 tokens after 1568 video tokens. Five parts, a row each; the file
 is written anew after each of them, and a part that fails (out of memory) leaves the reason in its row.
@@ -28,21 +28,22 @@ from typing import Any, Callable, Sequence
 
 import torch
 from torch._dynamo.utils import counters
+from transformers import PretrainedConfig
 
 from experiments.bench import plan
+from experiments.bench.families import TINY
 from experiments.bench.harness import CONSOLE, announcing, arguments, finish, medians, peak_extra_mb, seconds_of, show
 from experiments.bench.learner import Learner, relative_error
 from experiments.bench.needed import needed_bytes, needed_flops
 from experiments.bench.shape import (
     FRAMES,
-    RELEASED,
-    TINY,
-    Shape,
     Sides,
     engine_for,
     never_end,
     random_group,
     random_module,
+    released,
+    small,
     write_settings,
 )
 from experiments.bench.step import grpo_step
@@ -51,9 +52,10 @@ from vidbridge.policy.loading import freeze
 from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
+from vidbridge.runtime.launch import CONF
 from vidbridge.types import Group, SamplingParams
 
-SIZES = {**RELEASED, "tiny": TINY}
+MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml") if not file.stem.startswith(("_", "tiny")))
 # dense bfloat16, TFLOP/s, by the data sheets; the first name that fits
 PEAKS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362}
 ROWS_AT_ONCE = 2
@@ -103,7 +105,7 @@ class Bench:
         seconds = medians({"packed": learner.packed, "repeated": learner.repeated}, self.repeats)
         packed_mb, packed = peak_extra_mb(learner.packed, module.device)
         repeated_mb, repeated = peak_extra_mb(learner.repeated, module.device)
-        flops = needed_flops(module, learner.group)
+        flops = needed_flops(self.policy, learner.group)
         return {
             "mfu": sum(flops.values()) / seconds["packed"] / self._rates["peak"],
             "speedup": seconds["repeated"] / seconds["packed"],
@@ -128,7 +130,7 @@ class Bench:
         lengths = {"one token": 1, "two tokens": 2, "all tokens": num_tokens}
         seconds = medians({name: partial(generate, tokens) for name, tokens in lengths.items()}, self.repeats)
         step_s = (seconds["all tokens"] - seconds["one token"]) / (num_tokens - 1)
-        bound_s = needed_bytes(self.policy.module, self._group, num_tokens) / self._rates["copy"]
+        bound_s = needed_bytes(self.policy, self._group, num_tokens) / self._rates["copy"]
         return {
             "decode_bandwidth_frac": bound_s / step_s,
             "decode_tokens_per_s": group_size / step_s,
@@ -215,10 +217,10 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 }
 
 
-def load_policy(shape: Shape, device: torch.device) -> Policy:
+def load_policy(config: PretrainedConfig, device: torch.device) -> Policy:
     """Made where it runs: the same module that load_model makes of a folder."""
     with TemporaryDirectory() as folder:
-        config = write_settings(Path(folder), shape)
+        write_settings(Path(folder), config)
         processor = Processor.from_folder(folder, FRAMES)
     module = random_module(config, device)
     backbone_of(config.model_type).prepare(module)
@@ -261,19 +263,22 @@ def row_of(part: str, bench: Bench) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 1 if a part has failed."""
     parser = arguments("a large model on one GPU", repeats=5)
-    parser.add_argument("--size", choices=SIZES, default="3b", help="tiny: only to see that it runs, as --quick")
+    parser.add_argument("--model", choices=MODELS, default="qwen2_5_vl_3b", help="--quick: a tiny one of its family")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no part begins after so many")
     args = parser.parse_args(argv)
     began = time.monotonic()
-    size = "tiny" if args.quick else args.size
     if args.device == "cuda" and not torch.cuda.is_available():
         reason = "there is no CUDA device here"
-        CONSOLE.print(f"{reason}: nothing is measured. --device cpu --size tiny shows that the code runs")
+        CONSOLE.print(f"{reason}: nothing is measured. --device cpu --quick shows that the code runs")
         finish({"gpu": None, "reason": reason, "rows": []}, args)
         return 0
     device = torch.device(args.device)
-    bench = Bench(load_policy(SIZES[size], device), QUICK if size == "tiny" else Work(), args.repeats)
+    config, work = released(args.model), Work()
+    if args.quick:
+        config, work = small(TINY, config.model_type), QUICK
+    bench = Bench(load_policy(config, device), work, args.repeats)
+    model = f"a tiny {config.model_type}" if args.quick else args.model
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     rows: list[dict[str, Any]] = []
     for part in PARTS:
@@ -281,9 +286,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             announce(part)
         late = time.monotonic() - began > args.seconds
         rows.append({"part": part, "failed": "no time was left"} if late else row_of(part, bench))
-        finish({"gpu": gpu, "size": size, "rows": rows}, args)
+        finish({"gpu": gpu, "model": model, "rows": rows}, args)
     show(
-        f"{size} on {gpu or 'the CPU'}",
+        f"{model} on {gpu or 'the CPU'}",
         ("figure", "value"),
         [
             (f"{row['part']}: {name}", f"{value:.4g}" if isinstance(value, float) else str(value))

@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from experiments.bench.families import SMALL, TINY
 from experiments.bench.harness import add_backbone, announcing, arguments, finish, medians, number, peak_extra_mb, show
-from experiments.bench.shape import SMALL, TINY, Sides, load_sides, random_group
+from experiments.bench.shape import Sides, load_sides, random_group
 from vidbridge.algo.objectives import grpo_loss
 from vidbridge.algo.token_weights import LossNorm, token_weights
 from vidbridge.policy.packing import loss_mask

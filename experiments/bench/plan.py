@@ -21,8 +21,9 @@ from typing import Any, Callable, Sequence, TypeVar
 
 import torch
 
+from experiments.bench.families import MEDIUM, TINY, Shape
 from experiments.bench.harness import CONSOLE, announcing, arguments, finish, held_mb, number, peak_extra_mb, show
-from experiments.bench.shape import MEDIUM, TINY, Shape, load_policy, never_end
+from experiments.bench.shape import load_policy, never_end
 from experiments.bench.step import Sizes, grpo_step
 from vidbridge.config.choices import Dtype
 from vidbridge.config.schema import ModelConfig

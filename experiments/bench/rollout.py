@@ -13,8 +13,9 @@ from functools import partial
 from typing import Sequence
 
 from experiments.bench import peers
+from experiments.bench.families import SMALL, TINY
 from experiments.bench.harness import add_backbone, arguments, finish, medians, show_seconds
-from experiments.bench.shape import SMALL, TINY, Sides, encode, load_sides, never_end
+from experiments.bench.shape import Sides, encode, load_sides, never_end
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.types import EncodedPrompt, SamplingParams
 

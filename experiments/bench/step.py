@@ -17,9 +17,10 @@ import torch
 from transformers import PreTrainedModel
 
 from experiments.bench import peers
+from experiments.bench.families import SMALL, TINY
 from experiments.bench.harness import CONSOLE, arguments, finish, medians, show_seconds
 from experiments.bench.rollout import sampling_options
-from experiments.bench.shape import QUESTION, SMALL, TINY, Sides, engine_for, load_sides, never_end, random_prompt
+from experiments.bench.shape import QUESTION, Sides, engine_for, load_sides, never_end, random_prompt
 from vidbridge.algo.advantages import group_advantages, group_std, rewards_of
 from vidbridge.algo.objectives import clipped, grpo_loss
 from vidbridge.algo.token_weights import LossNorm, token_weights

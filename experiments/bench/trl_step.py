@@ -15,7 +15,8 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
 from trl import GRPOConfig, GRPOTrainer
 
-from experiments.bench.shape import MERGE, PATCH, QUESTION, SYSTEM, TEMPORAL, random_clip
+from experiments.bench.families import MERGE, PATCH, TEMPORAL
+from experiments.bench.shape import QUESTION, SYSTEM, random_clip
 
 
 class ImagesOnly(Qwen2_5_VLProcessor):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.bench.shape import RELEASED, write_folder
+from experiments.bench.shape import released, write_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +65,7 @@ def test_check_model_of_a_random_3b(data, tmp_path):
     """7.5 GB of random numbers with the configuration of the released 3B: all is well but what must be learnt."""
     folder, run = tmp_path / "model", tmp_path / "run"
     folder.mkdir()
-    write_folder(folder, RELEASED["3b"], torch.device("cuda"))
+    write_folder(folder, released("qwen2_5_vl_3b"), torch.device("cuda"))
     torch.cuda.empty_cache()
     settings = ["rollout.max_completion_tokens=64", "algo.group_size=4", "prompts_per_step=2", "track=none"]
     model = ["model=qwen2_5_vl_3b", f"model.path={folder}", "model.device=cuda"]

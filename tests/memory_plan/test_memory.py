@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen2_5_VLConfig
 
-from experiments.bench.shape import SMALL, load_policy, random_group, write_settings
+from experiments.bench.families import SMALL
+from experiments.bench.shape import load_policy, random_group, small, write_settings
 from tests.policy.builders import make_policy, ragged_groups, whole_batch
 from vidbridge.config.choices import Dtype
 from vidbridge.config.schema import ModelConfig
@@ -49,7 +50,9 @@ def size_of(folder: Path, **of_spec) -> ModelSize:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> Qwen2_5_VLConfig:
-    return write_settings(tmp_path_factory.mktemp("settings"), SHAPE)
+    config = small(SHAPE)
+    write_settings(tmp_path_factory.mktemp("settings"), config)
+    return config
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

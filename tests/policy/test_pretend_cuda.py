@@ -109,7 +109,7 @@ def test_gpu_bench(pretend_cuda, monkeypatch, tmp_path):
     """Every part of it, each called once."""
     monkeypatch.setattr(gpu, "medians", lambda calls, repeats: {name: seconds_of(call) for name, call in calls.items()})
     path = tmp_path / "figures.json"
-    assert gpu.main(["--size", "tiny", "--json", str(path)]) == 0
+    assert gpu.main(["--quick", "--json", str(path)]) == 0
     figures = json.loads(path.read_text())
     assert figures["gpu"] == "pretended" and [row["part"] for row in figures["rows"]] == list(gpu.PARTS)
 
