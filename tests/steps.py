@@ -9,6 +9,7 @@ from torch import nn
 
 from tests.conftest import SHAPES_FRAMES
 from vidbridge.algo.advantages import SCALES
+from vidbridge.algo.mismatch import CORRECTIONS
 from vidbridge.algo.objectives import OBJECTIVES
 from vidbridge.config.choices import Schedule
 from vidbridge.config.schema import GrpoConfig, OptimConfig
@@ -87,6 +88,7 @@ def make_step(
         algo=config,
         objective=OBJECTIVES[config.objective],
         advantage_scale=SCALES[config.advantage_scale],
+        correction=CORRECTIONS[config.correction],
         sampling=SamplingParams(max_completion_tokens=MAX_TOKENS),
         diagnostics=Diagnostics(module=module, processor=processor, every=every),
     )
@@ -142,6 +144,7 @@ def scripted_step(tasks, processor, texts, *, reward, prompts_per_step=2, group_
         algo=GrpoConfig(group_size=group_size, advantage_scale="none", **algo),
         objective=OBJECTIVES["clipped"],
         advantage_scale=SCALES["none"],
+        correction=CORRECTIONS["none"],
         sampling=SamplingParams(max_completion_tokens=limit),
         diagnostics=Diagnostics(module=module, processor=processor, every=0),
     )

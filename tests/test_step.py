@@ -11,7 +11,8 @@ import torch
 
 from tests.steps import MAX_TOKENS, Same, SameForHalf, SumOfIds, make_step, same, timeless, weights_of
 from vidbridge.algo.advantages import lengths_of, overlong_penalty
-from vidbridge.errors import DataError
+from vidbridge.algo.mismatch import CORRECTIONS, PATIENCE
+from vidbridge.errors import DataError, Mismatch
 from vidbridge.evaluation.evaluator import Evaluator
 from vidbridge.judges.base import Judge, JudgeUnavailable
 from vidbridge.policy.policy import frozen_copy
@@ -59,6 +60,36 @@ def test_sampler_and_learner_agree_on_what_was_sampled(tasks, folder):
     assert step(0).metrics["rollout/logprob_gap"] < 1e-4
     step.policy.temperature = 2.0  # the learner's; the rollout still samples at 1
     assert step(1).metrics["rollout/logprob_gap"] > 1e-2
+
+
+@pytest.mark.parametrize("correction", sorted(set(CORRECTIONS) - {"none"}))
+def test_a_correction_changes_nothing_where_sampler_and_learner_agree(tasks, folder, correction):
+    plain, step = make_step(tasks, folder), make_step(tasks, folder, correction=correction)
+    expected, found = plain(0).metrics, step(0).metrics
+    assert expected["rollout/effective_frac"] == pytest.approx(1, abs=1e-9)
+    assert found["policy/loss"] == pytest.approx(expected["policy/loss"], abs=1e-6)
+    assert found["policy/grad_norm"] == pytest.approx(expected["policy/grad_norm"], rel=1e-4)
+
+
+def test_a_correction_weighs_what_a_sampler_of_another_temperature_has_drawn(tasks, folder):
+    """The loss is that of weights multiplied beforehand, with the ratios that the metrics tell."""
+    plain, step = (make_step(tasks, folder, correction=name) for name in ("none", "token_truncation"))
+    for each in (plain, step):
+        each.policy.temperature = 2.0
+    expected, found = plain(0), step(0)
+    assert [group.completions for group in found.groups] == [group.completions for group in expected.groups]
+    assert found.metrics["rollout/logprob_gap"] == expected.metrics["rollout/logprob_gap"] > 1e-2
+    assert found.metrics["rollout/effective_frac"] < 0.999 and found.metrics["rollout/sampler_kl"] > 1e-4
+    assert found.metrics["policy/grad_norm"] != pytest.approx(expected.metrics["policy/grad_norm"], rel=1e-3)
+
+
+def test_a_run_ends_when_sampler_and_learner_stay_apart(tasks, folder):
+    step = make_step(tasks, folder, max_logprob_gap=1e-3)
+    step.policy.temperature = 2.0
+    with pytest.raises(Mismatch, match="what is learnt is not what was sampled"):
+        for number in range(PATIENCE):
+            step(number)
+    assert step.policy.engine.updates == PATIENCE  # not before
 
 
 def test_groups_that_teach_nothing_skip_the_learner_and_change_nothing(tasks, folder, monkeypatch):

@@ -44,6 +44,10 @@ class Diverged(UserError, RuntimeError):
     """The gradient has been NaN or infinite too often."""
 
 
+class Mismatch(UserError, RuntimeError):
+    """The sampler draws from another distribution than the one that is learnt."""
+
+
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be written or used; the message says which, why and what to do."""
 

@@ -5,7 +5,8 @@
 How it differs from the textbook (arXiv 2402.03300):
 
 - On policy by default: one update on a batch, so the ratio is 1 and nothing is clipped. The log-probabilities of the
-  policy that sampled come from the learner's own first forward pass, never from the sampler.
+  policy that sampled come from the learner's own first forward pass. The sampler's are measured against them, and where
+  an engine is known to be a little off, ``algo.correction`` weighs its tokens.
 - No KL penalty and no reference model, unless ``algo.kl_beta`` asks for them.
 - The prompt of a group is computed once in sampling and once in learning, forward and backward, for all siblings.
 - A completion that no judge could score is masked, not punished. A group whose siblings all earned the same is left
@@ -23,6 +24,7 @@ import torch
 
 from vidbridge.algo.advantages import Scale, group_advantages, lengths_of, overlong_penalty, rewards_of, tasks_of
 from vidbridge.algo.dynamic_sampling import dynamic_sampling
+from vidbridge.algo.mismatch import Correction, GapGate, corrected
 from vidbridge.algo.objectives import Objective, grpo_loss
 from vidbridge.algo.token_weights import token_weights
 from vidbridge.config.schema import GrpoConfig
@@ -58,11 +60,13 @@ class GrpoStep:
     algo: GrpoConfig
     objective: Objective
     advantage_scale: Scale
+    correction: Correction
     diagnostics: Diagnostics
     last: int | None = None  # index of the last step; None: not known
 
     def __post_init__(self) -> None:
         self.prompts = Prefetch(self._prompts, last=self.last)
+        self.gate = GapGate(self.algo.max_logprob_gap)
 
     def __call__(self, step: int) -> StepResult:
         clock = Clock()
@@ -86,6 +90,7 @@ class GrpoStep:
             probe = self.diagnostics.at(step)
             metrics |= self._learn(groups, advantages, own=prompts.keys(), probe=probe)
             metrics |= probe.metrics(groups, advantages, metrics.get("policy/grad_norm"))
+        self.gate(metrics)
         metrics |= collectives.all_reduce_max(clock.metrics())
         return StepResult(metrics=metrics, groups=tuple(groups), advantages=advantages.tolist())
 
@@ -161,7 +166,7 @@ class GrpoStep:
                     batch = replace(
                         batch, old_logprobs=logprobs.detach(), ref_logprobs=self.policy.ref_logprobs(batch)
                     )
-                    batches[index] = batch
+                    batch = batches[index] = corrected(batch, self.correction, self.algo.correction_cap)
                 out = grpo_loss(
                     logprobs,
                     old_logprobs=batch.old_logprobs,

@@ -11,6 +11,7 @@ from typing import Iterator, Mapping, Sequence
 import torch
 
 from vidbridge.algo.advantages import degenerate, rewards_of
+from vidbridge.algo.mismatch import gap_metrics, log_ratio_of
 from vidbridge.runtime import collectives
 from vidbridge.text.tags import read_tags
 from vidbridge.types import Batch, Group, LossOutput, Outputs
@@ -28,17 +29,6 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "rollout/degenerate_frac": sum(group.is_scored and each for group, each in zip(groups, idle)) / len(groups),
         "rollout/well_formed_frac": sum(read_tags(done.text) is not None for done in completions) / len(completions),
     }
-
-
-def sampling_metrics(batch: Batch, entropy: torch.Tensor) -> dict[str, float]:
-    """Return how sure the policy was, and how far the sampler's log-probabilities are from the learner's."""
-    metrics = {"policy/entropy": masked_mean(entropy, batch)}
-    if batch.sampler_logprobs is not None:
-        assert batch.old_logprobs is not None
-        gap = (batch.old_logprobs - batch.sampler_logprobs).abs()  # float noise, unless the two disagree
-        metrics["rollout/logprob_gap"] = masked_mean(gap, batch)
-        metrics["rollout/logprob_gap_max"] = (gap * batch.loss_mask).max().item()
-    return metrics
 
 
 def masked_mean(values: torch.Tensor, batch: Batch) -> float:
@@ -72,6 +62,7 @@ class LearnerMetrics:
 
     def __init__(self) -> None:
         self._values: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self._log_ratios: list[torch.Tensor] = []  # learner to sampler, of every token
 
     def add(self, metrics: Mapping[str, float], weight: float = 1.0) -> None:
         for name, value in metrics.items():
@@ -93,7 +84,10 @@ class LearnerMetrics:
         if outputs.expert_load:
             self.add({"policy/expert_load_max": outputs.expert_load.item()})
         if epoch == 0:
-            self.add(sampling_metrics(batch, outputs.entropies), weight=num_tokens)
+            self.add({"policy/entropy": masked_mean(outputs.entropies, batch)}, weight=num_tokens)
+            log_ratio = log_ratio_of(batch)
+            if log_ratio is not None:
+                self._log_ratios.append(log_ratio[batch.loss_mask].cpu())
 
     def result(self) -> dict[str, float]:
         """Return the metrics of all ranks; called by all."""
@@ -101,7 +95,9 @@ class LearnerMetrics:
         for values_of_rank in collectives.all_gather(dict(self._values)):
             for name, values in values_of_rank.items():
                 merged[name] += values
-        return {name: _merged(name, values) for name, values in merged.items()}
+        log_ratios = [part for parts in collectives.all_gather(self._log_ratios) for part in parts]
+        gaps = gap_metrics(torch.cat(log_ratios)) if log_ratios else {}
+        return {**{name: _merged(name, values) for name, values in merged.items()}, **gaps}
 
 
 def _merged(name: str, values: Sequence[tuple[float, float]]) -> float:

@@ -22,6 +22,7 @@ from experiments.bench.harness import CONSOLE, arguments, finish, medians, show_
 from experiments.bench.rollout import sampling_options
 from experiments.bench.shape import QUESTION, Sides, engine_for, load_sides, never_end, random_prompt
 from vidbridge.algo.advantages import group_advantages, group_std, rewards_of
+from vidbridge.algo.mismatch import none
 from vidbridge.algo.objectives import clipped, grpo_loss
 from vidbridge.algo.token_weights import LossNorm, token_weights
 from vidbridge.config.schema import GrpoConfig
@@ -99,6 +100,7 @@ def grpo_step(policy: Policy, rollout: SharedPrefixRollout, sizes: Sizes) -> Grp
         algo=GrpoConfig(group_size=sizes.group_size),
         objective=clipped,
         advantage_scale=group_std,
+        correction=none,
         diagnostics=Diagnostics(module=policy.module, processor=policy.processor, every=0),
         sampling=SamplingParams(max_completion_tokens=sizes.completion_tokens),
         last=0,  # nothing is loaded ahead: that would be time taken from the others

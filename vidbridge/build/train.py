@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Mapping
 
 from vidbridge.algo.advantages import SCALES
+from vidbridge.algo.mismatch import CORRECTIONS
 from vidbridge.algo.objectives import OBJECTIVES
 from vidbridge.backbones import backbone_of
 from vidbridge.build.common import (
@@ -167,6 +168,7 @@ def build_step(
         algo=config.algo,
         objective=function_named(config, "algo.objective", config.algo.objective, OBJECTIVES),
         advantage_scale=function_named(config, "algo.advantage_scale", config.algo.advantage_scale, SCALES),
+        correction=function_named(config, "algo.correction", config.algo.correction, CORRECTIONS),
         sampling=config.rollout.sampling(),
         last=steps - 1,
         diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every),

@@ -32,7 +32,7 @@ from hydra.utils import instantiate
 from vidbridge.config.checks import require, require_known
 from vidbridge.config.evaluate import EvaluateConfig
 from vidbridge.config.renamed import current_name
-from vidbridge.config.schema import Config, RunConfig
+from vidbridge.config.schema import Config, GrpoConfig, RunConfig
 from vidbridge.errors import ConfigError
 from vidbridge.policy.adapters import LoraConfig
 from vidbridge.policy.engines.base import EngineConfig
@@ -63,6 +63,13 @@ def checked(config: AnyConfig) -> AnyConfig:
     if isinstance(config, Config):
         rewards["reward"] = config.reward
         named["engine"] = make_a(EngineConfig, config, "engine", config.engine)  # type: ignore[type-abstract]
+        if isinstance(config.algo, GrpoConfig) and config.algo.correction == "none":
+            for key, whole in (("top_p", 1.0), ("min_p", 0.0)):
+                require(
+                    getattr(rollout, key) == whole,
+                    f"rollout.{key}={getattr(rollout, key):g} samples from a part of the distribution that is learnt: "
+                    f"set algo.correction=token_truncation, which weighs the tokens, or rollout.{key}={whole:g}",
+                )
     if isinstance(config, EvaluateConfig):
         rewards["benchmark.reward"], tasks["benchmark.tasks"] = config.benchmark.reward, config.benchmark.tasks
         nodes |= {"benchmark.data": config.benchmark.data, "agreement.judge": config.agreement.judge}

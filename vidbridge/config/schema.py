@@ -19,6 +19,7 @@ from typing import Any, Dict, List, Optional
 from omegaconf import MISSING
 
 from vidbridge.algo.advantages import SCALES
+from vidbridge.algo.mismatch import CORRECTIONS
 from vidbridge.algo.objectives import OBJECTIVES
 from vidbridge.algo.token_weights import LossNorm
 from vidbridge.config.checks import (
@@ -128,6 +129,9 @@ class GrpoConfig(AlgoConfig):
     loss_norm: LossNorm = LossNorm.sequence
     objective: str = "clipped"  # one of algo.objectives.OBJECTIVES, or a function's dotted name
     advantage_scale: str = "group_std"  # one of algo.advantages.SCALES, or a function's dotted name
+    correction: str = "none"  # one of algo.mismatch.CORRECTIONS, or a function's dotted name
+    correction_cap: float = 2.0  # the largest weight of a token, or of a completion
+    max_logprob_gap: Optional[float] = 0.2  # nats a token between sampler and learner, for ten steps; null: any
     max_refills: int = 0  # times that degenerate groups are replaced by newly sampled ones (dynamic sampling)
     overlong_frac: float = 0.0  # the last part of max_completion_tokens, over which a penalty grows to 1
 
@@ -135,9 +139,19 @@ class GrpoConfig(AlgoConfig):
         super().__post_init__()
         require(self.group_size >= 2, f"algo.group_size must be at least 2 to compare siblings, got {self.group_size}")
         require_positive("algo", self, "ppo_epochs", "clip_high")
+        require(
+            1 <= self.correction_cap < math.inf,
+            f"algo.correction_cap must be at least 1, the weight of a sampler that is right, got {self.correction_cap}",
+        )
+        if self.max_logprob_gap is not None:
+            require_positive("algo", self, "max_logprob_gap")
         require(0 < self.clip_low < 1, f"algo.clip_low must lie between 0 and 1, got {self.clip_low}")
         require(0 <= self.kl_beta < math.inf, f"algo.kl_beta must not be negative, got {self.kl_beta}")
-        for key, table in (("objective", OBJECTIVES), ("advantage_scale", SCALES)):
+        for key, table in (
+            ("objective", OBJECTIVES),
+            ("advantage_scale", SCALES),
+            ("correction", CORRECTIONS),
+        ):
             if "." not in getattr(self, key):
                 require_known("function", getattr(self, key), table, f"algo.{key}")
         require(self.max_refills >= 0, f"algo.max_refills must not be negative, got {self.max_refills}")

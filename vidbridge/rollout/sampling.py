@@ -17,11 +17,21 @@ def uniforms_of(seed: int, indices: Sequence[int], group_size: int, num_tokens: 
     return torch.from_numpy(np.concatenate(drawn))
 
 
-def choose(logprobs: torch.Tensor, uniforms: torch.Tensor | None, sampling: SamplingParams) -> torch.Tensor:
-    """Return a token id [N] for each row of log-probabilities [N, V]; the likeliest one without ``uniforms`` [N]."""
+def choose(
+    logprobs: torch.Tensor, uniforms: torch.Tensor | None, sampling: SamplingParams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a token id [N] for each row of log-probabilities [N, V], and its log-probability [N].
+
+    Without ``uniforms`` [N] it is the likeliest, with the log-probability that it has among all; else it is drawn, and
+    has the one that it was drawn with: among those that top-p and min-p leave.
+    """
     if uniforms is None:
-        return logprobs.argmax(dim=-1)
-    return draw(truncate(logprobs, top_p=sampling.top_p, min_p=sampling.min_p), uniforms)
+        token = logprobs.argmax(dim=-1)
+    else:
+        if sampling.top_p < 1 or sampling.min_p > 0:
+            logprobs = truncate(logprobs, top_p=sampling.top_p, min_p=sampling.min_p).log_softmax(dim=-1)
+        token = draw(logprobs, uniforms)
+    return token, logprobs.gather(1, token[:, None]).squeeze(1)
 
 
 def draw(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

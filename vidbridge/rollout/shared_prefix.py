@@ -27,9 +27,9 @@ class SharedPrefixRollout:
 
     At most ``max_rows`` completions are decoded together, or one group where a group is larger. Completions that have
     ended leave, as far as the others still form a grid of prompts times siblings. A completion ends with
-    EOS, or with the token that completes one of the stop strings. ``sampler_logprobs`` belong to the distribution at
-    the temperature over the tokens that are not suppressed, which the learner differentiates: in greedy mode too, and
-    before top-p and min-p take tokens out.
+    EOS, or with the token that completes one of the stop strings. ``sampler_logprobs`` belong to the distribution that
+    was drawn from: at the temperature, over the tokens that are not suppressed and that top-p and min-p leave. Without
+    those two it is the one that the learner differentiates, in greedy mode too.
     """
 
     def __init__(self, policy: Policy, *, max_rows: int = 128):
@@ -107,10 +107,10 @@ class SharedPrefixRollout:
         for column in range(limit):
             here = rows.flatten()
             distribution = self._distribution(logits, sampling.temperature)
-            token = choose(distribution, None if uniforms is None else uniforms[here, column], sampling)
+            token, logprob = choose(distribution, None if uniforms is None else uniforms[here, column], sampling)
             # a row that has ended goes on while its siblings do; nothing after its length is read
             token_ids[here, column] = token
-            logprobs[here, column] = distribution.gather(1, token[:, None]).squeeze(1)
+            logprobs[here, column] = logprob
             report((column + 1) / limit)
 
             ends = self._ends(token_ids, growing, column, stop)
