@@ -126,6 +126,14 @@ def test_a_new_objective_and_a_new_advantage_scale(user_folder, random_qwen_fold
     assert learnt and all(row["policy/weight_max"] >= 1.0 and "policy/clip_low_frac" not in row for row in learnt)
 
 
+def test_a_new_correction(user_folder, random_qwen_folder):
+    """It trusts nothing: a sampler that draws the likeliest tokens alone finds them far likelier than the learner."""
+    asked = ("algo=cispo", "task_mix=caption", "algo.kl_beta=0.01", "algo.correction_cap=1.01", "rollout.top_p=0.01")
+    _, metrics = run_with(user_folder, random_qwen_folder, *asked)
+    rows = [json.loads(line) for line in metrics.splitlines()]
+    assert {row["policy/loss"] for row in rows if "policy/loss" in row} == {0.0}
+
+
 def test_a_function_that_is_not_there_is_named(user_folder, random_qwen_folder):
     with pytest.raises(ConfigError, match="algo.objective: there is no function 'cliped'. Did you mean 'clipped'"):
         config_of("algo.objective=cliped")
