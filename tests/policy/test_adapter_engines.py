@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.policy.builders import FRAMES, random_groups, whole_batch
-from tests.policy.test_engines import ADAM, KINDS, LENGTHS, broken_off, learn
+from tests.policy.test_engines import ADAM, KINDS, LENGTHS, broken_off, handed_over, learn
 from tests.ranks import on_ranks
 from vidbridge.policy.adapters import LoraConfig
 from vidbridge.policy.engines.local import LocalEngine
@@ -52,6 +52,7 @@ def explore(folder, out):
         seen[kind] = {"norms": [each["policy/grad_norm"] for each in learn(policy, 3)], "sampled": sampled(policy)}
         batch = whole_batch(policy, random_groups(policy, LENGTHS[:1]))
         seen[kind]["reference"] = policy.ref_logprobs(batch).tolist()
+        seen[kind]["handed over"] = handed_over(policy)
         policy.save(out / kind)
         snapshot = out / "snapshots" / kind
         snapshot.mkdir(parents=True, exist_ok=True)
@@ -101,6 +102,14 @@ def test_a_snapshot_holds_the_adapters_and_their_moments(ran, alone, kind):
     files = [load_file(path) for path in (ran[0] / "snapshots" / kind).glob("*.safetensors")]
     held = sum(t.numel() for tensors in files for name, t in tensors.items() if not name.startswith("step"))
     assert 3 * sum(trained) <= held <= 3 * (sum(trained) + len(trained))
+
+
+@pytest.mark.parametrize("kind", TRIED)
+def test_another_engine_gets_the_merged_weights(ran, kind):
+    """Under ZeRO-3 no more than a weight with the two of its adapter is whole."""
+    for rank in ran[1]:
+        wrong, most = rank[kind]["handed over"]
+        assert wrong == [] and (most == 3 if "zero3" in kind else most > 3)
 
 
 @pytest.mark.parametrize("kind", ["zero2", "zero3"])

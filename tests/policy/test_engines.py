@@ -14,6 +14,7 @@ from tests.policy.builders import FRAMES, TEXT_ALONE, random_groups, whole_batch
 from tests.ranks import on_ranks
 from vidbridge.config.schema import OptimConfig
 from vidbridge.errors import ConfigError, Diverged
+from vidbridge.policy.adapters import merged_weights
 from vidbridge.policy.engines.files import load_weights
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
@@ -87,6 +88,15 @@ def differ(one, other):
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
+def handed_over(policy):
+    """-> weights that are not handed over as the whole model has them, and how many are whole together at the most"""
+    wanted, right, most = dict(merged_weights(policy.whole())), set(), 0
+    for name, weight in policy.weights():
+        right |= {name} if torch.equal(weight, wanted[name]) else set()
+        most = max(most, sum(each.numel() > 0 for each in policy.module.parameters()))
+    return [sorted(set(wanted) - right), most]
+
+
 def explore(folder, out):
     """What runs on each rank; ``out`` gets the saved models, and what was seen by rank."""
     seen, plain = {}, {}
@@ -108,6 +118,7 @@ def explore(folder, out):
         learn(policy, 1, second=prompt)
         policy.save(out / "zero3" / name)
     for kind in SHARDED:
+        seen[f"{kind}, handed over"] = handed_over(plain[kind])
         seen[f"{kind}, bytes"] = bytes_held(plain[kind])
         other = plain["zero3" if kind == "zero2" else "zero2"]
         seen[f"{kind}, broken off"] = broken_off(folder, out, KINDS[kind], other)
@@ -229,6 +240,13 @@ def test_a_snapshot_that_does_not_cover_what_is_trained_is_refused(ran, random_q
         load_weights(smaller, snapshots / "zero2" / "plain")
     with pytest.raises(ValueError, match="no engine has written it"):
         load_weights(whole, tmp_path)
+
+
+@pytest.mark.parametrize("kind", SHARDED)
+def test_another_engine_gets_the_weights_and_where_they_are_divided_one_at_a_time(ran, kind):
+    for rank in ran[1]:
+        wrong, most = rank[f"{kind}, handed over"]
+        assert wrong == [] and (most == 1 if kind in DIVIDED else most > 1)
 
 
 @pytest.mark.parametrize("kind", SHARDED)

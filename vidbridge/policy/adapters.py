@@ -7,10 +7,10 @@ layer's own stay. Everything that runs the model, learner and sampler alike, mus
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, ContextManager, Iterator, Sequence
 
 import torch
 from safetensors import SafetensorError
@@ -123,22 +123,32 @@ def adapters_off(module: nn.Module) -> Iterator[None]:
             layer._disable_adapters = False
 
 
+Gathered = Callable[[Sequence[nn.Parameter]], ContextManager[Any]]  # within it these weights are whole
+
+
 @torch.no_grad()
-def merged_weights(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def merged_weights(
+    module: nn.Module, gathered: Gathered = lambda weights: nullcontext()
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every weight by its name in the model without adapters, with what its adapter adds; a tied one once.
 
-    Added in 32 bits and rounded to the weight's own type: in 16 bits that loses what is small beside the weight.
+    Added in 32 bits and rounded to the weight's own type: in 16 bits that loses what is small beside the weight. Where
+    ranks divide the weights, ``gathered`` makes those of one layer whole at a time, until the next is asked for.
     """
     layers = adapted_layers(module)
     for name, weight in module.named_parameters():
-        layer = layers.get(name.removesuffix(f"{_FROZEN}weight"))
-        if layer is not None and name.endswith(f"{_FROZEN}weight"):
-            (key,) = layer.active_adapters
-            up, down = layer.lora_B[key].weight.float(), layer.lora_A[key].weight.float()
-            weight = (weight.float() + layer.scaling[key] * (up @ down)).to(weight.dtype)
-        elif is_of_adapter(name):
+        if is_of_adapter(name):
             continue
-        yield name.replace(_FROZEN, "."), weight
+        layer = layers.get(name.removesuffix(f"{_FROZEN}weight")) if name.endswith(f"{_FROZEN}weight") else None
+        if layer is None:
+            with gathered([weight]):
+                yield name.replace(_FROZEN, "."), weight.detach()
+        else:
+            (key,) = layer.active_adapters
+            up, down = layer.lora_B[key].weight, layer.lora_A[key].weight
+            with gathered([weight, up, down]):
+                merged = weight.float() + layer.scaling[key] * (up.float() @ down.float())
+                yield name.replace(_FROZEN, "."), merged.to(weight.dtype)
 
 
 def save_adapters(module: PreTrainedModel, folder: Path, dtype: torch.dtype | None = None) -> None:

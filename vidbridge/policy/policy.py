@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -163,6 +163,17 @@ class Policy:
     def whole(self) -> PreTrainedModel:
         """The model with all its weights as they are now, for this rank to sample from; called by all ranks."""
         return self.module if self.engine is None else self.engine.whole()
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield all weights as they are now by their names in the released model, adapters added; called by all ranks.
+
+        Each is whole until the next is asked for: who keeps one copies it. So an engine elsewhere gets the model
+        without a rank that holds all of it.
+        """
+        if self.engine is None:
+            yield from merged_weights(self.module)
+        else:
+            yield from merged_weights(self.module, self.engine.gathered)
 
     def backward(self, loss: torch.Tensor) -> None:
         assert self.engine is not None, "a policy without an engine is not trained"

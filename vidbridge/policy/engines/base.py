@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Protocol, Sequence
+from typing import Any, Callable, ContextManager, Protocol, Sequence
 
 import torch
 from torch import nn
@@ -43,6 +43,9 @@ class Engine(Protocol):
 
     def whole(self) -> nn.Module:
         """The module with all its weights as they are now, to be used by this rank without the others."""
+
+    def gathered(self, weights: Sequence[nn.Parameter]) -> ContextManager[Any]:
+        """Within it these weights of the module are whole, to be read; entered and left by all ranks."""
 
     def snapshot(self) -> Callable[[Path], None]:
         """A copy of weights and optimizer as they are now; called with a folder, it writes this rank's files there."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, ContextManager, Sequence
 
 import torch
 from safetensors import safe_open
@@ -71,6 +72,9 @@ class LocalEngine(Updates):
 
     def whole(self) -> nn.Module:
         return self.module
+
+    def gathered(self, weights: Sequence[nn.Parameter]) -> ContextManager[Any]:
+        return nullcontext()
 
     def _copies(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
         return [(weight, master) for weight, master in zip(self.trained, self.masters) if master is not weight]

@@ -12,7 +12,7 @@ import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, ContextManager, Sequence
 
 import torch
 from safetensors import safe_open
@@ -113,10 +113,14 @@ class DeepSpeedEngine(Updates):
         if self.replica is not self.module and self._replica_is_of != self.updates:
             for weight, whole in zip(self.module.parameters(), self.replica.parameters(), strict=True):
                 if weight.requires_grad:
-                    with self._library.zero.GatheredParameters([weight]):
+                    with self.gathered([weight]):
                         whole.data.copy_(weight.data)
             self._replica_is_of = self.updates
         return self.replica
+
+    def gathered(self, weights: Sequence[nn.Parameter]) -> ContextManager[Any]:
+        gathered: ContextManager[Any] = self._library.zero.GatheredParameters(list(weights), enabled=self.stage == 3)
+        return gathered
 
     def snapshot(self) -> Callable[[Path], None]:
         tensors = {}
