@@ -44,6 +44,10 @@ class Diverged(UserError, RuntimeError):
     """The gradient has been NaN or infinite too often."""
 
 
+class RolloutError(UserError, RuntimeError):
+    """An engine cannot be given a prompt, or has given what no learner can use."""
+
+
 class Mismatch(UserError, RuntimeError):
     """The sampler draws from another distribution than the one that is learnt."""
 
