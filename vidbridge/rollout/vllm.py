@@ -21,6 +21,7 @@ from vidbridge.config.checks import require_positive
 from vidbridge.errors import ConfigError, RolloutError
 from vidbridge.policy.policy import Policy
 from vidbridge.rollout.base import Ended, Progress, RolloutConfig
+from vidbridge.runtime import collectives
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 
 NEVER = -100.0  # the lowest bias that vLLM takes; e to that power is nothing beside the sum of a softmax
@@ -60,6 +61,7 @@ class VllmRollout:
         self.bias = {token: NEVER for token in policy.processor.suppressed_ids.tolist()}
         self.version = 0
         self.llm = _llm(policy, max_rows=max_rows, max_tokens=self.max_tokens, cache_gb=cache_gb)
+        collectives.before_leaving(self.close)
         self.llm.apply_model(_use_given_positions)
         self.sync(policy)
 
@@ -222,6 +224,8 @@ def _llm(policy: Policy, *, max_rows: int, max_tokens: int, cache_gb: float) -> 
     if device == "cpu":
         # a seeded request that is read in two parts rewinds its generator, which one of a CPU cannot
         of_device = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_tokens), "block_size": 32}
+    if collectives.world_size() > 1:
+        of_device["distributed_executor_backend"] = "external_launcher"  # an engine on each rank
     try:
         return LLM(
             policy.module.name_or_path,

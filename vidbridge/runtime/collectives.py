@@ -13,6 +13,7 @@ import torch.distributed as distributed
 from vidbridge.errors import RankFailed
 
 T = TypeVar("T")
+_leaving: list[Callable[[], None]] = []
 
 
 def init(device: torch.device, timeout_s: float) -> None:
@@ -37,7 +38,15 @@ def _backend(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
+def before_leaving(close: Callable[[], None]) -> None:
+    """Have ``close`` called once, before the ranks part: of a library that has made groups of its own."""
+    _leaving.append(close)
+
+
 def destroy() -> None:
+    """Leave the other ranks, who do so too."""
+    while _leaving:
+        _leaving.pop()()
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
