@@ -8,9 +8,10 @@ ARGS ?=
 # As many tests at once as there are cores, at most four: each process holds a gigabyte.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 LMMS := .venv-lmms/bin
+VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check-model test-gpu lint types train sweep eval-lmms clean
+.PHONY: help setup demo test test-all check-model test-gpu test-vllm lint types train sweep eval-lmms clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +36,13 @@ test-all: setup ## every test, with coverage
 
 test-gpu: setup ## those that need a CUDA device; skipped with a reason where there is none
 	$(BIN)/python -m pytest -m gpu -rs tests/gpu $(ARGS)
+
+test-vllm: ## rollout=vllm on a real vLLM for CPUs, in .venv-vllm
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@DS_BUILD_OPS=0 $(VLLM)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement tests/vllm/requirements.txt
+	@$(VLLM)/bin/python tests/vllm/torchvision_without_cuda.py
+	OMP_NUM_THREADS=1 TORCHDYNAMO_DISABLE=1 $(VLLM)/bin/python -m pytest tests/vllm $(ARGS)
 
 lint: setup ## flake8, import order, floors of the house
 	$(BIN)/python -m flake8

@@ -176,6 +176,17 @@ def test_a_reference_is_a_second_copy_of_the_weights(settings):
     assert both.updating(host=0.0).total - without.updating(host=0.0).total == 2 * model.weights
 
 
+def test_another_engine_holds_the_weights_once_more_and_its_cache_all_the_time(settings):
+    model = ModelSize.of(settings, spec("bfloat16"))
+    memory = Memory(model=model, sharding=Sharding(), on_gpu=True)
+    groups = Groups(number=3, siblings=4, prompt_tokens=100, completion_tokens=2050, patches=1)
+    beside = replace(memory, engine_cache=5e6)
+    assert beside.updating(host=0.0).total - memory.updating(host=0.0).total == 2 * model.weights + 5e6
+    sampling = beside.sampling("rollout", groups, host=0.0)
+    assert sampling.device["rollout engine"] == 2 * model.weights + 5e6
+    assert not {"KV cache", "reading", "drawing"} & set(sampling.device)  # all of that is in its cache
+
+
 def test_the_cache_of_a_rollout_by_hand(settings):
     """3 prompts of 100 tokens x 4 completions of 2050: room for 4096 columns, and a copy of three quarters of them."""
     memory = Memory(model=ModelSize.of(settings, spec()), sharding=Sharding(), on_gpu=False)

@@ -53,3 +53,13 @@ def test_an_error_passes_through_alone():
     with pytest.raises(KeyError, match="gone"):
         with collectives.fail_together():
             raise KeyError("gone")
+
+
+def test_what_must_go_before_the_ranks_part_goes_once_the_last_first():
+    gone = []
+    collectives.before_leaving(lambda: gone.append("first"))
+    collectives.before_leaving(lambda: gone.append("second"))
+    collectives.destroy()
+    assert gone == ["second", "first"]
+    collectives.destroy()
+    assert gone == ["second", "first"]

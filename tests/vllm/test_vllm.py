@@ -52,7 +52,7 @@ def encoded(policy):
 @pytest.fixture(scope="module")
 def engine(policy):
     before = torch.get_rng_state()
-    engine = VllmRollout(policy, max_rows=64, max_completion_tokens=64, cache_gb=0.2)
+    engine = VllmRollout(policy, max_rows=64, max_completion_tokens=64, cache_bytes=2e8)
     assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == THREADS
     torch.set_num_threads(THREADS)  # ours again, not a warning
     yield engine

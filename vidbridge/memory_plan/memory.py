@@ -97,9 +97,12 @@ class Memory:
     sharding: Sharding
     on_gpu: bool
     has_reference: bool = False
+    engine_cache: float | None = None  # keys and values of an engine with weights of its own; None: it shares ours
 
     def sampling(self, stage: str, groups: Groups, *, host: float) -> Moment:
         """Reading the prompts of ``groups``, or decoding their last tokens: whichever takes more."""
+        if self.engine_cache is not None:
+            return self._moment(stage, {}, host)
         b, text = self.model.itemsize, self.model.config.text_config
         tokens, patches = groups.number * groups.prompt_tokens, groups.number * groups.patches
         of_a_token = 2 * b * self.model.attending * self.model.key_width  # key and value
@@ -167,6 +170,7 @@ class Memory:
         copies = {
             "reference": b * model.weights if self.has_reference else 0.0,
             "replica": b * model.weights if sharding.stage == 3 else 0.0,
+            "rollout engine": 0.0 if self.engine_cache is None else b * model.weights + self.engine_cache,
         }
         on_host = {"videos": host}
         if sharding.offload:

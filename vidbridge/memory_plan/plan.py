@@ -50,6 +50,7 @@ TURN = {
     "gradients": DIVIDE,
     "gathered weights": "a smaller model",
     "replica": "engine=zero2, or a smaller model",
+    "rollout engine": "rollout.cache_gb, rollout=shared_prefix, or a smaller model",
     "reference": "algo.kl_beta=0, or model/adapter=lora",
     "activations": "engine.max_packed_tokens, model.gradient_checkpointing=true, algo.group_size, frames.max_pixels",
     "logits": "a smaller model",
@@ -94,6 +95,7 @@ def show(config: Config, console: Console | None = None) -> bool:
             sharding=sharding_of(config),
             on_gpu=device.type == "cuda",
             has_reference=isinstance(config.algo, GrpoConfig) and config.algo.kl_beta > 0 and not model.has_adapters,
+            engine_cache=config.rollout.cache_bytes,
         )
     moments = moments_of(config, memory, sizes)
     console.print(task_table(config, sizes, num_sampled=NUM_SAMPLED))

@@ -69,6 +69,11 @@ class RolloutConfig(ABC):
             stop=tuple(self.stop),
         )
 
+    @property
+    def cache_bytes(self) -> float | None:
+        """Bytes for keys and values of an engine with weights of its own on each rank; None: it uses the learner's."""
+        return None
+
     @abstractmethod
     def build(self, policy: Policy) -> RolloutEngine:
         """Return the engine; called by all ranks."""

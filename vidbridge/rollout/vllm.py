@@ -41,9 +41,16 @@ class VllmConfig(RolloutConfig):
         super().__post_init__()
         require_positive("rollout", self, "cache_gb")
 
+    @property
+    def cache_bytes(self) -> float:
+        return 1e9 * self.cache_gb
+
     def build(self, policy: Policy) -> VllmRollout:
         return VllmRollout(
-            policy, max_rows=self.max_rows, max_completion_tokens=self.max_completion_tokens, cache_gb=self.cache_gb
+            policy,
+            max_rows=self.max_rows,
+            max_completion_tokens=self.max_completion_tokens,
+            cache_bytes=self.cache_bytes,
         )
 
 
@@ -54,13 +61,13 @@ class VllmRollout:
     ``generate`` may be asked for.
     """
 
-    def __init__(self, policy: Policy, *, max_rows: int, max_completion_tokens: int, cache_gb: float):
+    def __init__(self, policy: Policy, *, max_rows: int, max_completion_tokens: int, cache_bytes: float):
         self.processor, self.config = policy.processor, policy.processor.config
         longest = policy.processor.max_prompt_tokens + max_completion_tokens
         self.max_tokens = min(longest, self.config.text_config.max_position_embeddings)
         self.bias = {token: NEVER for token in policy.processor.suppressed_ids.tolist()}
         self.version = 0
-        self.llm = _llm(policy, max_rows=max_rows, max_tokens=self.max_tokens, cache_gb=cache_gb)
+        self.llm = _llm(policy, max_rows=max_rows, max_tokens=self.max_tokens, cache_bytes=cache_bytes)
         collectives.before_leaving(self.close)
         self.llm.apply_model(_use_given_positions)
         self.sync(policy)
@@ -211,7 +218,7 @@ class VllmRollout:
             patch, token = patch + patches, token + len(own)
 
 
-def _llm(policy: Policy, *, max_rows: int, max_tokens: int, cache_gb: float) -> Any:
+def _llm(policy: Policy, *, max_rows: int, max_tokens: int, cache_bytes: float) -> Any:
     """Return vLLM's engine with random weights; what making it does to this process is undone."""
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     set_num_threads, state = torch.set_num_threads, torch.get_rng_state()
@@ -233,7 +240,7 @@ def _llm(policy: Policy, *, max_rows: int, max_tokens: int, cache_gb: float) -> 
             dtype=str(policy.module.dtype).removeprefix("torch."),
             max_model_len=max_tokens,
             max_num_seqs=max_rows,
-            kv_cache_memory_bytes=int(cache_gb * 1e9),
+            kv_cache_memory_bytes=int(cache_bytes),
             limit_mm_per_prompt={"image": 16, "video": 16},
             skip_mm_profiling=True,
             mm_device_do_normalize=False,  # the patches are normalised already; by default it would be done again
