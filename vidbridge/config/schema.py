@@ -131,7 +131,8 @@ class GrpoConfig(AlgoConfig):
     advantage_scale: str = "group_std"  # one of algo.advantages.SCALES, or a function's dotted name
     correction: str = "none"  # one of algo.mismatch.CORRECTIONS, or a function's dotted name
     correction_cap: float = 2.0  # the largest weight of a token, or of a completion
-    max_logprob_gap: Optional[float] = 0.2  # nats a token between sampler and learner, for ten steps; null: any
+    # nats a token between sampler and learner, for ten steps; null: any
+    max_logprob_gap: Optional[float] = field(default=0.2, metadata=FREE)
     max_refills: int = 0  # times that degenerate groups are replaced by newly sampled ones (dynamic sampling)
     overlong_frac: float = 0.0  # the last part of max_completion_tokens, over which a penalty grows to 1
 

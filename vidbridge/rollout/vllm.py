@@ -65,7 +65,7 @@ class VllmRollout:
         self.processor, self.config = policy.processor, policy.processor.config
         longest = policy.processor.max_prompt_tokens + max_completion_tokens
         self.max_tokens = min(longest, self.config.text_config.max_position_embeddings)
-        self.bias = {token: NEVER for token in policy.processor.suppressed_ids.tolist()}
+        self.bias = {token: NEVER for token in policy.suppressed_ids.tolist()}
         self.version = 0
         self.llm = _llm(policy, max_rows=max_rows, max_tokens=self.max_tokens, cache_bytes=cache_bytes)
         collectives.before_leaving(self.close)
