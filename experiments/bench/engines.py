@@ -4,9 +4,9 @@
 
 A random model of 12 M parameters samples 8 completions of exactly 64 tokens for 1, 8 and 32 prompts with 512 video
 tokens each. A round is what it is in a step: the engine gets the weights, and no cache knows the prompts. Seconds are
-medians, in turns. ``held_mb`` is what an engine takes in memory once it is there (vLLM: its code, the weights again, keys
-and values), ``peak_mb`` what a round takes beyond that. The gap is the largest distance to the learner's
-log-probabilities.
+medians, in turns. ``held_mb`` is what an engine takes in memory once it is there (vLLM: its code, the weights again,
+keys and values), ``peak_mb`` what a round takes beyond that. The gap is the largest distance to the learner's log-
+probabilities.
 """
 
 from __future__ import annotations
