@@ -124,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, row in measure(rounds, args.repeats).items():
             size = {"engine": name, "prompts": num_prompts, "group_size": GROUP_SIZE}
             rows.append({**size, **row, "held_mb": held[name]})
+        finish({"backbone": args.backbone, "rows": rows}, args)  # after each: the last takes minutes
     show(
         f"{args.backbone}: {GROUP_SIZE} completions of {num_tokens} tokens for each prompt, the weights copied before",
         ("engine", "prompts", "tokens / s", "sync, s", "MB held", "MB more at the peak", "largest gap"),
@@ -140,7 +141,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             for row in rows
         ],
     )
-    finish({"backbone": args.backbone, "rows": rows}, args)
 
 
 if __name__ == "__main__":
