@@ -92,10 +92,11 @@ class LearnerMetrics:
     def result(self) -> dict[str, float]:
         """Return the metrics of all ranks; called by all."""
         merged: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for values_of_rank in collectives.all_gather(dict(self._values)):
+        log_ratios: list[torch.Tensor] = []
+        for values_of_rank, log_ratios_of_rank in collectives.all_gather((dict(self._values), self._log_ratios)):
+            log_ratios += log_ratios_of_rank
             for name, values in values_of_rank.items():
                 merged[name] += values
-        log_ratios = [part for parts in collectives.all_gather(self._log_ratios) for part in parts]
         gaps = gap_metrics(torch.cat(log_ratios)) if log_ratios else {}
         return {**{name: _merged(name, values) for name, values in merged.items()}, **gaps}
 

@@ -12,11 +12,11 @@ from typing import Iterator
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 import vidbridge
+from experiments.ablations.manifest import composed
 from experiments.bench.families import MERGE, PATCH, TEMPORAL, Shape, all_words, shape_config
 from vidbridge.backbones import backbone_of
 from vidbridge.config.choices import Schedule
@@ -27,7 +27,6 @@ from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.runtime import launch
 from vidbridge.shapes_world.create_model import SPECIAL_TOKENS
 from vidbridge.text.prompts import PromptTemplate
 from vidbridge.types import Clip, Completion, EncodedPrompt, Group, Prompt, Sample
@@ -58,9 +57,7 @@ def small(shape: Shape, family: str = "qwen2_5_vl") -> PretrainedConfig:
 
 def released(name: str) -> PretrainedConfig:
     """That of a released model, by the numbers of conf/model/NAME.yaml."""
-    launch.register()
-    with initialize_config_dir(str(launch.CONF), version_base="1.3"):
-        return config_of(launch.to_dataclasses(compose("config", [f"model={name}"])).model.shape)
+    return config_of(composed(name, [f"model={name}"]).model.shape)
 
 
 def load_sides(shape: Shape, family: str = "qwen2_5_vl") -> Sides:

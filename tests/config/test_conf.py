@@ -188,6 +188,8 @@ MISTAKES = {
     "rollout.top_p=1.5": ["rollout.top_p must lie in (0, 1]"],
     "rollout.top_p=0.9": ["rollout.top_p=0.9 samples from a part", "algo.correction=token_truncation"],
     "rollout.min_p=0.1": ["rollout.min_p=0.1 samples from a part", "rollout.min_p=0"],
+    "rollout=vllm rollout.temperature=2.5": ["rollout.temperature=2.5: vLLM takes no more than 2"],
+    "rollout=vllm rollout.cache_gb=0": ["rollout.cache_gb must be positive"],
     "algo.correction=tis": ["algo.correction: there is no function 'tis'", "token_truncation"],
     "algo.correction_cap=0.5": ["algo.correction_cap must be at least 1"],
     "algo.max_logprob_gap=0": ["algo.max_logprob_gap must be positive"],

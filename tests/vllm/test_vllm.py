@@ -21,6 +21,7 @@ from vidbridge.policy.policy import Policy  # noqa: E402
 from vidbridge.policy.processor import Processor  # noqa: E402
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout  # noqa: E402
 from vidbridge.rollout.vllm import VllmRollout  # noqa: E402
+from vidbridge.runtime.random_state import random_state  # noqa: E402
 from vidbridge.types import SamplingParams  # noqa: E402
 
 MODELS = ("tiny_qwen2_5_vl", "tiny_qwen3_vl")
@@ -51,9 +52,9 @@ def encoded(policy):
 
 @pytest.fixture(scope="module")
 def engine(policy):
-    before = torch.get_rng_state()
+    before = random_state()
     engine = VllmRollout(policy, max_rows=64, max_completion_tokens=64, cache_bytes=2e8)
-    assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == THREADS
+    assert random_state() == before and torch.get_num_threads() == THREADS
     torch.set_num_threads(THREADS)  # ours again, not a warning
     yield engine
     engine.close()
@@ -202,7 +203,11 @@ def test_a_prompt_whose_parts_do_not_fit_is_refused(engine, encoded):
         replace(prompt, input_ids=prompt.input_ids[prompt.input_ids != prompt.input_ids.mode().values]),
     ):
         with pytest.raises(RolloutError, match="prompt 4: .* tokens of videos and images, .* do not fit together"):
-            engine.generate([wrong], 2, SHORT, seed=0, indices=[4])
+            engine.generate([prompt, wrong], 2, SHORT, seed=0, indices=[1, 4])
     with pytest.raises(RolloutError, match="prompt 0 has 10000 tokens, the engine takes"):
         engine.generate([replace(prompt, input_ids=torch.zeros(10000, dtype=torch.long))], 2, SHORT, seed=0)
+    many = replace(prompt, grid_thw=prompt.grid_thw.repeat(17, 1))
+    with pytest.raises(RolloutError, match="prompt 2 shows 17 videos and images: at most 16"):
+        engine.generate([many], 2, SHORT, seed=0, indices=[2])
+    assert not engine.llm.llm_engine.has_unfinished_requests()  # what came before it is not left behind
     assert len(engine.generate([prompt], 2, SHORT, seed=0)[0]) == 2  # it goes on

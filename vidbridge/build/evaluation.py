@@ -39,6 +39,7 @@ def build_evaluation(config: EvaluateConfig, *, public: Mapping[str, Any], run_d
     """Return what evaluate.py needs: the benchmark, the model to be asked, and where to record what it earns."""
     seed_everything(config.seed)
     resolve_device(config.model.device)
+    config.rollout.check_here()
     reward, processor = build_eval_reward(config, build_judge(config)), build_processor(config)
     dataset = build_dataset(config)
     splits, prompting = {config.eval.split.value}, config.benchmark.prompting

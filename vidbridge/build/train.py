@@ -55,6 +55,7 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     seed_everything(config.seed)
     # first what is quick to refuse, then the data, which may take minutes to make
     resolve_device(config.model.device)
+    config.rollout.check_here()
     judge = build_judge(config)
     reward, eval_reward = build_reward(config, "reward", config.reward, judge), build_eval_reward(config, judge)
     processor = None if config.model.random_weights else build_processor(config)

@@ -74,6 +74,9 @@ class RolloutConfig(ABC):
         """Bytes for keys and values of an engine with weights of its own on each rank; None: it uses the learner's."""
         return None
 
+    def check_here(self) -> None:
+        """ConfigError where the engine cannot run in this environment: asked before data and weights are read."""
+
     @abstractmethod
     def build(self, policy: Policy) -> RolloutEngine:
         """Return the engine; called by all ranks."""

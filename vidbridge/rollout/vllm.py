@@ -12,19 +12,23 @@ import hashlib
 import math
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Iterator, Sequence
 
 import numpy as np
 import torch
 
-from vidbridge.config.checks import require_positive
-from vidbridge.errors import ConfigError, RolloutError
+from vidbridge.backbones import backbone_of
+from vidbridge.config.checks import require, require_positive
+from vidbridge.errors import RolloutError
 from vidbridge.policy.policy import Policy
 from vidbridge.rollout.base import Ended, Progress, RolloutConfig
 from vidbridge.runtime import collectives
+from vidbridge.runtime.random_state import random_state, set_random_state
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 
 NEVER = -100.0  # the lowest bias that vLLM takes; e to that power is nothing beside the sum of a softmax
+MAX_CLIPS = 16  # videos of a prompt, and as many images
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process: weights are handed over as they are
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it pins the learner's threads too
@@ -40,12 +44,17 @@ class VllmConfig(RolloutConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("rollout", self, "cache_gb")
+        require(self.temperature <= 2, f"rollout.temperature={self.temperature:g}: vLLM takes no more than 2")
 
     @property
     def cache_bytes(self) -> float:
         return 1e9 * self.cache_gb
 
+    def check_here(self) -> None:
+        require(find_spec("vllm") is not None, "rollout=vllm needs vLLM, which is not installed: docs/vllm.md")
+
     def build(self, policy: Policy) -> VllmRollout:
+        self.check_here()
         return VllmRollout(
             policy,
             max_rows=self.max_rows,
@@ -99,9 +108,11 @@ class VllmRollout:
     ) -> list[tuple[Completion, ...]]:
         indices = range(len(prompts)) if indices is None else indices
         engine = self.llm.llm_engine
-        for number, (prompt, index) in enumerate(zip(prompts, indices, strict=True)):
+        # all of them before the first is handed over: one that is refused leaves none behind
+        inputs = [self._input(prompt, index) for prompt, index in zip(prompts, indices, strict=True)]
+        for number, (given, index) in enumerate(zip(inputs, indices)):
             told = self._sampling(sampling, group_size, np.random.SeedSequence([seed, index]))
-            engine.add_request(str(number), self._input(prompt, index), told)
+            engine.add_request(str(number), given, told)
         groups: dict[int, tuple[Completion, ...]] = {}
         while engine.has_unfinished_requests():
             for output in engine.step():
@@ -163,6 +174,8 @@ class VllmRollout:
             raise RolloutError(f"prompt {index} has {len(ids)} tokens, the engine takes {self.max_tokens} in all")
         if not len(encoded.grid_thw):
             return tokens_input(ids, cache_salt=salt)
+        if len(encoded.grid_thw) > MAX_CLIPS:
+            raise RolloutError(f"prompt {index} shows {len(encoded.grid_thw)} videos and images: at most {MAX_CLIPS}")
         items: dict[str, list[Any]] = {}
         keys: dict[str, list[str]] = {}
         places: dict[str, list[Any]] = {}
@@ -182,9 +195,8 @@ class VllmRollout:
             PlaceholderRange,
         )
 
-        kinds = {self.config.image_token_id: "image", self.config.video_token_id: "video"}
         merged = self.config.vision_config.spatial_merge_size**2
-        is_vision = torch.isin(encoded.input_ids, torch.tensor(list(kinds)))
+        is_vision = backbone_of(self.config.model_type).is_vision(self.config, encoded.input_ids)
         where = is_vision.nonzero().flatten().tolist()
         num_patches = len(encoded.pixel_values)
         if not len(where) * merged == num_patches == int(encoded.grid_thw.prod(dim=1).sum()):
@@ -196,7 +208,7 @@ class VllmRollout:
         for grid in encoded.grid_thw:
             patches = int(grid.prod())
             own = where[token : token + patches // merged]
-            kind = kinds[int(encoded.input_ids[own[0]])]
+            kind = "image" if encoded.input_ids[own[0]] == self.config.image_token_id else "video"
             pixels = encoded.pixel_values[patch : patch + patches]
             flat = MultiModalFlatField(slices=[slice(0, patches)])
             names = ("pixel_values", "image_grid_thw") if kind == "image" else ("pixel_values_videos", "video_grid_thw")
@@ -221,11 +233,9 @@ class VllmRollout:
 def _llm(policy: Policy, *, max_rows: int, max_tokens: int, cache_bytes: float) -> Any:
     """Return vLLM's engine with random weights; what making it does to this process is undone."""
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
-    set_num_threads, state = torch.set_num_threads, torch.get_rng_state()
-    try:
-        from vllm import LLM
-    except ImportError as error:
-        raise ConfigError(f"rollout=vllm needs vLLM, which is not installed: docs/vllm.md ({error})") from error
+    set_num_threads, state = torch.set_num_threads, random_state()
+    from vllm import LLM
+
     device = policy.module.device.type
     of_device: dict[str, Any] = {}
     if device == "cpu":
@@ -241,7 +251,7 @@ def _llm(policy: Policy, *, max_rows: int, max_tokens: int, cache_bytes: float) 
             max_model_len=max_tokens,
             max_num_seqs=max_rows,
             kv_cache_memory_bytes=int(cache_bytes),
-            limit_mm_per_prompt={"image": 16, "video": 16},
+            limit_mm_per_prompt={"image": MAX_CLIPS, "video": MAX_CLIPS},
             skip_mm_profiling=True,
             mm_device_do_normalize=False,  # the patches are normalised already; by default it would be done again
             mm_processor_cache_gb=0,
@@ -254,7 +264,7 @@ def _llm(policy: Policy, *, max_rows: int, max_tokens: int, cache_bytes: float) 
         )
     finally:
         torch.set_num_threads = set_num_threads  # on a CPU replaced by a warning, for the learner too
-        torch.set_rng_state(state)
+        set_random_state(state)
 
 
 def _use_given_positions(model: Any) -> None:
