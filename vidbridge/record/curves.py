@@ -67,10 +67,13 @@ def trailing_means(values: list[float]) -> list[float]:
 
 
 def matching(keys: list[str], start: str, end: str) -> dict[str, str]:
-    """Keys of a panel with their labels.
+    """Keys of a panel with their labels; the mean of tasks comes last, so that a task has one colour in all panels.
 
     >>> matching(["reward/qa/total", "reward/qa/choice", "policy/lr"], "reward/", "/total")
     {'reward/qa/total': 'qa'}
+    >>> matching(["val/sampled/caption", "val/sampled/mean", "val/sampled/qa"], "val/sampled/", "")
+    {'val/sampled/caption': 'caption', 'val/sampled/qa': 'qa', 'val/sampled/mean': 'mean'}
     """
     fitting = [key for key in keys if key.startswith(start) and key.endswith(end)]
-    return {key: key.removeprefix(start).removesuffix(end) for key in fitting}
+    labels = {key: key.removeprefix(start).removesuffix(end) for key in fitting}
+    return dict(sorted(labels.items(), key=lambda item: item[1] == "mean"))
