@@ -132,7 +132,11 @@ def test_the_memory_of_a_step_is_the_predicted_one():
 
 
 @pytest.mark.parametrize("model", ["qwen2_5_vl_3b", "qwen3_vl_8b", "qwen3_vl_30b_a3b", "qwen3_5_9b"])
-def test_gpu_in_its_tiny_size_needs_none(tmp_path, model):
+def test_gpu_in_its_tiny_size_needs_none(tmp_path, model, monkeypatch):
+    """With a clock of our own: on a busy machine the few tokens of this size vanish in the noise."""
+    seconds = {"copy": 0.5, "product": 0.25, "packed": 2.0, "repeated": 6.0}
+    seconds |= {"one token": 1.0, "two tokens": 1.5, "all tokens": 2.5}
+    monkeypatch.setattr(gpu, "medians", timed(seconds, []))
     figures = figures_of(gpu.main, tmp_path, "--device", "cpu", "--model", model)
     device, compilations, of_learner, of_rollout, of_step = figures["rows"]
     assert [row["part"] for row in figures["rows"]] == list(gpu.PARTS)
@@ -140,8 +144,12 @@ def test_gpu_in_its_tiny_size_needs_none(tmp_path, model):
     assert device["peak_is_measured"] and device["copy_gb_per_s"] > 0
     assert compilations["compilations"] == 0  # the CPU's attention is not compiled
     assert len(compilations["seconds"]) == compilations["lengths"] == 4
-    assert of_learner["mfu"] > 0 and of_learner["speedup"] == of_learner["repeated_s"] / of_learner["packed_s"] > 0
-    assert of_learner["grad_rel_err"] < 0.05  # of bfloat16
+    assert of_learner["mfu"] == pytest.approx(
+        sum(of_learner["flops"].values()) / 2.0 / (device["product_tflops"] * 1e12), rel=1e-12
+    )
+    assert of_learner["speedup"] == 3.0 and of_learner["grad_rel_err"] < 0.05  # of bfloat16
+    assert of_rollout["prefill_s"] == 1.0 and of_rollout["first_step_s"] == 0.5
+    assert of_rollout["decode_step_s"] == 1.5 / (of_rollout["completion_tokens"] - 1)
     assert of_rollout["decode_bandwidth_frac"] == of_rollout["decode_bound_s"] / of_rollout["decode_step_s"] > 0
     assert of_step["predicted_mb"] > 0 and of_step["learner_s"] > 0 and of_step["step_s"] > of_step["rollout_s"] > 0
 
