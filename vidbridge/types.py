@@ -168,6 +168,7 @@ class EncodedPrompt:
     rope_delta: int  # position of the first completion token = L + rope_delta
     pixel_values: torch.Tensor  # [patches, channels * temporal_patch * patch * patch] float32
     grid_thw: torch.Tensor  # [V, 3] int64, of each clip: in patches, in time (1 of an image), height and width
+    uid: str = ""  # of its sample, for errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -204,8 +204,9 @@ def test_a_prompt_whose_parts_do_not_fit_is_refused(engine, encoded):
     ):
         with pytest.raises(RolloutError, match="prompt 4: .* tokens of videos and images, .* do not fit together"):
             engine.generate([prompt, wrong], 2, SHORT, seed=0, indices=[1, 4])
-    with pytest.raises(RolloutError, match="prompt 0 has 10000 tokens, the engine takes"):
-        engine.generate([replace(prompt, input_ids=torch.zeros(10000, dtype=torch.long))], 2, SHORT, seed=0)
+    with pytest.raises(RolloutError, match="qa/train/7 has 10000 tokens, the engine takes"):
+        long = replace(prompt, input_ids=torch.zeros(10000, dtype=torch.long), uid="qa/train/7")
+        engine.generate([long], 2, SHORT, seed=0)
     many = replace(prompt, grid_thw=prompt.grid_thw.repeat(17, 1))
     with pytest.raises(RolloutError, match="prompt 2 shows 17 videos and images: at most 16"):
         engine.generate([many], 2, SHORT, seed=0, indices=[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -179,9 +180,8 @@ class Loader:
             if self.bad.passes(sample):
                 try:
                     shown = prompt(sample)
-                    return Loaded(
-                        sample=sample, prompt=shown, encoded=self.processor.encode(shown), num_bad=num_bad
-                    )
+                    encoded = dataclasses.replace(self.processor.encode(shown), uid=sample.uid)
+                    return Loaded(sample=sample, prompt=shown, encoded=encoded, num_bad=num_bad)
                 except ValueError as error:
                     self.bad.add(sample, error)
             sample = task.sample(sample.index + 1)

@@ -146,6 +146,7 @@ class Evaluator:
             with collectives.fail_together():
                 wanted = {chunk[nth]: sample for nth, sample in own.items()}
                 loaded = loader.load(wanted, replace=False)
+            with collectives.fail_together():
                 groups = self._groups(loaded, num_samples, greedy, seed, advance)
             loader.bad.share()
             advance((len(chunk) - len(loaded)) * num_samples)  # those of other ranks, and those that cannot be read

@@ -19,7 +19,7 @@ class RolloutEngine(Protocol):
     """Samples completions. The result is a function of weights, prompts and seed, and of nothing else.
 
     The random numbers of a prompt come from ``seed`` and its index (None: 0, 1, ..): how prompts are cut into calls and
-    dealt to ranks changes nothing. A rank generates without the others.
+    dealt to ranks changes nothing.
     """
 
     def generate(
@@ -33,9 +33,10 @@ class RolloutEngine(Protocol):
         ended: Ended | None = None,
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """Return ``group_size`` completions for each prompt, in order.
+        """Return ``group_size`` completions for each prompt, in order. RolloutError names the sample by its uid.
 
-        ``ended`` is called once for each prompt, as soon as its last completion has ended.
+        Called by all ranks, each with prompts of its own, maybe none. ``ended`` is called once for each prompt, as soon
+        as its last completion has ended.
         """
 
     def sync(self, policy: Policy) -> None:
