@@ -48,6 +48,12 @@ class RolloutError(UserError, RuntimeError):
     """An engine cannot be given a prompt, or has given what no learner can use."""
 
 
+class RolloutLost(RolloutError):
+    """No engine is left to sample with. All ranks raise it at the same place, before they learn from the step."""
+
+    agreed = True
+
+
 class Mismatch(UserError, RuntimeError):
     """The sampler draws from another distribution than the one that is learnt."""
 

@@ -16,7 +16,7 @@ from torch.profiler import profile
 
 from vidbridge import STARTED
 from vidbridge.config.schema import EvalConfig
-from vidbridge.errors import Stopped
+from vidbridge.errors import RolloutLost, Stopped
 from vidbridge.evaluation.evaluator import Evaluator, held_out
 from vidbridge.policy.policy import Policy
 from vidbridge.record.tracker import Tracker
@@ -70,7 +70,8 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Everything, in order; returns what summary.json holds.
 
-        SIGTERM and SIGINT end it with a checkpoint of the last step done and the exception Stopped.
+        SIGTERM and SIGINT end it with a checkpoint of the last step done and the exception Stopped. RolloutLost leaves
+        such a checkpoint too.
         """
         found = self._found()
         self.tracker.wandb_id = found.state["wandb_id"] if found else None
@@ -78,11 +79,12 @@ class Trainer:
             progress = self._start(found)
             try:
                 return self._run(progress)
-            except Stopped as stopped:
-                if stopped.agreed and progress.step > progress.saved_step:
+            except (Stopped, RolloutLost) as ended:
+                if ended.agreed and progress.step > progress.saved_step:
                     self._save(progress, wait=True)
                 done, saved = progress.step, progress.saved_step
-                self.tracker.console.say(f"{stopped}: stopped after step {done}; resume=auto goes on from step {saved}")
+                why = ended if isinstance(ended, Stopped) else "the rollout is lost"
+                self.tracker.console.say(f"{why}: stopped after step {done}; resume=auto goes on from step {saved}")
                 raise
             finally:
                 self.checkpointer.finish()

@@ -22,10 +22,8 @@ from vidbridge.runtime.random_state import random_state, set_random_state
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 
 ENVIRONMENT = {
+    **vllm_parts.ENVIRONMENT,
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process: weights are handed over as they are
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it pins the learner's threads too
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
 }
 
 

@@ -20,6 +20,11 @@ from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 NEVER = -100.0  # the lowest bias that vLLM takes; e to that power is nothing beside the sum of a softmax
 MAX_CLIPS = 16  # videos of a prompt, and as many images
 MAX_TEMPERATURE = 2.0
+ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it pins the threads of whoever runs it
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
 
 
 def engine_arguments(device: str, *, max_tokens: int, max_rows: int) -> dict[str, Any]:
