@@ -7,6 +7,8 @@ How it differs from the textbook (arXiv 2402.03300):
 - On policy by default: one update on a batch, so the ratio is 1 and nothing is clipped. The log-probabilities of the
   policy that sampled come from the learner's own first forward pass. The sampler's are measured against them, and where
   an engine is known to be a little off, ``algo.correction`` weighs its tokens.
+- With ``ahead`` the weights that sampled are one update old. Without a correction their log-probabilities, told by the
+  sampler, are then the old ones of the ratio that is clipped.
 - No KL penalty and no reference model, unless ``algo.kl_beta`` asks for them.
 - The prompt of a group is computed once in sampling and once in learning, forward and backward, for all siblings.
 - A completion that no judge could score is masked, not punished. A group whose siblings all earned the same is left
@@ -18,7 +20,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Collection, Mapping, Sequence
+from typing import Collection
 
 import torch
 
@@ -28,20 +30,18 @@ from vidbridge.algo.mismatch import Correction, GapGate, corrected
 from vidbridge.algo.objectives import Objective, grpo_loss
 from vidbridge.algo.token_weights import token_weights
 from vidbridge.config.schema import GrpoConfig
-from vidbridge.data.loader import Loaded, Loader
+from vidbridge.data.loader import Loader
 from vidbridge.data.mixture import Mixture
-from vidbridge.data.prefetch import Prefetch
 from vidbridge.diagnostics.gradients import Diagnostics, Probe
 from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.policy import Policy
 from vidbridge.rewards.base import GatedSum
-from vidbridge.rewards.scoring import Scorer, reward_metrics
+from vidbridge.rewards.scoring import reward_metrics
 from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
+from vidbridge.sampler import Sampler
 from vidbridge.step_metrics import Clock, LearnerMetrics, rollout_metrics
-from vidbridge.types import Completion, Group, SamplingParams, StepResult
-
-_REFILLS_FROM = 10**6  # refill r of step n takes batch n + r times this: farther than any run goes
+from vidbridge.types import Group, SamplingParams, StepResult
 
 
 @dataclass(kw_only=True)
@@ -63,80 +63,46 @@ class GrpoStep:
     correction: Correction
     diagnostics: Diagnostics
     last: int | None = None  # index of the last step; None: not known
+    ahead: bool = False  # sample the next batch while this one is learnt from
 
     def __post_init__(self) -> None:
-        self.prompts = Prefetch(self._prompts, last=self.last)
+        self.sampler = Sampler(
+            mixture=self.mixture,
+            loader=self.loader,
+            rollout=self.rollout,
+            sampling=self.sampling,
+            group_size=self.algo.group_size,
+            reward=self.reward,
+            policy=self.policy,
+            ahead=self.ahead,
+            last=self.last,
+        )
         self.gate = GapGate(self.algo.max_logprob_gap)
+        self.is_behind = self.ahead and self.algo.correction == "none"
 
     def __call__(self, step: int) -> StepResult:
         clock = Clock()
-        with clock("data"):
-            with collectives.fail_together():
-                prompts = self.prompts(step)
-            data_metrics = self.loader.report(prompts.values())
-        groups = self._sample(prompts, clock, seed=self._seed(step))
+        groups, own, metrics = self.sampler(step, clock)
         # of all groups, before any is replaced: they show the policy as it is
-        metrics = {**data_metrics, **reward_metrics(groups), **rollout_metrics(groups)}
+        metrics = {**metrics, **reward_metrics(groups), **rollout_metrics(groups)}
         if self.algo.max_refills:
-            resample = partial(self._resampled, step, clock, prompts.keys())
-            groups, more = dynamic_sampling(groups, resample, self.algo.max_refills)
+            groups, more = dynamic_sampling(
+                groups, partial(self.sampler.refill, step, clock, own), self.algo.max_refills
+            )
             metrics |= more
         metrics |= self.reward.metrics()
+        self.sampler.begin_next(step, clock)
         with clock("learner"):
             limit = self.sampling.max_completion_tokens
             penalty = overlong_penalty(lengths_of(groups), limit, self.algo.overlong_frac)
             metrics["rollout/overlong_penalty"] = penalty.mean().item()
             advantages = group_advantages(rewards_of(groups) + penalty, self.advantage_scale, tasks_of(groups))
             probe = self.diagnostics.at(step)
-            metrics |= self._learn(groups, advantages, own=prompts.keys(), probe=probe)
+            metrics |= self._learn(groups, advantages, own=own, probe=probe)
             metrics |= probe.metrics(groups, advantages, metrics.get("policy/grad_norm"))
         self.gate(metrics)
         metrics |= collectives.all_reduce_max(clock.metrics())
         return StepResult(metrics=metrics, groups=tuple(groups), advantages=advantages.tolist())
-
-    def _prompts(self, step: int) -> dict[int, Loaded]:
-        """Return the prompts that this rank works on, by their index in the batch."""
-        return self.loader.load(self.loader.own(self.mixture.batch(step)))
-
-    def _seed(self, step: int) -> int:
-        return self.mixture.seed * 1_000_003 + step
-
-    def _sample(self, prompts: Mapping[int, Loaded], clock: Clock, *, seed: int) -> list[Group]:
-        """Sync the rollout, sample and score; return the groups of all ranks by index, others' without tensors."""
-        with clock("sync"):
-            self.rollout.sync(self.policy)
-        with collectives.fail_together(), Scorer(self.reward) as scorer:
-
-            def ended(index: int, completions: tuple[Completion, ...]) -> None:
-                of = prompts[index]
-                group = Group(sample=of.sample, prompt=of.prompt, encoded=of.encoded, completions=completions)
-                scorer.add(index, group)
-
-            with clock("rollout"):  # a judge that waits for a server gets a group while others are decoded
-                self.rollout.generate(
-                    [each.encoded for each in prompts.values()],
-                    self.algo.group_size,
-                    self.sampling,
-                    seed=seed,
-                    indices=list(prompts),
-                    ended=ended,
-                )
-            with clock("reward"):
-                groups = scorer.groups()
-        return collectives.gather_by_index(groups, lighten=Group.light)
-
-    def _resampled(
-        self, step: int, clock: Clock, own: Collection[int], refill: int, idle: Sequence[int]
-    ) -> list[Group]:
-        """Return other groups, of any task, for the indices ``idle`` of the batch; this rank samples those in ``own``.
-
-        ``refill``, from 1, chooses a batch far down the mixture, so that they too depend on (seed, step) alone.
-        """
-        at = refill * _REFILLS_FROM + step
-        with clock("data"), collectives.fail_together():
-            samples = enumerate(self.mixture.batch(at)[: len(idle)])
-            prompts = self.loader.load({nth: sample for nth, sample in samples if idle[nth] in own})
-        return self._sample(prompts, clock, seed=self._seed(at))
 
     def _learn(
         self, groups: list[Group], advantages: torch.Tensor, own: Collection[int], probe: Probe
@@ -162,11 +128,10 @@ class GrpoStep:
                 outputs = self.policy.forward(batch)
                 logprobs = outputs.logprobs
                 if epoch == 0:
-                    # the weights are those that sampled, so this forward pass gives old_logprobs
-                    batch = replace(
-                        batch, old_logprobs=logprobs.detach(), ref_logprobs=self.policy.ref_logprobs(batch)
-                    )
-                    batch = batches[index] = corrected(batch, self.correction, self.algo.correction_cap)
+                    # on policy the weights are those that sampled, so this forward pass gives old_logprobs
+                    old = batch.sampler_logprobs if self.is_behind else logprobs.detach()
+                    batch = replace(batch, old_logprobs=old, ref_logprobs=self.policy.ref_logprobs(batch))
+                    batch = batches[index] = corrected(batch, logprobs, self.correction, self.algo.correction_cap)
                 out = grpo_loss(
                     logprobs,
                     old_logprobs=batch.old_logprobs,
@@ -181,6 +146,6 @@ class GrpoStep:
                 )
                 with probe.reading(index) if epoch == 0 else nullcontext():
                     self.policy.backward(out.loss + outputs.router_loss)
-                metrics.add_batch(batch, out, outputs, num_parts=len(batches), epoch=epoch)
+                metrics.add_batch(batch, out, outputs, num_parts=len(batches), epoch=epoch, is_behind=self.is_behind)
             metrics.add(self.policy.update())
         return metrics.result()

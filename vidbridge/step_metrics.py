@@ -68,8 +68,13 @@ class LearnerMetrics:
         for name, value in metrics.items():
             self._values[name].append((value, weight))
 
-    def add_batch(self, batch: Batch, out: LossOutput, outputs: Outputs, *, num_parts: int, epoch: int) -> None:
-        """Add the loss of one of ``num_parts`` micro-batches, which is a part of the update's, and its metrics."""
+    def add_batch(
+        self, batch: Batch, out: LossOutput, outputs: Outputs, *, num_parts: int, epoch: int, is_behind: bool = False
+    ) -> None:
+        """Add the loss of one of ``num_parts`` micro-batches, which is a part of the update's, and its metrics.
+
+        ``is_behind``: the policy that sampled is another one than this, in the first epoch too.
+        """
         self.add({"policy/loss": out.loss.item() * num_parts * collectives.world_size()})
         if batch.router_weight:
             loss = outputs.router_loss.item() / batch.router_weight
@@ -79,13 +84,13 @@ class LearnerMetrics:
             return
         for name, value in out.metrics.items():
             # in the first epoch the ratio is 1 and nothing can be clipped: it would dilute those that follow
-            on_policy = epoch == 0 and name.startswith("policy/clip_")
+            on_policy = epoch == 0 and not is_behind and name.startswith("policy/clip_")
             self.add({name: value}, weight=0 if on_policy else num_tokens)
         if outputs.expert_load:
             self.add({"policy/expert_load_max": outputs.expert_load.item()})
         if epoch == 0:
             self.add({"policy/entropy": masked_mean(outputs.entropies, batch)}, weight=num_tokens)
-            log_ratio = log_ratio_of(batch)
+            log_ratio = log_ratio_of(batch, outputs.logprobs)
             if log_ratio is not None:
                 self._log_ratios.append(log_ratio[batch.loss_mask].cpu())
 

@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Mapping, Sequence
+from typing import Any, Callable, ContextManager, Mapping, Protocol, Sequence
 
 from torch.profiler import profile
 
@@ -47,6 +47,16 @@ class Progress:
         return cls(**{**values, "stage_s": Counter(values["stage_s"])})
 
 
+class Kept(Protocol):
+    """Something that a checkpoint holds beside weights, optimizer and progress; called by all ranks."""
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """Return what writes this rank's files into a folder, of the state as it is now."""
+
+    def load(self, folder: Path) -> None:
+        """Go on from what a snapshot wrote."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
     """GRPO and supervised fine-tuning differ in ``step_fn`` alone."""
@@ -65,6 +75,7 @@ class Trainer:
     labels: Mapping[str, Any]  # what tells this run from others, copied into the summary
     record: Mapping[str, Any]  # the configuration; a checkpoint of another one is not gone on from
     free: Sequence[str]  # the keys of it that may differ
+    kept: Sequence[Kept] = ()
     signals: StopSignals = field(default_factory=StopSignals)
 
     def run(self) -> dict[str, Any]:
@@ -158,7 +169,8 @@ class Trainer:
             return Progress()
         assert self.policy.engine is not None
         with collectives.fail_together():
-            self.policy.engine.load(found.path)
+            for kept in (self.policy.engine, *self.kept):
+                kept.load(found.path)
         set_random_state(found.state["random"][collectives.rank()])
         self.tracker.rewind(found.state["position"])
         self.tracker.console.say(f"going on from {found.path.name}")
@@ -179,7 +191,13 @@ class Trainer:
             "fingerprint": fingerprint(self._record(), self.free),
             "wandb_id": self.tracker.wandb_id,
         }
-        self.checkpointer.save(progress.step, state, self.policy.engine.snapshot(), wait=wait)
+        snapshots = [kept.snapshot() for kept in (*self.kept, self.policy.engine)]
+
+        def fill(folder: Path) -> None:
+            for write in snapshots:
+                write(folder)
+
+        self.checkpointer.save(progress.step, state, fill, wait=wait)
         progress.saved_step = progress.step
 
     def _look(self, step: int) -> float:

@@ -66,17 +66,19 @@ CORRECTIONS: Mapping[str, Correction] = {
 }
 
 
-def log_ratio_of(batch: Batch) -> torch.Tensor | None:
-    """Return log pi - log mu [N, T], 0 where nothing is learnt; None where the sampler told no log-probabilities."""
+def log_ratio_of(batch: Batch, logprobs: torch.Tensor) -> torch.Tensor | None:
+    """Return log pi - log mu [N, T], 0 where nothing is learnt; None where the sampler told no log-probabilities.
+
+    ``logprobs`` are the learner's, before its first update on the batch.
+    """
     if batch.sampler_logprobs is None:
         return None
-    assert batch.old_logprobs is not None
-    return torch.where(batch.loss_mask, batch.old_logprobs - batch.sampler_logprobs, 0.0)
+    return torch.where(batch.loss_mask, logprobs.detach() - batch.sampler_logprobs, 0.0)
 
 
-def corrected(batch: Batch, correction: Correction, cap: float) -> Batch:
+def corrected(batch: Batch, logprobs: torch.Tensor, correction: Correction, cap: float) -> Batch:
     """Return ``batch`` with its token weights multiplied."""
-    log_ratio = log_ratio_of(batch)
+    log_ratio = log_ratio_of(batch, logprobs)
     if log_ratio is None:
         return batch
     return replace(batch, token_weights=batch.token_weights * correction(log_ratio, cap=cap))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Mapping
 
 from vidbridge.algo.advantages import SCALES
 from vidbridge.algo.mismatch import CORRECTIONS
@@ -47,7 +47,6 @@ from vidbridge.shapes_world.create_model import create_folder, texts_of
 from vidbridge.step import GrpoStep
 from vidbridge.tasks.rows import TaskRows
 from vidbridge.trainer import Trainer
-from vidbridge.types import StepResult
 
 
 def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -> Trainer:
@@ -78,8 +77,10 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     policy = build_learner(config, processor, steps)
     rollout, total = config.rollout.build(policy), deck_size(config, tasks["train"])
     names = train_labels(config, steps)
+    step = build_step(config, trained, processor, reward, policy, rollout, bad, steps=steps, total=total)
     return Trainer(
-        step_fn=build_step(config, trained, processor, reward, policy, rollout, bad, steps=steps, total=total),
+        step_fn=step,
+        kept=(step.sampler,) if isinstance(step, GrpoStep) else (),
         policy=policy,
         evaluator=build_evaluator(config, tasks, processor, eval_reward, policy, bad, rollout=rollout),
         tracker=build_tracker(config, names, public=public, run_dir=run_dir, job_type="train"),
@@ -139,7 +140,7 @@ def build_step(
     *,
     steps: int,
     total: int,
-) -> Callable[[int], StepResult]:
+) -> GrpoStep | SftStep:
     """The function of a step number that the trainer loops over; ``total`` rows make a pass of the task mix."""
     if config.prompts_per_step < collectives.world_size():
         raise ConfigError(
@@ -172,6 +173,7 @@ def build_step(
         correction=function_named(config, "algo.correction", config.algo.correction, CORRECTIONS),
         sampling=config.rollout.sampling(),
         last=steps - 1,
+        ahead=config.rollout.ahead > 0,
         diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every),
     )
 

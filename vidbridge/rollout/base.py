@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Callable, Protocol, Sequence
+from typing import Callable, ClassVar, Collection, Protocol, Sequence
 
-from vidbridge.config.checks import require_positive
+from vidbridge.config.checks import require, require_positive
 from vidbridge.errors import ConfigError
 from vidbridge.policy.policy import Policy
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
@@ -43,6 +43,33 @@ class RolloutEngine(Protocol):
         """Sample from the weights as they are now; called by all ranks."""
 
 
+class Started(Protocol):
+    """What a rollout elsewhere is sampling."""
+
+    def finish(self) -> list[tuple[Completion, ...]]:
+        """Wait, and return what ``generate`` would; called by all ranks."""
+
+    def again(self) -> Collection[int]:
+        """Return the indices that were sampled again, with newer weights than those of the start."""
+
+
+class RolloutElsewhere(RolloutEngine, Protocol):
+    """Samples while this process does something else. ``sync`` waits for what is being sampled."""
+
+    def start(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        group_size: int,
+        sampling: SamplingParams,
+        *,
+        seed: int,
+        indices: Sequence[int] | None = None,
+        ended: Ended | None = None,
+        progress: Progress | None = None,
+    ) -> Started:
+        """Begin what ``generate`` does. ``ended`` and ``progress`` are called from another thread."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(ABC):
     """The keys of every rollout engine; each has a subclass, with its own keys, that its yaml's ``_target_`` names."""
@@ -53,9 +80,15 @@ class RolloutConfig(ABC):
     top_p: float = 1.0
     min_p: float = 0.0
     stop: Sequence[str] = ()  # strings that end a completion, besides EOS
+    ahead: int = 0  # 1: the next batch is sampled while this one is learnt from
+
+    is_elsewhere: ClassVar[bool] = False  # whether it builds a RolloutElsewhere
 
     def __post_init__(self) -> None:
         require_positive("rollout", self, "max_rows")
+        require(self.ahead in (0, 1), f"rollout.ahead must be 0 or 1, got {self.ahead}")
+        told = "rollout.ahead=1 needs rollout=vllm_server: this engine works in the process that learns"
+        require(self.ahead == 0 or self.is_elsewhere, told)
         try:
             self.sampling()
         except ValueError as error:

@@ -7,6 +7,7 @@ one, and what comes back is what would have come. Weights carry a version, and n
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence, TypeVar, cast
+from typing import Any, Callable, ClassVar, Collection, Iterable, Iterator, Mapping, Sequence, TypeVar, cast
 from urllib.parse import urlsplit
 
 import torch
@@ -56,6 +57,8 @@ class RemoteConfig(RolloutConfig):
     addresses: Sequence[str] = field(metadata=FREE)  # http://host:port of each server
     timeout_s: float = field(default=600.0, metadata=FREE)  # for all completions of a prompt, and for a part of weights
     patience_s: float = field(default=600.0, metadata=FREE)  # as long as no server is there
+
+    is_elsewhere: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,9 +140,10 @@ class Server:
 
 
 @dataclass
-class _Job:
+class Job:
     """Prompts of this rank by their index, and what has come of them; a thread of its own asks for them."""
 
+    rollout: RemoteRollout
     prompts: Mapping[int, EncodedPrompt]
     group_size: int
     sampling: SamplingParams
@@ -149,10 +153,14 @@ class _Job:
     done: dict[int, tuple[Completion, ...]] = field(default_factory=dict)
     error: Exception | None = None
     thread: threading.Thread | None = None
+    _again: set[int] = field(default_factory=set)
 
     @property
     def lacking(self) -> list[int]:
         return [index for index in self.prompts if index not in self.done]
+
+    def again(self) -> Collection[int]:
+        return self._again
 
     def add(self, index: int, completions: tuple[Completion, ...]) -> None:
         self.done[index] = completions
@@ -165,6 +173,20 @@ class _Job:
         """Return when its thread has ended."""
         while self.thread is not None and self.thread.is_alive():
             self.thread.join(0.5)  # in between signals are heard
+
+    def finish(self) -> list[tuple[Completion, ...]]:
+        """Return the completions; called by all ranks, which push the weights again where one has no server left."""
+        for attempt in itertools.count(1):
+            self.wait()
+            with collectives.fail_together():
+                if self.error is not None:
+                    raise self.error
+            if not (lacking := sum(collectives.all_gather(len(self.lacking)))):
+                break
+            self.rollout.push_again(lacking, attempt)
+            self._again |= set(self.lacking)
+            self.rollout.begin(self)
+        return [self.done[index] for index in self.prompts]
 
 
 class RemoteRollout:
@@ -192,7 +214,7 @@ class RemoteRollout:
         self._num_pushes = 0
         self._stuck: dict[Server, str] = {}  # servers that did not answer in time, and which start of theirs that was
         self._away: dict[Server, str] = {}  # and why
-        self._job: _Job | None = None
+        self._job: Job | None = None
         config = policy.processor.config
         longest = policy.processor.max_prompt_tokens + max_completion_tokens
         self._wanted = {**identity(config), "max_tokens": min(longest, config.text_config.max_position_embeddings)}
@@ -220,7 +242,7 @@ class RemoteRollout:
     ) -> list[tuple[Completion, ...]]:
         return self.start(
             prompts, group_size, sampling, seed=seed, indices=indices, ended=ended, progress=progress
-        )()
+        ).finish()
 
     def start(
         self,
@@ -232,44 +254,32 @@ class RemoteRollout:
         indices: Sequence[int] | None = None,
         ended: Ended | None = None,
         progress: Progress | None = None,
-    ) -> Callable[[], list[tuple[Completion, ...]]]:
-        """Begin what ``generate`` does, in a thread; return the function that waits for it, called by all ranks.
-
-        ``ended`` and ``progress`` are called from that thread.
-        """
+    ) -> Job:
+        """Begin what ``generate`` does, in a thread of its own; ``ended`` and ``progress`` are called from it."""
         indices = range(len(prompts)) if indices is None else indices
         by_index = dict(zip(indices, prompts, strict=True))
-        job = _Job(by_index, group_size, sampling, seed, ended, progress)
-        self._begin(job)
-        return lambda: self._finish(job)
+        job = Job(self, by_index, group_size, sampling, seed, ended, progress)
+        self.begin(job)
+        return job
 
-    def _begin(self, job: _Job) -> None:
+    def begin(self, job: Job) -> None:
+        """Ask for what is lacking, with the weights that the servers have now."""
         self._job = job
         job.thread = threading.Thread(target=self._deal, args=(job, self.version, list(self.live)), daemon=True)
         job.thread.start()
 
-    def _finish(self, job: _Job) -> list[tuple[Completion, ...]]:
-        """Wait for the completions; called by all ranks, which push the weights again where one has no server left."""
-        for attempt in range(ATTEMPTS):
-            job.wait()
-            with collectives.fail_together():
-                if job.error is not None:
-                    raise job.error
-            lacking = sum(collectives.all_gather(len(job.lacking)))
-            if lacking == 0:
-                self._job = None
-                return [job.done[index] for index in job.prompts]
-            if attempt + 1 < ATTEMPTS:
-                _say(f"no rollout server is left for {lacking} prompts: the weights are pushed again")
-                self._push()
-                self._begin(job)
-        self._job = None
-        raise RolloutLost(
-            f"the rollout servers failed {ATTEMPTS} times at the same batch, {lacking} prompts are lacking "
-            f"(the last failures: {self._told_away()}); look at their output, then go on with resume=auto"
-        )
+    def push_again(self, lacking: int, attempt: int) -> None:
+        """Push the weights once more, because ``lacking`` prompts have no server; called by all ranks."""
+        if attempt == ATTEMPTS:
+            raise RolloutLost(
+                f"the rollout servers failed {ATTEMPTS} times at the same batch, {lacking} prompts are lacking "
+                f"({self._on_rank_0(self._told_away)}); look at their output, then go on with resume=auto"
+            )
+        if collectives.is_rank_0():
+            log.warning("no rollout server is left for %d prompts: the weights are pushed again", lacking)
+        self._push()
 
-    def _deal(self, job: _Job, version: str, live: list[Server]) -> None:
+    def _deal(self, job: Job, version: str, live: list[Server]) -> None:
         """Ask for what is lacking, until it is there or no server is left."""
         waiting, load, running = deque(job.lacking), Counter[Server](), 0
         answers: SimpleQueue[tuple[int, Server, tuple[Completion, ...] | Exception]] = SimpleQueue()
@@ -299,7 +309,7 @@ class RemoteRollout:
         except Exception as error:
             job.error = error
 
-    def _ask(self, job: _Job, index: int, version: str, server: Server, answers: SimpleQueue[Any]) -> None:
+    def _ask(self, job: Job, index: int, version: str, server: Server, answers: SimpleQueue[Any]) -> None:
         """Put the completions of a prompt, or what went wrong, into ``answers``; a server is asked twice."""
         request = Request(
             version=version,
@@ -446,8 +456,3 @@ def _parts(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, to
                 part = {}
     if part:
         yield part
-
-
-def _say(line: str) -> None:
-    if collectives.is_rank_0():
-        log.warning(line)
