@@ -28,7 +28,7 @@ from vidbridge.config.checks import require, require_positive
 from vidbridge.errors import RolloutError, RolloutLost
 from vidbridge.policy.policy import Policy
 from vidbridge.rollout.base import Ended, Progress, RolloutConfig
-from vidbridge.rollout.vllm_parts import MAX_TEMPERATURE, completions_of
+from vidbridge.rollout.vllm_parts import MAX_TEMPERATURE, check_prompt, completions_of
 from vidbridge.rollout.wire import BEGIN, END, GENERATE, OTHER_WEIGHTS, PART, STATE, Request, identity, pack
 from vidbridge.runtime import collectives
 from vidbridge.runtime.progress import clock
@@ -215,7 +215,7 @@ class RemoteRollout:
         self._stuck: dict[Server, str] = {}  # servers that did not answer in time, and which start of theirs that was
         self._away: dict[Server, str] = {}  # and why
         self._job: Job | None = None
-        config = policy.processor.config
+        self._config = config = policy.processor.config
         longest = policy.processor.max_prompt_tokens + max_completion_tokens
         self._wanted = {**identity(config), "max_tokens": min(longest, config.text_config.max_position_embeddings)}
 
@@ -287,6 +287,9 @@ class RemoteRollout:
         first = collectives.rank() % max(1, len(live))
         live = live[first:] + live[:first]  # ranks do not all begin with the same
         try:
+            for index in waiting:
+                name = job.prompts[index].uid or f"prompt {index}"
+                check_prompt(job.prompts[index], self._config, max_tokens=self._wanted["max_tokens"], name=name)
             while waiting or running:
                 while waiting and running < at_once and live:
                     index, server = waiting.popleft(), min(live, key=load.__getitem__)

@@ -93,7 +93,7 @@ class ServedSharedPrefix:
 
         self.rollout.generate(
             [each.prompt for each, _ in together],
-            request.group_size,
+            1 if request.sampling.greedy else request.group_size,
             request.sampling,
             seed=request.seed,
             indices=[each.index for each, _ in together],

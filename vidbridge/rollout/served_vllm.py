@@ -53,6 +53,7 @@ class ServedVllm:
         return engine
 
     def complete(self, request: Request) -> list[dict[str, Any]]:
+        # the training has looked at it too, but what does not fit together would end the engine
         name = request.prompt.uid or "the prompt"
         vllm_parts.check_prompt(request.prompt, self.config, max_tokens=self.max_tokens, name=name)
         future = asyncio.run_coroutine_threadsafe(self._completed(request), self._loop)

@@ -39,7 +39,7 @@ class Served(Protocol):
         """What tells a client whether it fits: ``identity`` of the model, max_tokens, engine."""
 
     def complete(self, request: Request) -> list[dict[str, Any]]:
-        """Return token_ids, logprobs and finished of each completion, of greedy ones at least the first.
+        """Return token_ids, logprobs and finished of each completion; greedy ones are all alike, one stands for them.
 
         Raises RolloutError for a prompt that cannot be taken, Aborted after ``abort``.
         """
