@@ -23,6 +23,7 @@ from vidbridge.policy.processor import Processor
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rollout.scripted import ScriptedRollout
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
+from vidbridge.sampler import Sampler
 from vidbridge.step import GrpoStep
 from vidbridge.types import Outputs, SamplingParams
 
@@ -66,6 +67,9 @@ def make_step(
     bad=None,
     every=0,
     device="cpu",
+    rollout=SharedPrefixRollout,
+    ahead=False,
+    last=None,
     **algo,
 ):
     module = load_model(str(folder), device=device)
@@ -80,16 +84,22 @@ def make_step(
         reference=reference,
     )
     return GrpoStep(
-        mixture=Mixture(tasks, {"caption": 1, "mix_vid_qa": 1}, prompts_per_step=prompts_per_step, seed=0),
-        loader=Loader(tasks, processor, bad),
-        rollout=SharedPrefixRollout(policy),
-        reward=GatedSum(gates={}, terms={"it": reward()}, weights={name: {"it": 1.0} for name in tasks}),
+        sampler=Sampler(
+            mixture=Mixture(tasks, {"caption": 1, "mix_vid_qa": 1}, prompts_per_step=prompts_per_step, seed=0),
+            loader=Loader(tasks, processor, bad),
+            rollout=rollout(policy),
+            ahead=ahead,
+            last=last,
+            reward=GatedSum(gates={}, terms={"it": reward()}, weights={name: {"it": 1.0} for name in tasks}),
+            sampling=SamplingParams(max_completion_tokens=MAX_TOKENS),
+            policy=policy,
+            group_size=config.group_size,
+        ),
         policy=policy,
         algo=config,
         objective=OBJECTIVES[config.objective],
         advantage_scale=SCALES[config.advantage_scale],
         correction=CORRECTIONS[config.correction],
-        sampling=SamplingParams(max_completion_tokens=MAX_TOKENS),
         diagnostics=Diagnostics(module=module, processor=processor, every=every),
     )
 
@@ -136,15 +146,19 @@ def scripted_step(tasks, processor, texts, *, reward, prompts_per_step=2, group_
     module.lm_head, module.device = nn.Linear(1, 1), torch.device("cpu")
     policy = Policy(module, processor, Unigrams(len(processor.tokenizer)))
     return GrpoStep(
-        mixture=Mixture(tasks, dict.fromkeys(tasks, 1), prompts_per_step=prompts_per_step, seed=0),
-        loader=Loader(tasks, processor),
-        rollout=ScriptedRollout(processor, texts),
-        reward=GatedSum(gates={}, terms={"it": reward}, weights={name: {"it": 1.0} for name in tasks}),
+        sampler=Sampler(
+            mixture=Mixture(tasks, dict.fromkeys(tasks, 1), prompts_per_step=prompts_per_step, seed=0),
+            loader=Loader(tasks, processor),
+            rollout=ScriptedRollout(processor, texts),
+            reward=GatedSum(gates={}, terms={"it": reward}, weights={name: {"it": 1.0} for name in tasks}),
+            sampling=SamplingParams(max_completion_tokens=limit),
+            policy=policy,
+            group_size=group_size,
+        ),
         policy=policy,
         algo=GrpoConfig(group_size=group_size, advantage_scale="none", **algo),
         objective=OBJECTIVES["clipped"],
         advantage_scale=SCALES["none"],
         correction=CORRECTIONS["none"],
-        sampling=SamplingParams(max_completion_tokens=limit),
         diagnostics=Diagnostics(module=module, processor=processor, every=0),
     )

@@ -156,7 +156,7 @@ class Asks(SumOfIds):
 def test_a_group_is_scored_while_others_are_decoded(tasks, folder):
     """The rollout does not return before the judge was asked about the first group; and nothing else changes."""
     plain, step, judge = make_step(tasks, folder), make_step(tasks, folder), Remote()
-    step.reward = replace(step.reward, terms={"it": Asks(judge)}, judge=judge)
+    step.sampler.reward = replace(step.sampler.reward, terms={"it": Asks(judge)}, judge=judge)
 
     class Patient(SharedPrefixRollout):
         def generate(self, *arguments, ended, **named):
@@ -166,7 +166,7 @@ def test_a_group_is_scored_while_others_are_decoded(tasks, folder):
 
             return super().generate(*arguments, ended=told, **named)
 
-    step.rollout = Patient(step.policy)
+    step.sampler.rollout = Patient(step.policy)
     assert timeless(step(0).metrics) == timeless(plain(0).metrics)
     assert same(weights_of(step), weights_of(plain))
 
@@ -205,13 +205,13 @@ def test_what_stands_in_the_place_of_an_unscored_completion_changes_nothing(task
 
     def learnt(first_words):
         step = make_step(tasks, folder, reward=Patchy, kl_beta=0.1)
-        generate = step.rollout.generate
+        generate = step.sampler.rollout.generate
 
         def replaced(*args, **options):
             groups = generate(*args, **options)
             return [(replace(first, token_ids=first_words(first.token_ids)), *rest) for first, *rest in groups]
 
-        step.rollout.generate = replaced
+        step.sampler.rollout.generate = replaced
         result = step(0)
         assert result.metrics["rollout/judge_failed"] == 3 and result.metrics["policy/grad_norm"] > 0
         return weights_of(step)
@@ -230,9 +230,9 @@ def test_a_row_that_cannot_be_encoded_is_named(tasks, folder):
         tasks={"train": {"caption": bad}},
         policy=step.policy,
         processor=step.policy.processor,
-        rollout=step.rollout,
-        sampling=step.sampling,
-        reward=step.reward,
+        rollout=step.sampler.rollout,
+        sampling=step.sampler.sampling,
+        reward=step.sampler.reward,
         max_rows=4,
         seed=0,
     )

@@ -91,7 +91,7 @@ def scores_of(tasks, folder, engine):
         processor=step.policy.processor,
         rollout=SharedPrefixRollout(step.policy),
         sampling=SamplingParams(max_completion_tokens=MAX_TOKENS),
-        reward=step.reward,
+        reward=step.sampler.reward,
         max_rows=4,
         seed=0,
     )

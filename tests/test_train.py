@@ -85,8 +85,8 @@ def test_without_a_number_of_steps_there_is_one_pass(trained, tmp_path):
 
     # 4 tasks of 2 rows: 8 in all, and 0.6136 * 8 = 4.9 of them for naive
     naive, matched = built("task_mix=naive"), built("task_mix=naive_matched")
-    assert (naive.steps, sum(naive.step_fn.mixture.counts.values())) == (2, 5)
-    assert (matched.steps, sum(matched.step_fn.mixture.counts.values())) == (3, 8)
+    assert (naive.steps, sum(naive.step_fn.sampler.mixture.counts.values())) == (2, 5)
+    assert (matched.steps, sum(matched.step_fn.sampler.mixture.counts.values())) == (3, 8)
     sft = built("algo=sft")
     assert sft.steps == 1000  # 200 + 800
     assert (sft.labels["algo"], sft.labels["task_mix"], sft.labels["reward"]) == ("sft", None, None)

@@ -60,13 +60,13 @@ class Sampler:
     group_size: int
     reward: GatedSum
     policy: Policy
-    ahead: bool
-    last: int | None  # index of the last step; None: not known
+    ahead: bool = False
+    last: int | None = None  # index of the last step; None: not known
     _waiting: _Sampling | None = field(default=None, init=False)
     _saved: dict[str, Any] | None = field(default=None, init=False)  # of a checkpoint
 
     def __post_init__(self) -> None:
-        self._prompts = Prefetch(self._load, last=self.last)
+        self.prompts = Prefetch(self._load, last=self.last)
 
     def __call__(self, step: int, clock: Clock) -> tuple[list[Group], Collection[int], dict[str, float]]:
         """Return the groups of all ranks for ``step``, from 0; which indices are this rank's; and metrics.
@@ -132,7 +132,7 @@ class Sampler:
     def _batch(self, step: int, clock: Clock) -> _Sampling:
         with clock("data"):
             with collectives.fail_together():
-                prompts = self._prompts(step)
+                prompts = self.prompts(step)
             metrics = self.loader.report(prompts.values())
         saved, self._saved = self._saved, None
         if saved is None or saved["step"] != step:

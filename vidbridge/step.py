@@ -30,18 +30,14 @@ from vidbridge.algo.mismatch import Correction, GapGate, corrected
 from vidbridge.algo.objectives import Objective, grpo_loss
 from vidbridge.algo.token_weights import token_weights
 from vidbridge.config.schema import GrpoConfig
-from vidbridge.data.loader import Loader
-from vidbridge.data.mixture import Mixture
 from vidbridge.diagnostics.gradients import Diagnostics, Probe
 from vidbridge.policy.packing import loss_mask
 from vidbridge.policy.policy import Policy
-from vidbridge.rewards.base import GatedSum
 from vidbridge.rewards.scoring import reward_metrics
-from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
 from vidbridge.sampler import Sampler
 from vidbridge.step_metrics import Clock, LearnerMetrics, rollout_metrics
-from vidbridge.types import Group, SamplingParams, StepResult
+from vidbridge.types import Group, StepResult
 
 
 @dataclass(kw_only=True)
@@ -51,34 +47,17 @@ class GrpoStep:
     For the same weights, prompts and completions depend on (seed, n) alone.
     """
 
-    mixture: Mixture
-    loader: Loader
-    rollout: RolloutEngine
-    sampling: SamplingParams
-    reward: GatedSum
+    sampler: Sampler
     policy: Policy
     algo: GrpoConfig
     objective: Objective
     advantage_scale: Scale
     correction: Correction
     diagnostics: Diagnostics
-    last: int | None = None  # index of the last step; None: not known
-    ahead: bool = False  # sample the next batch while this one is learnt from
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(
-            mixture=self.mixture,
-            loader=self.loader,
-            rollout=self.rollout,
-            sampling=self.sampling,
-            group_size=self.algo.group_size,
-            reward=self.reward,
-            policy=self.policy,
-            ahead=self.ahead,
-            last=self.last,
-        )
         self.gate = GapGate(self.algo.max_logprob_gap)
-        self.is_behind = self.ahead and self.algo.correction == "none"
+        self.is_behind = self.sampler.ahead and self.algo.correction == "none"
 
     def __call__(self, step: int) -> StepResult:
         clock = Clock()
@@ -90,10 +69,10 @@ class GrpoStep:
                 groups, partial(self.sampler.refill, step, clock, own), self.algo.max_refills
             )
             metrics |= more
-        metrics |= self.reward.metrics()
+        metrics |= self.sampler.reward.metrics()
         self.sampler.begin_next(step, clock)
         with clock("learner"):
-            limit = self.sampling.max_completion_tokens
+            limit = self.sampler.sampling.max_completion_tokens
             penalty = overlong_penalty(lengths_of(groups), limit, self.algo.overlong_frac)
             metrics["rollout/overlong_penalty"] = penalty.mean().item()
             advantages = group_advantages(rewards_of(groups) + penalty, self.advantage_scale, tasks_of(groups))
@@ -109,7 +88,8 @@ class GrpoStep:
     ) -> dict[str, float]:
         """Make ``ppo_epochs`` updates, this rank with its ``own`` groups; return metrics. Advantages are [P, G]."""
         # made of all groups, so that leaving some out, or to other ranks, changes no denominator
-        weights = token_weights(loss_mask(groups), self.algo.loss_norm, self.sampling.max_completion_tokens)
+        limit = self.sampler.sampling.max_completion_tokens
+        weights = token_weights(loss_mask(groups), self.algo.loss_norm, limit)
         is_scored = torch.tensor([group.is_scored for group in groups])
         teaches = advantages.ne(0).any(dim=1) | (is_scored & (self.algo.kl_beta > 0))
         here = sorted(own)

@@ -99,8 +99,8 @@ def measure(setting: Setting) -> dict[str, dict[str, float | None]]:
     before = held_mb(device)
     step = prepared(setting)
     step.policy.update()  # on no gradient: the optimizer makes its tensors
-    prompts = step.prompts(0)
-    step.prompts = lambda number: prompts  # type: ignore[assignment]
+    prompts = step.sampler.prompts(0)
+    step.sampler.prompts = lambda number: prompts  # type: ignore[assignment]
     moments = predictions(setting, step)
     found: dict[str, dict[str, float | None]] = {}
 
@@ -119,7 +119,7 @@ def measure(setting: Setting) -> dict[str, dict[str, float | None]]:
 
         return run
 
-    step.rollout.generate = measured("rollout", step.rollout.generate)  # type: ignore[method-assign]
+    step.sampler.rollout.generate = measured("rollout", step.sampler.rollout.generate)  # type: ignore[method-assign]
     step._learn = measured("learner", step._learn)  # type: ignore[method-assign]
     step(0)
     return found
@@ -141,7 +141,7 @@ def prepared(setting: Setting) -> GrpoStep:
 
 def predictions(setting: Setting, step: GrpoStep) -> dict[str, Moment]:
     """What vidbridge/memory_plan/memory.py says of the prompts of this step."""
-    prompts = step.prompts(0)
+    prompts = step.sampler.prompts(0)
     prompt, encoded = prompts[0].prompt, prompts[0].encoded
     spec = ModelConfig(
         name="",

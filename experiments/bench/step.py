@@ -36,6 +36,7 @@ from vidbridge.policy.policy import Policy, frozen_copy
 from vidbridge.rewards.base import GatedSum
 from vidbridge.rewards.scoring import score_groups
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
+from vidbridge.sampler import Sampler
 from vidbridge.step import GrpoStep
 from vidbridge.types import Completion, Group, Prompt, Sample, SamplingParams
 
@@ -92,18 +93,22 @@ def grpo_step(policy: Policy, rollout: SharedPrefixRollout, sizes: Sizes) -> Grp
     """vidbridge's own, as train.py runs it, on the same prompts every time."""
     tasks = {TASK: RandomVideos(sizes)}
     return GrpoStep(
-        mixture=Mixture(tasks, {TASK: 1}, prompts_per_step=sizes.num_prompts, seed=0),
-        loader=Loader(tasks, policy.processor),
-        rollout=rollout,
-        reward=REWARD,
+        sampler=Sampler(
+            mixture=Mixture(tasks, {TASK: 1}, prompts_per_step=sizes.num_prompts, seed=0),
+            loader=Loader(tasks, policy.processor),
+            rollout=rollout,
+            reward=REWARD,
+            sampling=SamplingParams(max_completion_tokens=sizes.completion_tokens),
+            last=0,  # nothing is loaded ahead: that would be time taken from the others
+            policy=policy,
+            group_size=sizes.group_size,
+        ),
         policy=policy,
         algo=GrpoConfig(group_size=sizes.group_size),
         objective=clipped,
         advantage_scale=group_std,
         correction=none,
         diagnostics=Diagnostics(module=policy.module, processor=policy.processor, every=0),
-        sampling=SamplingParams(max_completion_tokens=sizes.completion_tokens),
-        last=0,  # nothing is loaded ahead: that would be time taken from the others
     )
 
 

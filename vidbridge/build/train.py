@@ -42,6 +42,7 @@ from vidbridge.rollout.base import RolloutEngine
 from vidbridge.runtime import collectives
 from vidbridge.runtime.checkpoint import Checkpointer
 from vidbridge.runtime.random_state import seed_everything
+from vidbridge.sampler import Sampler
 from vidbridge.sft_step import SftStep
 from vidbridge.shapes_world.create_model import create_folder, texts_of
 from vidbridge.step import GrpoStep
@@ -160,20 +161,24 @@ def build_step(
         )
     assert isinstance(config.algo, GrpoConfig)
     return GrpoStep(
-        mixture=Mixture(
-            tasks, config.task_mix.shares, prompts_per_step=config.prompts_per_step, seed=config.seed, total=total
+        sampler=Sampler(
+            mixture=Mixture(
+                tasks, config.task_mix.shares, prompts_per_step=config.prompts_per_step, seed=config.seed, total=total
+            ),
+            loader=Loader(tasks, processor, bad),
+            rollout=rollout,
+            reward=reward,
+            sampling=config.rollout.sampling(),
+            last=steps - 1,
+            ahead=config.rollout.ahead > 0,
+            policy=policy,
+            group_size=config.algo.group_size,
         ),
-        loader=Loader(tasks, processor, bad),
-        rollout=rollout,
-        reward=reward,
         policy=policy,
         algo=config.algo,
         objective=function_named(config, "algo.objective", config.algo.objective, OBJECTIVES),
         advantage_scale=function_named(config, "algo.advantage_scale", config.algo.advantage_scale, SCALES),
         correction=function_named(config, "algo.correction", config.algo.correction, CORRECTIONS),
-        sampling=config.rollout.sampling(),
-        last=steps - 1,
-        ahead=config.rollout.ahead > 0,
         diagnostics=Diagnostics(module=policy.module, processor=processor, every=config.diagnostics_every),
     )
 
