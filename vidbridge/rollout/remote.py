@@ -329,9 +329,10 @@ class RemoteRollout:
                 answer = self._completed(request, message, server)
             except Late:
                 raise
-            except ServerFault:
+            except ServerFault as fault:
                 if server.get(STATE, QUICK_S).get("version") != version:
                     raise
+                log.warning("rollout server %s: %s; it is asked again", server.address, fault)
                 answer = self._completed(request, message, server)
         except Exception as error:
             answers.put((index, server, error))

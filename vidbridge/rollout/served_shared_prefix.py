@@ -19,7 +19,7 @@ from vidbridge.rollout.wire import Request, identity, unpack
 from vidbridge.types import Completion
 
 _Waiting = tuple[Request, "Future[tuple[Completion, ...]]"]
-_NO_FRAMES = FrameBudget(fps=1.0, max_frames=2, min_pixels=1, max_pixels=1)  # prompts come as tensors
+NO_FRAMES = FrameBudget(fps=1.0, max_frames=2, min_pixels=1, max_pixels=1)  # prompts come as tensors
 
 
 class ServedSharedPrefix:
@@ -27,7 +27,7 @@ class ServedSharedPrefix:
 
     def __init__(self, path: str, *, device: str = "auto", dtype: str = "float32", max_rows: int = 128) -> None:
         module = load_model(path, device=device, dtype=dtype)
-        processor = Processor.from_folder(path, _NO_FRAMES)
+        processor = Processor.from_folder(path, NO_FRAMES)
         self.policy = Policy(module, processor)
         self.rollout = SharedPrefixRollout(self.policy, max_rows=max_rows)
         max_tokens = module.config.text_config.max_position_embeddings
