@@ -36,9 +36,10 @@ from experiments.faults.harness import (
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.rollout.remote import RemoteRollout, Server
+from vidbridge.rollout.remote import RemoteRollout
 from vidbridge.rollout.serve import TINY
 from vidbridge.rollout.served_shared_prefix import NO_FRAMES
+from vidbridge.rollout.server_client import Server
 
 REMOTE = ("rollout=vllm_server", "rollout.patience_s=60", "eval.before=false")
 MIDDLE = 8  # a request in the fourth step

@@ -23,10 +23,11 @@ from vidbridge.errors import ConfigError, RolloutError, RolloutLost
 from vidbridge.policy.loading import load_model
 from vidbridge.policy.policy import Policy
 from vidbridge.policy.processor import Processor
-from vidbridge.rollout import remote, wire
-from vidbridge.rollout.remote import RemoteRollout, Server
+from vidbridge.rollout import remote, server_client, wire
+from vidbridge.rollout.remote import RemoteRollout
 from vidbridge.rollout.served_shared_prefix import ServedSharedPrefix
 from vidbridge.rollout.server import RolloutServer
+from vidbridge.rollout.server_client import Server
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout
 from vidbridge.types import SamplingParams
 
@@ -230,7 +231,7 @@ def test_weights_of_another_run_are_not_sampled_from(policy, moved, encoded, two
     server, engine = two[0][0], two[1][0]
     mine, other = connect(policy, server), connect(moved, server)
     message = request(mine, encoded[0]).pack()
-    with pytest.raises(remote.ServerFault, match=f"it has other weights .{other.version}"):
+    with pytest.raises(server_client.ServerFault, match=f"it has other weights .{other.version}"):
         Server(server.url).post(wire.GENERATE, message, 5.0)
     assert not engine.asked
     found = mine.generate(encoded, 3, SHORT, seed=5)
@@ -266,7 +267,7 @@ def test_weights_that_come_end_what_is_being_completed(policy, encoded, two):
         def ask():
             try:
                 answers.append(str(Server(server.url).post(wire.GENERATE, message, 20.0)))
-            except remote.ServerFault as fault:
+            except server_client.ServerFault as fault:
                 answers.append(str(fault))
 
         thread = threading.Thread(target=ask)
@@ -324,13 +325,13 @@ def test_parts_that_are_lost_or_weights_that_lack_are_noticed(policy, two):
     server = Server(two[0][0].url)
     server.post(wire.BEGIN, wire.pack({"version": "a"}), 5.0)
     some = {"lm_head.weight": torch.zeros(2, 2)}
-    with pytest.raises(remote.ServerFault, match="part 1 of the weights came in the place of part 0"):
+    with pytest.raises(server_client.ServerFault, match="part 1 of the weights came in the place of part 0"):
         server.post(wire.PART, wire.pack({"version": "a", "part": 1}, some), 5.0)
-    with pytest.raises(remote.ServerFault, match="0 of 2 parts of the weights have come"):
+    with pytest.raises(server_client.ServerFault, match="0 of 2 parts of the weights have come"):
         server.post(wire.END, wire.pack({"version": "a", "parts": 2}), 5.0)
-    with pytest.raises(remote.ServerFault, match="weights that have not come: .*80 in all"):
+    with pytest.raises(server_client.ServerFault, match="weights that have not come: .*80 in all"):
         server.post(wire.END, wire.pack({"version": "a", "parts": 0}), 5.0)
-    with pytest.raises(remote.ServerFault, match="it has other weights .none"):
+    with pytest.raises(server_client.ServerFault, match="it has other weights .none"):
         server.post(wire.PART, wire.pack({"version": "b", "part": 0}, some), 5.0)
     assert two[0][0].version is None
 
@@ -346,7 +347,7 @@ def test_a_prompt_whose_parts_do_not_fit_is_refused_by_its_uid(policy, encoded, 
 def test_the_key_is_asked_for(policy, engines):
     with serving(engines[0], key="secret") as server:
         for key in (None, "other"):
-            with pytest.raises(remote.ServerFault, match="status 401: the key in VLLM_API_KEY"):
+            with pytest.raises(server_client.ServerFault, match="status 401: the key in VLLM_API_KEY"):
                 Server(server.url, key).get(wire.STATE, 5.0)
         assert Server(server.url, "secret").get(wire.STATE, 5.0)["version"] is None
 
@@ -354,9 +355,9 @@ def test_the_key_is_asked_for(policy, engines):
 def test_what_is_no_message_is_refused(two):
     server = Server(two[0][0].url)
     for message in (b"", b"{}", b"\xff" * 40, wire.pack({"version": "x"})):
-        with pytest.raises(remote.ServerFault, match="status 400"):
+        with pytest.raises(server_client.ServerFault, match="status 400"):
             server.post(wire.GENERATE, message, 5.0)
-    with pytest.raises(remote.ServerFault, match="status 404: there is no /elsewhere here"):
+    with pytest.raises(server_client.ServerFault, match="status 404: there is no /elsewhere here"):
         server.get("/elsewhere", 5.0)
 
 
@@ -391,7 +392,7 @@ def _loses_a_server(address, folder):
     def once_unusable(*arguments):
         if rank == 1 and len(failed) < 4:  # both prompts, and both once more
             failed.append(1)
-            raise remote.ServerFault("unusable")
+            raise server_client.ServerFault("unusable")
         return real(*arguments)
 
     rollout._completed = once_unusable

@@ -6,12 +6,9 @@ one, and what comes back is what would have come. Weights carry a version, and n
 
 from __future__ import annotations
 
-import http.client
 import itertools
-import json
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
@@ -20,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Callable, ClassVar, Collection, Iterable, Iterator, Mapping, Sequence, TypeVar, cast
-from urllib.parse import urlsplit
 
 import torch
 
@@ -28,8 +24,9 @@ from vidbridge.config.checks import require, require_positive
 from vidbridge.errors import RolloutError, RolloutLost
 from vidbridge.policy.policy import Policy
 from vidbridge.rollout.base import Ended, Progress, RolloutConfig
+from vidbridge.rollout.server_client import QUICK_S, Late, Server, ServerFault, is_address
 from vidbridge.rollout.vllm_parts import MAX_TEMPERATURE, check_prompt, completions_of
-from vidbridge.rollout.wire import BEGIN, END, GENERATE, OTHER_WEIGHTS, PART, STATE, Request, identity, pack
+from vidbridge.rollout.wire import BEGIN, END, GENERATE, PART, STATE, Request, identity, pack
 from vidbridge.runtime import collectives
 from vidbridge.runtime.progress import clock
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
@@ -39,17 +36,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 FREE = {"free": True}
 PART_BYTES = 256_000_000  # of weights in one message
-QUICK_S = 10.0  # to say how it is
 BEGIN_S = 60.0  # to break off what it does, and be ready for weights
 ATTEMPTS = 3  # pushes for one call of generate
-
-
-class ServerFault(Exception):
-    """A server has not done what it was asked for; another one may."""
-
-
-class Late(ServerFault):
-    """It has not answered in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +53,7 @@ class RemoteConfig(RolloutConfig):
         require_positive("rollout", self, "timeout_s", "patience_s")
         require(len(self.addresses) > 0, "rollout.addresses: at least one, such as [http://127.0.0.1:8200]")
         for address in self.addresses:
-            require(_is_address(address), f"rollout.addresses: {address!r} is not http(s)://host:port")
+            require(is_address(address), f"rollout.addresses: {address!r} is not http(s)://host:port")
         require(len(set(self.addresses)) == len(self.addresses), "rollout.addresses names a server twice")
         most = MAX_TEMPERATURE
         require(self.temperature <= most, f"rollout.temperature={self.temperature:g}: vLLM takes no more than {most:g}")
@@ -79,64 +67,6 @@ class RemoteConfig(RolloutConfig):
             timeout_s=self.timeout_s,
             patience_s=self.patience_s,
         )
-
-
-def _is_address(text: Any) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in text
-    except (ValueError, TypeError, AttributeError):
-        return False
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server at an address. Every call may raise ServerFault, whose message says what has gone wrong."""
-
-    address: str
-    key: str | None = field(default=None, repr=False)
-
-    def get(self, path: str, timeout_s: float) -> dict[str, Any]:
-        return self._call("GET", path, b"", timeout_s)
-
-    def post(self, path: str, message: bytes, timeout_s: float) -> dict[str, Any]:
-        return self._call("POST", path, message, timeout_s)
-
-    def _call(self, method: str, path: str, message: bytes, timeout_s: float) -> dict[str, Any]:
-        parts = urlsplit(self.address)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.netloc, timeout=timeout_s)
-        until = time.monotonic() + timeout_s
-        try:
-            connection.request(method, parts.path + path, message, self._headers())
-            response = connection.getresponse()
-            body = bytearray()
-            while piece := response.read1(1 << 20):  # a server that drips has no more time than others
-                body += piece
-                if time.monotonic() > until:
-                    raise TimeoutError
-        except (TimeoutError, socket.timeout) as error:
-            raise Late(f"no whole answer to {path} within {timeout_s:g} s") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise ServerFault(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error
-        finally:
-            connection.close()
-        try:
-            answer = json.loads(bytes(body))
-        except ValueError as error:
-            raise ServerFault(f"its answer to {path} (status {response.status}) is not JSON") from error
-        if not isinstance(answer, dict):
-            raise ServerFault(f"its answer to {path} is {type(answer).__name__}")
-        if response.status == OTHER_WEIGHTS:
-            raise ServerFault(f"it has other weights ({answer.get('version') or 'none, as after a start'})")
-        if response.status == 400 and answer.get("is_prompt"):
-            raise RolloutError(f"{answer.get('error')} [{self.address}]")
-        if response.status != 200:
-            raise ServerFault(f"status {response.status}: {str(answer.get('error'))[:300]}")
-        return answer
-
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
 
 @dataclass
