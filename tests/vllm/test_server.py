@@ -15,7 +15,7 @@ pytest.importorskip("vllm", reason="vLLM is not in this environment: make test-v
 
 from tests.doors import ROOT  # noqa: E402
 from tests.vllm.test_vllm import PROMPTS, SHORT, gap, ids_of, make_policy  # noqa: E402
-from vidbridge.rollout.remote import RemoteRollout, Server  # noqa: E402
+from vidbridge.rollout.remote import RemoteRollout  # noqa: E402
 from vidbridge.rollout.server_client import Server  # noqa: E402
 from vidbridge.rollout.shared_prefix import SharedPrefixRollout  # noqa: E402
 
