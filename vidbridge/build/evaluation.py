@@ -41,6 +41,7 @@ def build_evaluation(config: EvaluateConfig, *, public: Mapping[str, Any], run_d
     resolve_device(config.model.device)
     config.rollout.check_here()
     reward, processor = build_eval_reward(config, build_judge(config)), build_processor(config)
+    config.rollout.check_model(processor.config, local_ranks=collectives.local_world_size())
     dataset = build_dataset(config)
     splits, prompting = {config.eval.split.value}, config.benchmark.prompting
     tasks = collectives.local_rank_0_first(lambda: build_tasks(config, dataset, splits, processor, prompting))

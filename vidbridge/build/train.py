@@ -69,6 +69,7 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
         config = replace(config, model=replace(config.model, path=str(run_dir / "untrained")))
         processor = build_processor(config)
         tasks = build_tasks(config, dataset, splits, processor)  # that read frames in its size
+    config.rollout.check_model(processor.config, local_ranks=collectives.local_world_size())
     check_same_rows(tasks)
     steps = num_steps(config, tasks["train"])
     trained = trained_tasks(config, tasks["train"])

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Callable, Protocol, Sequence
 
+from transformers import PretrainedConfig
+
 from vidbridge.config.checks import require_positive
 from vidbridge.errors import ConfigError
 from vidbridge.policy.policy import Policy
@@ -77,6 +79,9 @@ class RolloutConfig(ABC):
 
     def check_here(self) -> None:
         """ConfigError where the engine cannot run in this environment: asked before data and weights are read."""
+
+    def check_model(self, model: PretrainedConfig, *, local_ranks: int) -> None:
+        """ConfigError where the engine cannot sample from such a model on ``local_ranks`` ranks of a machine."""
 
     @abstractmethod
     def build(self, policy: Policy) -> RolloutEngine:
