@@ -176,15 +176,37 @@ def test_a_reference_is_a_second_copy_of_the_weights(settings):
     assert both.updating(host=0.0).total - without.updating(host=0.0).total == 2 * model.weights
 
 
-def test_another_engine_holds_the_weights_once_more_and_its_cache_all_the_time(settings):
+def test_another_engine_is_held_all_the_time_and_is_handed_a_weight_at_a_time(settings):
+    """An engine of 5 MB; the embedding, the largest weight, has 4096 x 256 numbers of 2 bytes."""
     model = ModelSize.of(settings, spec("bfloat16"))
     memory = Memory(model=model, sharding=Sharding(), on_gpu=True)
     groups = Groups(number=3, siblings=4, prompt_tokens=100, completion_tokens=2050, patches=1)
-    beside = replace(memory, engine_cache=5e6)
-    assert beside.updating(host=0.0).total - memory.updating(host=0.0).total == 2 * model.weights + 5e6
+    beside = replace(memory, engine_bytes=5e6)
+    assert beside.updating(host=0.0).total - memory.updating(host=0.0).total == 5e6
     sampling = beside.sampling("rollout", groups, host=0.0)
-    assert sampling.device["rollout engine"] == 2 * model.weights + 5e6
+    assert sampling.device["rollout engine"] == 5e6
     assert not {"KV cache", "reading", "drawing"} & set(sampling.device)  # all of that is in its cache
+    assert sampling.device["gathered weights"] == 2 * 4096 * 256  # copied, as the learner goes on to hold its own
+    divided = replace(beside, sharding=Sharding(stage=3, ranks=4)).sampling("rollout", groups, host=0.0)
+    assert divided.device["gathered weights"] == 2 * 2 * 4096 * 256
+
+
+@pytest.mark.parametrize("adapter", [None, LORA])
+@pytest.mark.parametrize("has_reference", [False, True])
+@pytest.mark.parametrize("engine_bytes", [None, 0.0])
+def test_there_is_a_replica_where_something_needs_all_of_a_divided_model(
+    settings, adapter, has_reference, engine_bytes
+):
+    """Our own rollout does, and the reference of adapters; the reference of a whole model is a copy of its own."""
+    model = ModelSize.of(settings, spec("bfloat16", adapter=adapter))
+    zero3 = Sharding(stage=3, ranks=4)
+    memory = Memory(
+        model=model, sharding=zero3, on_gpu=True, has_reference=has_reference, engine_bytes=engine_bytes
+    )
+    held, copy = memory.updating(host=0.0).device, 2 * model.weights
+    assert held["reference"] == (copy if has_reference and adapter is None else 0.0)
+    assert held["replica"] == (copy if engine_bytes is None or (has_reference and adapter is not None) else 0.0)
+    assert replace(memory, sharding=Sharding(stage=2, ranks=4)).updating(host=0.0).device["replica"] == 0.0
 
 
 def test_the_cache_of_a_rollout_by_hand(settings):

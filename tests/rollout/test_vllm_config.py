@@ -17,9 +17,10 @@ def test_an_engine_that_is_not_installed_is_refused_before_anything_is_read(monk
     config_of().rollout.check_here()  # ours needs nothing
 
 
-def test_it_says_what_it_holds_for_keys_and_values():
-    assert config_of("rollout=vllm", "rollout.cache_gb=2.5").rollout.cache_bytes == 2.5e9
-    assert config_of().rollout.cache_bytes is None
+def test_it_says_what_it_holds_of_the_weights_and_for_keys_and_values():
+    assert config_of("rollout=vllm", "rollout.cache_gb=2.5").rollout.engine_bytes(8e9) == 8e9 + 2.5e9
+    assert of_vllm(4).engine_bytes(8e9) == 2e9 + 1e9
+    assert config_of().rollout.engine_bytes(8e9) is None
 
 
 @pytest.mark.parametrize(

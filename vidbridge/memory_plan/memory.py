@@ -96,14 +96,16 @@ class Memory:
     model: ModelSize
     sharding: Sharding
     on_gpu: bool
-    has_reference: bool = False
-    engine_cache: float | None = None  # keys and values of an engine with weights of its own; None: it shares ours
+    has_reference: bool = False  # a KL term compares with the model as it was
+    engine_bytes: float | None = None  # of a rollout engine with weights of its own; None: it samples from ours
 
     def sampling(self, stage: str, groups: Groups, *, host: float) -> Moment:
         """Reading the prompts of ``groups``, or decoding their last tokens: whichever takes more."""
-        if self.engine_cache is not None:
-            return self._moment(stage, {}, host)
         b, text = self.model.itemsize, self.model.config.text_config
+        if self.engine_bytes is not None:
+            # the weights are handed over one at a time: the largest is gathered, and copied for the engine
+            copies = 1 + (self.sharding.stage == 3)
+            return self._moment(stage, {"gathered weights": copies * b * self.model.in_vocabulary}, host)
         tokens, patches = groups.number * groups.prompt_tokens, groups.number * groups.patches
         of_a_token = 2 * b * self.model.attending * self.model.key_width  # key and value
         # where a layer is widest: residual, its input, and three tensors of the MLP, or what a recurrence makes
@@ -167,10 +169,12 @@ class Memory:
             "weights": sharding.share(b * model.weights, from_stage=3),
             "optimizer": sharding.share((2 + has_masters) * FLOAT * model.trained),  # two moments, and the masters
         }
+        # under ZeRO-3 what needs all of the weights: our own rollout, and the reference of adapters, which is the model
+        replica = self.engine_bytes is None or (self.has_reference and model.has_adapters)
         copies = {
-            "reference": b * model.weights if self.has_reference else 0.0,
-            "replica": b * model.weights if sharding.stage == 3 else 0.0,
-            "rollout engine": 0.0 if self.engine_cache is None else b * model.weights + self.engine_cache,
+            "reference": b * model.weights if self.has_reference and not model.has_adapters else 0.0,
+            "replica": b * model.weights if sharding.stage == 3 and replica else 0.0,
+            "rollout engine": self.engine_bytes or 0.0,
         }
         on_host = {"videos": host}
         if sharding.offload:

@@ -72,9 +72,8 @@ class RolloutConfig(ABC):
             stop=tuple(self.stop),
         )
 
-    @property
-    def cache_bytes(self) -> float | None:
-        """Bytes for keys and values of an engine with weights of its own on each rank; None: it uses the learner's."""
+    def engine_bytes(self, weights: float) -> float | None:
+        """Bytes on a rank of an engine with weights of its own, for a model of so many; None: it has the learner's."""
         return None
 
     def check_here(self) -> None:

@@ -45,9 +45,8 @@ class VllmConfig(RolloutConfig):
         most = vllm_parts.MAX_TEMPERATURE
         require(self.temperature <= most, f"rollout.temperature={self.temperature:g}: vLLM takes no more than {most:g}")
 
-    @property
-    def cache_bytes(self) -> float:
-        return 1e9 * self.cache_gb
+    def engine_bytes(self, weights: float) -> float:
+        return weights / self.tensor_parallel + 1e9 * self.cache_gb
 
     def check_here(self) -> None:
         require(find_spec("vllm") is not None, "rollout=vllm needs vLLM, which is not installed: docs/vllm.md")
@@ -74,7 +73,7 @@ class VllmConfig(RolloutConfig):
             policy,
             max_rows=self.max_rows,
             max_completion_tokens=self.max_completion_tokens,
-            cache_bytes=self.cache_bytes,
+            cache_bytes=1e9 * self.cache_gb,
             tensor_parallel=self.tensor_parallel,
         )
 
