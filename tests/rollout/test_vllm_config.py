@@ -3,11 +3,15 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.composing import config_of
 from vidbridge.errors import ConfigError
 from vidbridge.memory_plan import stand_in
 from vidbridge.rollout import vllm
+from vidbridge.rollout.base import EngineMemory
+
+CPU = torch.device("cpu")
 
 
 def test_an_engine_that_is_not_installed_is_refused_before_anything_is_read(monkeypatch):
@@ -18,9 +22,18 @@ def test_an_engine_that_is_not_installed_is_refused_before_anything_is_read(monk
 
 
 def test_it_says_what_it_holds_of_the_weights_and_for_keys_and_values():
-    assert config_of("rollout=vllm", "rollout.cache_gb=2.5").rollout.engine_bytes(8e9) == 8e9 + 2.5e9
-    assert of_vllm(4).engine_bytes(8e9) == 2e9 + 1e9
-    assert config_of().rollout.engine_bytes(8e9) is None
+    held = config_of("rollout=vllm", "rollout.cache_gb=2.5").rollout.engine_memory(8e9)
+    assert held == EngineMemory(weights=8e9, cache=2.5e9)
+    assert of_vllm(4, "rollout.sleep=true").engine_memory(8e9) == EngineMemory(weights=2e9, cache=1e9, sleeps=True)
+    assert config_of().rollout.engine_memory(8e9) is None
+
+
+def test_sleeping_on_a_cpu_is_refused():
+    config = config_of("model=qwen2_5_vl_7b", "rollout=vllm", "rollout.sleep=true")
+    model = stand_in.config_of(config.model.shape)
+    with pytest.raises(ConfigError, match="rollout.sleep=true frees the memory of a GPU, and the model is on cpu"):
+        config.rollout.check_model(model, device=CPU, local_ranks=1)
+    config.rollout.check_model(model, device=torch.device("cuda"), local_ranks=1)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +48,7 @@ def test_it_says_what_it_holds_of_the_weights_and_for_keys_and_values():
 def test_ranks_and_models_that_cannot_be_divided_are_refused(parts, local_ranks, message):
     config = config_of("model=qwen2_5_vl_7b", "rollout=vllm", f"rollout.tensor_parallel={parts}")
     with pytest.raises(ConfigError, match=message):
-        config.rollout.check_model(stand_in.config_of(config.model.shape), local_ranks=local_ranks)
+        config.rollout.check_model(stand_in.config_of(config.model.shape), device=CPU, local_ranks=local_ranks)
 
 
 def test_key_and_value_heads_are_divided_or_repeated():
@@ -45,13 +58,13 @@ def test_key_and_value_heads_are_divided_or_repeated():
     vision = {"num_heads": 24, "intermediate_size": 24}
     model = stand_in.config_of(replace(shape, text={**shape.text, **sizes}, vision={**shape.vision, **vision}))
     for parts in (1, 2, 4, 8):
-        of_vllm(parts).check_model(model, local_ranks=parts)
+        of_vllm(parts).check_model(model, device=CPU, local_ranks=parts)
     with pytest.raises(ConfigError, match="tensor_parallel=6: it must divide the 4 key and value heads"):
-        of_vllm(6).check_model(model, local_ranks=6)
+        of_vllm(6).check_model(model, device=CPU, local_ranks=6)
 
 
-def of_vllm(parts):
-    return config_of("rollout=vllm", f"rollout.tensor_parallel={parts}").rollout
+def of_vllm(parts, *overrides):
+    return config_of("rollout=vllm", f"rollout.tensor_parallel={parts}", *overrides).rollout
 
 
 def test_how_many_share_an_engine_is_a_positive_number():
@@ -61,4 +74,4 @@ def test_how_many_share_an_engine_is_a_positive_number():
 
 def test_ours_takes_every_number_of_ranks_and_every_model():
     config = config_of("model=qwen2_5_vl_7b")
-    config.rollout.check_model(stand_in.config_of(config.model.shape), local_ranks=5)
+    config.rollout.check_model(stand_in.config_of(config.model.shape), device=CPU, local_ranks=5)

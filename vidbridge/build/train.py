@@ -54,7 +54,7 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     """Return everything of a training run; ``public`` is the configuration for the record, without secrets."""
     seed_everything(config.seed)
     # first what is quick to refuse, then the data, which may take minutes to make
-    resolve_device(config.model.device)
+    device, local_ranks = resolve_device(config.model.device), collectives.local_world_size()
     config.rollout.check_here()
     judge = build_judge(config)
     reward, eval_reward = build_reward(config, "reward", config.reward, judge), build_eval_reward(config, judge)
@@ -69,7 +69,7 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
         config = replace(config, model=replace(config.model, path=str(run_dir / "untrained")))
         processor = build_processor(config)
         tasks = build_tasks(config, dataset, splits, processor)  # that read frames in its size
-    config.rollout.check_model(processor.config, local_ranks=collectives.local_world_size())
+    config.rollout.check_model(processor.config, device=device, local_ranks=local_ranks)
     check_same_rows(tasks)
     steps = num_steps(config, tasks["train"])
     trained = trained_tasks(config, tasks["train"])

@@ -50,7 +50,7 @@ TURN = {
     "gradients": DIVIDE,
     "gathered weights": "a smaller model",
     "replica": "rollout=vllm with rollout.tensor_parallel, engine=zero2, or a smaller model",
-    "rollout engine": "rollout.tensor_parallel, rollout.cache_gb, rollout=shared_prefix, or a smaller model",
+    "rollout engine": "rollout.sleep, rollout.tensor_parallel, rollout.cache_gb, or rollout=shared_prefix",
     "reference": "algo.kl_beta=0, or model/adapter=lora",
     "activations": "engine.max_packed_tokens, model.gradient_checkpointing=true, algo.group_size, frames.max_pixels",
     "logits": "a smaller model",
@@ -90,14 +90,14 @@ def show(config: Config, console: Console | None = None) -> bool:
         ]
         config = replace(config, steps=num_steps(config, tasks))
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", config.nproc))
-        config.rollout.check_model(processor.config, local_ranks=local_ranks)
+        config.rollout.check_model(processor.config, device=device, local_ranks=local_ranks)
         model = ModelSize.of(processor.config, config.model)
         memory = Memory(
             model=model,
             sharding=sharding_of(config),
             on_gpu=device.type == "cuda",
             has_reference=isinstance(config.algo, GrpoConfig) and config.algo.kl_beta > 0,
-            engine_bytes=config.rollout.engine_bytes(model.itemsize * model.weights),
+            engine=config.rollout.engine_memory(model.itemsize * model.weights),
         )
     moments = moments_of(config, memory, sizes)
     console.print(task_table(config, sizes, num_sampled=NUM_SAMPLED))

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Callable, Protocol, Sequence
 
+import torch
 from transformers import PretrainedConfig
 
 from vidbridge.config.checks import require_positive
@@ -45,6 +46,15 @@ class RolloutEngine(Protocol):
         """Sample from the weights as they are now; called by all ranks."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineMemory:
+    """The bytes that an engine with weights of its own takes on a rank."""
+
+    weights: float
+    cache: float  # of keys and values
+    sleeps: bool = False  # while nothing is sampled its weights are in the memory of the CPU, and there is no cache
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(ABC):
     """The keys of every rollout engine; each has a subclass, with its own keys, that its yaml's ``_target_`` names."""
@@ -72,15 +82,15 @@ class RolloutConfig(ABC):
             stop=tuple(self.stop),
         )
 
-    def engine_bytes(self, weights: float) -> float | None:
-        """Bytes on a rank of an engine with weights of its own, for a model of so many; None: it has the learner's."""
+    def engine_memory(self, weights: float) -> EngineMemory | None:
+        """Return what an engine with weights of its own takes, for a model of so many bytes; None: it has none."""
         return None
 
     def check_here(self) -> None:
         """ConfigError where the engine cannot run in this environment: asked before data and weights are read."""
 
-    def check_model(self, model: PretrainedConfig, *, local_ranks: int) -> None:
-        """ConfigError where the engine cannot sample from such a model on ``local_ranks`` ranks of a machine."""
+    def check_model(self, model: PretrainedConfig, *, device: torch.device, local_ranks: int) -> None:
+        """ConfigError where the engine cannot sample from such a model, on this device of each rank of a machine."""
 
     @abstractmethod
     def build(self, policy: Policy) -> RolloutEngine:

@@ -2,8 +2,8 @@
 
 Its random numbers are others than ours, drawn from the same distribution. A prompt and its video are computed once for
 all siblings, by its prefix cache. With ``tensor_parallel`` above 1 so many neighbouring ranks share one engine: each
-holds a part of every layer, is given the prompts of all of them and keeps its own completions. What it is given and
-gives: vllm_parts.py.
+holds a part of every layer, is given the prompts of all of them and keeps its own completions. With ``sleep`` the
+engine leaves a GPU to the learner while nothing is sampled. What it is given and gives: vllm_parts.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 from vidbridge.config.checks import require, require_positive
 from vidbridge.policy.policy import Policy
 from vidbridge.rollout import vllm_parts
-from vidbridge.rollout.base import Ended, Progress, RolloutConfig
+from vidbridge.rollout.base import Ended, EngineMemory, Progress, RolloutConfig
 from vidbridge.runtime import collectives
 from vidbridge.runtime.random_state import random_state, set_random_state
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
@@ -38,6 +38,7 @@ ENVIRONMENT = {
 class VllmConfig(RolloutConfig):
     cache_gb: float = 1.0  # 10**9 bytes of keys and values on each rank, beside the weights
     tensor_parallel: int = 1  # neighbouring ranks of a machine that share an engine, and its weights
+    sleep: bool = False  # the memory of the GPU is the learner's while nothing is sampled
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,13 +46,15 @@ class VllmConfig(RolloutConfig):
         most = vllm_parts.MAX_TEMPERATURE
         require(self.temperature <= most, f"rollout.temperature={self.temperature:g}: vLLM takes no more than {most:g}")
 
-    def engine_bytes(self, weights: float) -> float:
-        return weights / self.tensor_parallel + 1e9 * self.cache_gb
+    def engine_memory(self, weights: float) -> EngineMemory:
+        return EngineMemory(weights=weights / self.tensor_parallel, cache=1e9 * self.cache_gb, sleeps=self.sleep)
 
     def check_here(self) -> None:
         require(find_spec("vllm") is not None, "rollout=vllm needs vLLM, which is not installed: docs/vllm.md")
 
-    def check_model(self, model: PretrainedConfig, *, local_ranks: int) -> None:
+    def check_model(self, model: PretrainedConfig, *, device: torch.device, local_ranks: int) -> None:
+        told = f"rollout.sleep=true frees the memory of a GPU, and the model is on {device}: set it to false"
+        require(not self.sleep or device.type == "cuda", told)
         parts, key = self.tensor_parallel, f"rollout.tensor_parallel={self.tensor_parallel}"
         require(local_ranks % parts == 0, f"{key} does not divide the {local_ranks} ranks of a machine into groups")
         text, vision = model.text_config, model.vision_config
@@ -75,6 +78,7 @@ class VllmConfig(RolloutConfig):
             max_completion_tokens=self.max_completion_tokens,
             cache_bytes=1e9 * self.cache_gb,
             tensor_parallel=self.tensor_parallel,
+            sleeps=self.sleep,
         )
 
 
@@ -101,26 +105,30 @@ class VllmRollout:
         max_completion_tokens: int,
         cache_bytes: float,
         tensor_parallel: int = 1,
+        sleeps: bool = False,
     ):
         self.processor, self.config = policy.processor, policy.processor.config
         longest = policy.processor.max_prompt_tokens + max_completion_tokens
         self.max_tokens = min(longest, self.config.text_config.max_position_embeddings)
         self.suppressed_ids = policy.suppressed_ids.tolist()
-        self.version = 0
+        self.version, self.sleeps, self.is_asleep = 0, sleeps, False
         self.llm = _llm(
             policy,
             max_rows=max_rows * tensor_parallel,
             max_tokens=self.max_tokens,
             cache_bytes=cache_bytes,
             tensor_parallel=tensor_parallel,
+            sleeps=sleeps,
         )
         collectives.before_leaving(self.close)
         self.group = vllm_parts.sharing_group()
         self.llm.apply_model(vllm_parts.use_given_positions)
         self.sync(policy)
+        self._sleep()
 
     def sync(self, policy: Policy) -> None:
         """Copy the weights as they are now, a layer at a time; called by all ranks."""
+        self._wake_up()
         self.version += 1
         # vLLM keeps them until a layer is complete, and under ZeRO-3 they are gone when the next is asked for
         weights = ((name, weight.clone()) for name, weight in policy.weights())
@@ -145,6 +153,7 @@ class VllmRollout:
         progress: Progress | None = None,
     ) -> list[tuple[Completion, ...]]:
         requests, own = self._requests(prompts, range(len(prompts)) if indices is None else indices)
+        self._wake_up()
         engine = self.llm.llm_engine
         for number, request in enumerate(requests):
             told = vllm_parts.sampling_params(
@@ -172,6 +181,7 @@ class VllmRollout:
                     progress(num_done / len(requests))
             except Exception as raised:  # kept to the end: who shares the engine cannot sample without this rank
                 error = raised
+        self._sleep()
         if error is not None:
             raise error
         return [groups[number] for number in own]
@@ -194,6 +204,18 @@ class VllmRollout:
         first = sum(map(len, parts[: distributed.get_rank(self.group)]))
         return list(chain(*parts)), range(first, first + len(own))
 
+    def _wake_up(self) -> None:
+        if self.is_asleep:
+            torch.cuda.empty_cache()  # what the learner's allocator keeps for later is in the way
+            self.llm.wake_up()
+            self.is_asleep = False
+
+    def _sleep(self) -> None:
+        """Give the memory back. The weights wait in the CPU's: an evaluation samples many times after one sync."""
+        if self.sleeps:
+            self.llm.sleep(level=1)
+            self.is_asleep = True
+
     def _completions(
         self, output: Any, group_size: int, sampling: SamplingParams, name: str
     ) -> tuple[Completion, ...]:
@@ -207,7 +229,9 @@ class VllmRollout:
         )
 
 
-def _llm(policy: Policy, *, max_rows: int, max_tokens: int, cache_bytes: float, tensor_parallel: int) -> Any:
+def _llm(
+    policy: Policy, *, max_rows: int, max_tokens: int, cache_bytes: float, tensor_parallel: int, sleeps: bool
+) -> Any:
     """Return vLLM's engine with random weights; what making it does to this process is undone."""
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     set_num_threads, state = torch.set_num_threads, random_state()
@@ -220,6 +244,7 @@ def _llm(policy: Policy, *, max_rows: int, max_tokens: int, cache_bytes: float, 
             dtype=str(policy.module.dtype).removeprefix("torch."),
             kv_cache_memory_bytes=int(cache_bytes),
             tensor_parallel_size=tensor_parallel,
+            enable_sleep_mode=sleeps,
             **({"distributed_executor_backend": "external_launcher"} if many else {}),  # our ranks, none of its own
             **vllm_parts.engine_arguments(policy.module.device.type, max_tokens=max_tokens, max_rows=max_rows),
         )
