@@ -170,6 +170,13 @@ def test_what_zero_divides(settings, stage, offload):
     assert moment.host == {"videos": 7.0, **{part: factor * model.weights for part, factor in on_host.items()}}
 
 
+def test_weights_that_are_divided_are_read_by_every_rank_before(settings):
+    memory = Memory(model=ModelSize.of(settings, spec("bfloat16")), sharding=Sharding(stage=3, ranks=4), on_gpu=True)
+    whole = {"whole weights": 2 * memory.model.weights}
+    assert (memory.loading().device, memory.loading().host) == ({}, whole)
+    assert replace(memory, on_gpu=False).loading().device == whole
+
+
 def test_a_reference_is_a_second_copy_of_the_weights(settings):
     model = ModelSize.of(settings, spec("bfloat16"))
     without = Memory(model=model, sharding=Sharding(), on_gpu=True)

@@ -51,9 +51,10 @@ def planned(monkeypatch, tmp_path, *overrides):
 
 
 def columns(text):
-    """The rows of the last tables: {what is held: the GB of each stage}"""
-    rows = (line.split("│")[1:-1] for line in text.splitlines() if "│" in line)
-    return {name.strip(): [each.strip() for each in held] for name, *held in rows}
+    """-> the last table: {what is held: {stage: GB}}"""
+    rows = [[each.strip() for each in line[1:-1].replace("┃", "│").split("│")] for line in text.splitlines() if line]
+    (stages,) = (row[1:] for row in rows if row[0] == "held")
+    return {row[0]: dict(zip(stages, row[1:], strict=True)) for row in rows if len(row) == len(stages) + 1}
 
 
 def test_a_released_model_is_planned_without_a_network(monkeypatch, tmp_path):
@@ -61,20 +62,25 @@ def test_a_released_model_is_planned_without_a_network(monkeypatch, tmp_path):
     text = planned(monkeypatch, tmp_path, "experiment=vidbridge_7b", "nproc=8", "model.device=cuda")
     assert "Qwen/Qwen2.5-VL-7B-Instruct is not here: planned by the numbers of model.shape" in text
     held = columns(text)
-    assert held["weights"][0] == "2.07" and held["replica"][0] == "16.58"  # 8.292 * 2 / 8 and 8.292 * 2
+    assert held["weights"]["rollout"] == "2.07" and held["replica"]["rollout"] == "16.58"  # 8.292 * 2 / 8; 8.292 * 2
 
 
 def test_a_72b_model_on_eight_gpus_with_an_eighth_of_an_engine_on_each(monkeypatch, tmp_path):
-    """73.41 G weights: 2 bytes each in the engine and divided by 8; 2, 12 and 8 bytes each on the CPU, divided by 8."""
+    """73.41 G weights: 2 bytes each in the engine, divided by 8; 2, 12 and 8 bytes each on the CPU, divided by 8."""
     model = ["model=qwen2_5_vl_72b", "model.device=cuda", "nproc=8", "engine=zero3_offload"]
     engine = ["rollout=vllm", "rollout.tensor_parallel=8", "rollout.cache_gb=4"]
     held = columns(planned(monkeypatch, tmp_path, *model, *engine))
+    stages = ("evaluation", "rollout", "learner", "update")
     assert "replica" not in held and "reference" not in held
-    assert held["rollout engine"] == ["22.35"] * 4  # 73.41 * 2 / 8 + 4
+    assert [held["rollout engine"][stage] for stage in stages] == ["22.35"] * 4  # 73.41 * 2 / 8 + 4
     # the embedding, 152064 x 8192 of 2 bytes, gathered and copied; a billion numbers at a time in the learner
-    assert held["gathered weights"] == ["4.98", "4.98", "2.00", "-"]
-    assert held["weights"] == ["18.35"] * 4 and held["optimizer"] == ["110.12"] * 4
-    assert held["in all"][:2] == ["27.34"] * 2  # while it samples nothing else is on a GPU
+    assert [held["gathered weights"][stage] for stage in stages] == ["4.98", "4.98", "2.00", "-"]
+    assert [held[part]["update"] for part in ("weights", "optimizer", "gradients")] == ["18.35", "110.12", "73.41"]
+    assert held["in all"]["rollout"] == "27.34"  # while it samples nothing else is on a GPU
+    assert held["whole weights"]["loading"] == "146.82"  # read by every rank, into the memory of the CPU
+    sleeping = columns(planned(monkeypatch, tmp_path, *model, *engine, "rollout.sleep=true"))
+    # the last row of this name is that of the CPU: 73.41 * 2 / 8 while the learner works
+    assert [sleeping["rollout engine"][stage] for stage in stages] == ["-", "-", "18.35", "18.35"]
     with pytest.raises(ConfigError, match="rollout.tensor_parallel=8 does not divide the 4 ranks of a machine"):
         planned(monkeypatch, tmp_path, *model, *engine, "nproc=4")
 

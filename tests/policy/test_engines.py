@@ -45,7 +45,7 @@ LOADED = {
 
 def build(folder, kind, **loading):
     """As build_learner does it."""
-    module = load_model(str(folder), device="cpu", **loading)
+    module = load_model(str(folder), device="cpu", divided=kind is not None and kind["stage"] == 3, **loading)
     reference = frozen_copy(module)
     if kind is None:
         engine = LocalEngine(module, ADAM, total_updates=10)

@@ -105,13 +105,15 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
 def build_learner(config: Config, processor: Processor, steps: int) -> Policy:
     """Return the model as a policy, with the engine that trains it and, where ``kl_beta`` asks for it, a reference."""
     spec, algo = config.model, config.algo
-    module = build_module(spec)
+    module = build_module(spec, divided=config.engine.divides_weights)
     if algo.router_aux_coef and not backbone_of(module.config.model_type).routers(module):
         kind = module.config.model_type
         raise ConfigError(f"algo.router_aux_coef={algo.router_aux_coef}: {kind} has no router, set it to 0")
     has_reference = isinstance(algo, GrpoConfig) and algo.kl_beta > 0
     # before an engine divides the weights; adapters need no copy: without them the model is what it was
-    reference = frozen_copy(module) if has_reference and not has_adapters(module) else None
+    reference = None
+    if has_reference and not has_adapters(module):
+        reference = frozen_copy(module).to(resolve_device(spec.device))
     updates = steps * (algo.ppo_epochs if isinstance(algo, GrpoConfig) else 1)
     engine = config.engine.build(module, config.optim, total_updates=updates)
     if has_reference and reference is None:

@@ -100,6 +100,11 @@ class Memory:
     has_reference: bool = False  # a KL term compares with the model as it was
     engine: EngineMemory | None = None  # of a rollout with weights of its own; None: it samples from ours
 
+    def loading(self) -> Moment:
+        """Before weights are divided: every rank has read all of them into the memory of the CPU."""
+        whole = {"whole weights": self.model.itemsize * self.model.weights}
+        return Moment(stage="loading", device={} if self.on_gpu else whole, host=whole if self.on_gpu else {})
+
     def sampling(self, stage: str, groups: Groups, *, host: float) -> Moment:
         """Reading the prompts of ``groups``, or decoding their last tokens: whichever takes more."""
         b, text = self.model.itemsize, self.model.config.text_config

@@ -41,11 +41,12 @@ NUM_SAMPLED = 8  # rows of each task
 # What an allocator takes beside what is held, as a part of it: measured by experiments/bench/plan.py on a CPU, a guess
 # on a GPU.
 SPARE = {"cpu": 0.3, "cuda": 0.1}
-STAGES = ("evaluation", "rollout", "learner", "update")
+STAGES = ("loading", "evaluation", "rollout", "learner", "update")
 DIVIDE = "engine=zero3 with more ranks (nproc), engine=zero3_offload, model/adapter=lora, or model.frozen=[visual]"
 # What is held, and the keys that make it less.
 TURN = {
     "weights": "engine=zero3 with more ranks (nproc), or a smaller model",
+    "whole weights": "fewer ranks on a machine, or a smaller model",
     "optimizer": DIVIDE,
     "gradients": DIVIDE,
     "gathered weights": "a smaller model",
@@ -184,7 +185,7 @@ def moments_of(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> li
         )
 
     limit, group_size = config.rollout.max_completion_tokens, siblings(config)
-    moments = [memory.updating(host=videos)]
+    moments = [memory.updating(host=videos)] + [memory.loading()] * (memory.sharding.stage == 3)
     for width in (1, config.eval.num_samples):  # greedy, and sampled
         together = groups(min(num_items, max(1, max_rows // width)), width, limit, sizes)
         moments.append(memory.sampling("evaluation", together, host=videos))

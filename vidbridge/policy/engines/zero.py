@@ -43,6 +43,10 @@ class DeepSpeedConfig(EngineConfig):
         told = f"engine.stage must be 2, or 3 with or without offload, got {self.stage} with offload={self.offload}"
         require(self.stage == 3 or (self.stage == 2 and not self.offload), told)
 
+    @property
+    def divides_weights(self) -> bool:
+        return self.stage == 3
+
     def build(self, module: PreTrainedModel, optim: OptimConfig, *, total_updates: int) -> DeepSpeedEngine:
         return DeepSpeedEngine(
             module, optim, total_updates=total_updates, stage=self.stage, offload=self.offload
@@ -73,7 +77,7 @@ class DeepSpeedEngine(Updates):
     """As LocalEngine: AdamW on 32-bit weights, clipping by the norm over all ranks, bad gradients skipped by all.
 
     At stage 3 weights of less than ``kept_whole`` numbers are not divided, and the ``whole`` module is a replica, made
-    when it is first asked for.
+    when it is first asked for. Their device is that of the buffers: until they are divided they may be on the CPU.
     """
 
     def __init__(
@@ -87,18 +91,20 @@ class DeepSpeedEngine(Updates):
         kept_whole: int = 100_000,
     ):
         super().__init__(optim, total_updates=total_updates)
-        deepspeed = self._library = _deepspeed(module.device)
+        self._device = next(module.buffers()).device
+        deepspeed = self._library = _deepspeed(self._device)
         self.module, self.stage = module, stage
         self.replica: PreTrainedModel | None = None
         self._replica_is_of = _STALE  # the number of updates that it has seen
-        self._device = module.device
         # before DeepSpeed puts its hooks into the module
         self._empty = copy_with(module, partial(torch.empty_like, device="meta")) if stage == 3 else None
         settings = zero_config(
             stage=stage, offload=offload, dtype=module.dtype, max_grad_norm=optim.max_grad_norm, kept_whole=kept_whole
         )
-        optimizer = adamw(trained_weights(module), optim)
-        self.deepspeed, *_ = deepspeed.initialize(model=LogprobModel(module), optimizer=optimizer, config=settings)
+        optimizer, model = adamw(trained_weights(module), optim), LogprobModel(module)
+        if stage == 3:  # one weight after another, where initialize would first bring all of them to the device
+            deepspeed.zero.Init(module=model, config_dict_or_path=settings, dtype=module.dtype)
+        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         self.optimizer = self.deepspeed.optimizer.optimizer  # AdamW, on this rank's part
 
     def forward(self, batch: Batch, temperature: float, suppressed_ids: torch.Tensor) -> Outputs:
