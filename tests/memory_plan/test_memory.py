@@ -20,6 +20,7 @@ from vidbridge.memory_plan.memory import FLOAT, Groups, Memory, Sharding
 from vidbridge.memory_plan.model_size import ModelSize
 from vidbridge.policy.adapters import LoraConfig
 from vidbridge.policy.model_folder import read_config
+from vidbridge.rollout.base import EngineMemory
 
 # 2 + 2 layers of the usual kinds, wide enough that what the arithmetic leaves out is small
 SHAPE = replace(SMALL, num_hidden_layers=2, vision_depth=2, full_attention_blocks=(1,))
@@ -169,6 +170,13 @@ def test_what_zero_divides(settings, stage, offload):
     assert moment.host == {"videos": 7.0, **{part: factor * model.weights for part, factor in on_host.items()}}
 
 
+def test_weights_that_are_divided_are_read_by_every_rank_before(settings):
+    memory = Memory(model=ModelSize.of(settings, spec("bfloat16")), sharding=Sharding(stage=3, ranks=4), on_gpu=True)
+    whole = {"whole weights": 2 * memory.model.weights}
+    assert (memory.loading().device, memory.loading().host) == ({}, whole)
+    assert replace(memory, on_gpu=False).loading().device == whole
+
+
 def test_a_reference_is_a_second_copy_of_the_weights(settings):
     model = ModelSize.of(settings, spec("bfloat16"))
     without = Memory(model=model, sharding=Sharding(), on_gpu=True)
@@ -176,15 +184,46 @@ def test_a_reference_is_a_second_copy_of_the_weights(settings):
     assert both.updating(host=0.0).total - without.updating(host=0.0).total == 2 * model.weights
 
 
-def test_another_engine_holds_the_weights_once_more_and_its_cache_all_the_time(settings):
+def test_another_engine_is_held_all_the_time_and_is_handed_a_weight_at_a_time(settings):
+    """An engine of 4 + 1 MB; the embedding, the largest weight, has 4096 x 256 numbers of 2 bytes."""
     model = ModelSize.of(settings, spec("bfloat16"))
     memory = Memory(model=model, sharding=Sharding(), on_gpu=True)
     groups = Groups(number=3, siblings=4, prompt_tokens=100, completion_tokens=2050, patches=1)
-    beside = replace(memory, engine_cache=5e6)
-    assert beside.updating(host=0.0).total - memory.updating(host=0.0).total == 2 * model.weights + 5e6
+    beside = replace(memory, engine=EngineMemory(weights=4e6, cache=1e6))
+    assert beside.updating(host=0.0).total - memory.updating(host=0.0).total == 5e6
     sampling = beside.sampling("rollout", groups, host=0.0)
-    assert sampling.device["rollout engine"] == 2 * model.weights + 5e6
+    assert sampling.device["rollout engine"] == 5e6
     assert not {"KV cache", "reading", "drawing"} & set(sampling.device)  # all of that is in its cache
+    assert sampling.device["gathered weights"] == 2 * 4096 * 256  # copied, as the learner goes on to hold its own
+    divided = replace(beside, sharding=Sharding(stage=3, ranks=4)).sampling("rollout", groups, host=0.0)
+    assert divided.device["gathered weights"] == 2 * 2 * 4096 * 256
+
+
+def test_an_engine_that_sleeps_is_on_the_gpu_while_it_samples_alone(settings):
+    memory = Memory(model=ModelSize.of(settings, spec("bfloat16")), sharding=Sharding(), on_gpu=True)
+    asleep = replace(memory, engine=EngineMemory(weights=4e6, cache=1e6, sleeps=True))
+    row = Groups(number=3, siblings=4, prompt_tokens=100, completion_tokens=5, patches=1)
+    assert asleep.sampling("rollout", row, host=7.0).device["rollout engine"] == 5e6
+    for with_it, without in (
+        (asleep.updating(host=7.0), memory.updating(host=7.0)),
+        (asleep.learning(row, all_patches=1, host=7.0), memory.learning(row, all_patches=1, host=7.0)),
+    ):
+        assert with_it.device == without.device
+        assert with_it.host == {"videos": 7.0, "rollout engine": 4e6}
+
+
+@pytest.mark.parametrize("adapter", [None, LORA])
+@pytest.mark.parametrize("has_reference", [False, True])
+@pytest.mark.parametrize("engine", [None, EngineMemory(weights=0.0, cache=0.0)])
+def test_there_is_a_replica_where_something_needs_all_of_a_divided_model(settings, adapter, has_reference, engine):
+    """Our own rollout does, and the reference of adapters; the reference of a whole model is a copy of its own."""
+    model = ModelSize.of(settings, spec("bfloat16", adapter=adapter))
+    zero3 = Sharding(stage=3, ranks=4)
+    memory = Memory(model=model, sharding=zero3, on_gpu=True, has_reference=has_reference, engine=engine)
+    held, copy = memory.updating(host=0.0).device, 2 * model.weights
+    assert held["reference"] == (copy if has_reference and adapter is None else 0.0)
+    assert held["replica"] == (copy if engine is None or (has_reference and adapter is not None) else 0.0)
+    assert replace(memory, sharding=Sharding(stage=2, ranks=4)).updating(host=0.0).device["replica"] == 0.0
 
 
 def test_the_cache_of_a_rollout_by_hand(settings):

@@ -100,7 +100,7 @@ def test_there_is_advice_for_everything_that_is_held(random_qwen_folder):
         for sharding in (Sharding(), Sharding(stage=3, ranks=2), Sharding(stage=3, ranks=2, offload=True)):
             memory = memory_of(config, random_qwen_folder, sharding=sharding, on_gpu=on_gpu, has_reference=True)
             moments = plan.moments_of(config, memory, SIZES)
-            assert [moment.stage for moment in moments] == list(plan.STAGES)
+            assert [moment.stage for moment in moments] == list(plan.STAGES[sharding.stage != 3 :])  # without loading
             assert {part for moment in moments for part in (*moment.device, *moment.host)} <= plan.TURN.keys()
 
 

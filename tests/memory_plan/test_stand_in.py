@@ -7,6 +7,7 @@ from rich.console import Console
 
 from tests.composing import config_of
 from tests.conftest import random_clip, video_prompt
+from vidbridge.errors import ConfigError
 from vidbridge.media.frame_budget import FrameBudget
 from vidbridge.memory_plan import plan, stand_in
 from vidbridge.memory_plan.model_size import ModelSize
@@ -49,12 +50,39 @@ def planned(monkeypatch, tmp_path, *overrides):
     return console.file.getvalue()
 
 
+def columns(text):
+    """-> the last table: {what is held: {stage: GB}}"""
+    rows = [[each.strip() for each in line[1:-1].replace("┃", "│").split("│")] for line in text.splitlines() if line]
+    (stages,) = (row[1:] for row in rows if row[0] == "held")
+    return {row[0]: dict(zip(stages, row[1:], strict=True)) for row in rows if len(row) == len(stages) + 1}
+
+
 def test_a_released_model_is_planned_without_a_network(monkeypatch, tmp_path):
     """A rank of 8 holds an eighth of 8.29 G weights in 16 bits, and all of them to sample with."""
     text = planned(monkeypatch, tmp_path, "experiment=vidbridge_7b", "nproc=8", "model.device=cuda")
     assert "Qwen/Qwen2.5-VL-7B-Instruct is not here: planned by the numbers of model.shape" in text
-    held = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in text.splitlines() if "│" in line}
-    assert held["weights"] == "2.07" and held["replica"] == "16.58"  # 8.292 * 2 / 8 and 8.292 * 2
+    held = columns(text)
+    assert held["weights"]["rollout"] == "2.07" and held["replica"]["rollout"] == "16.58"  # 8.292 * 2 / 8; 8.292 * 2
+
+
+def test_a_72b_model_on_eight_gpus_with_an_eighth_of_an_engine_on_each(monkeypatch, tmp_path):
+    """73.41 G weights: 2 bytes each in the engine, divided by 8; 2, 12 and 8 bytes each on the CPU, divided by 8."""
+    model = ["model=qwen2_5_vl_72b", "model.device=cuda", "nproc=8", "engine=zero3_offload"]
+    engine = ["rollout=vllm", "rollout.tensor_parallel=8", "rollout.cache_gb=4"]
+    held = columns(planned(monkeypatch, tmp_path, *model, *engine))
+    stages = ("evaluation", "rollout", "learner", "update")
+    assert "replica" not in held and "reference" not in held
+    assert [held["rollout engine"][stage] for stage in stages] == ["22.35"] * 4  # 73.41 * 2 / 8 + 4
+    # the embedding, 152064 x 8192 of 2 bytes, gathered and copied; a billion numbers at a time in the learner
+    assert [held["gathered weights"][stage] for stage in stages] == ["4.98", "4.98", "2.00", "-"]
+    assert [held[part]["update"] for part in ("weights", "optimizer", "gradients")] == ["18.35", "110.12", "73.41"]
+    assert held["in all"]["rollout"] == "27.34"  # while it samples nothing else is on a GPU
+    assert held["whole weights"]["loading"] == "146.82"  # read by every rank, into the memory of the CPU
+    sleeping = columns(planned(monkeypatch, tmp_path, *model, *engine, "rollout.sleep=true"))
+    # the last row of this name is that of the CPU: 73.41 * 2 / 8 while the learner works
+    assert [sleeping["rollout engine"][stage] for stage in stages] == ["-", "-", "18.35", "18.35"]
+    with pytest.raises(ConfigError, match="rollout.tensor_parallel=8 does not divide the 4 ranks of a machine"):
+        planned(monkeypatch, tmp_path, *model, *engine, "nproc=4")
 
 
 def test_the_numbers_of_a_folder_win_and_are_told(monkeypatch, tmp_path, random_qwen_folder):

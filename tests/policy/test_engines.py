@@ -45,7 +45,7 @@ LOADED = {
 
 def build(folder, kind, **loading):
     """As build_learner does it."""
-    module = load_model(str(folder), device="cpu", **loading)
+    module = load_model(str(folder), device="cpu", divided=kind is not None and kind["stage"] == 3, **loading)
     reference = frozen_copy(module)
     if kind is None:
         engine = LocalEngine(module, ADAM, total_updates=10)
@@ -105,6 +105,7 @@ def explore(folder, out):
             policy = build(folder, settings, **loading)
             seen[f"{kind}, {loaded}"] = learn(policy, 3)
             policy.save(out / kind / loaded)
+            seen[f"{kind}, {loaded}, replica"] = getattr(policy.engine, "replica", None) is not None
             if loaded == "plain":
                 plain[kind] = policy
             snapshot = out / "snapshots" / kind / loaded
@@ -240,6 +241,12 @@ def test_a_snapshot_that_does_not_cover_what_is_trained_is_refused(ran, random_q
         load_weights(smaller, snapshots / "zero2" / "plain")
     with pytest.raises(ValueError, match="no engine has written it"):
         load_weights(whole, tmp_path)
+
+
+@pytest.mark.parametrize("kind", DIVIDED)
+@pytest.mark.parametrize("loaded", LOADED)
+def test_a_model_is_trained_and_saved_without_a_rank_that_holds_all_of_it(ran, kind, loaded):
+    assert [rank[f"{kind}, {loaded}, replica"] for rank in ran[1]] == [False] * 2
 
 
 @pytest.mark.parametrize("kind", SHARDED)

@@ -28,6 +28,15 @@ def test_patch_embedding_by_matmul_is_the_convolution(random_qwen_folder):
     assert type(ours) is Qwen2_5_VLForConditionalGeneration
 
 
+def test_weights_that_will_be_divided_wait_on_the_cpu(random_qwen_folder):
+    """A device that holds nothing stands for a GPU."""
+    model = load_model(str(random_qwen_folder), device="meta", divided=True)
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+    whole = load_model(str(random_qwen_folder), device="cpu")
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), whole.parameters(), strict=True))
+
+
 def test_frozen_parts_do_not_move(random_qwen_folder):
     policy = make_policy(random_qwen_folder, frozen=["visual", "model.language_model.embed_tokens"])
     before = {name: weight.clone() for name, weight in policy.module.named_parameters()}

@@ -127,10 +127,10 @@ def test_save_then_load_gives_the_same_policy(random_qwen_folder, tmp_path):
 
 
 def test_the_card_says_where_the_model_comes_from(policy, random_qwen_folder):
-    card = model_card(policy.module, ["grpo"])
+    card = model_card(policy.module, ["grpo"], 1_450_000)
     assert "tags: [vidbridge, qwen2_5_vl, grpo]" in card
     assert f"`{random_qwen_folder.name}`" in card and str(random_qwen_folder.parent) not in card
     module = SimpleNamespace(
         name_or_path="Qwen/Qwen2.5-VL-7B-Instruct", named_parameters=list, config=policy.module.config
     )
-    assert "`Qwen/Qwen2.5-VL-7B-Instruct`" in model_card(module, [])
+    assert "`Qwen/Qwen2.5-VL-7B-Instruct`" in model_card(module, [], 8_000_000_000)

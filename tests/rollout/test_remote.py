@@ -379,6 +379,12 @@ def test_addresses_are_checked():
         config_of("rollout=vllm_server", "rollout.ahead=2")
 
 
+def test_a_rank_holds_nothing_of_an_engine():
+    """Nor, under ZeRO-3, a replica for it: plan=true counts neither."""
+    memory = config_of("rollout=vllm_server").rollout.engine_memory(1e9)
+    assert (memory.weights, memory.cache, memory.sleeps) == (0, 0, False)
+
+
 def _loses_a_server(address, folder):
     """The second rank alone finds its answers unusable; both ranks push again."""
     policy = make_policy()

@@ -178,6 +178,51 @@ def test_what_old_weights_have_left_in_a_cache_would_be_noticed(moved, engine, e
     assert gap(moved, PROMPTS, encoded, engine.generate(encoded, 2, SHORT, seed=1)) < 1e-4
 
 
+def test_an_engine_that_sleeps_is_awake_when_it_is_filled_and_when_it_samples(moved, engine, encoded, monkeypatch):
+    """The order of the calls: on a CPU vLLM does nothing in sleep and wake_up, but its scheduler stops and goes on."""
+    calls = []
+
+    def noted(of, name):
+        call = getattr(of, name)
+
+        def note(*args, **kwargs):
+            calls.append(args[0] if name == "collective_rpc" else name)
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(of, name, note)
+
+    def called():
+        found = calls[:]
+        calls.clear()
+        return found
+
+    noted(engine.llm, "sleep")
+    noted(engine.llm, "wake_up")
+    noted(engine.llm, "collective_rpc")
+    noted(engine, "_completions")
+    monkeypatch.setattr(engine, "sleeps", True)
+
+    awake = engine.generate(encoded[:1], 2, SHORT, seed=1)
+    assert called() == ["_completions", "sleep"]
+    for _ in range(2):  # as an evaluation does
+        assert engine.generate(encoded[:1], 2, SHORT, seed=1) == awake
+        assert called() == ["wake_up", "_completions", "sleep"]
+    with torch.no_grad():
+        moved.module.lm_head.weight += 0.05
+        moved.module.model.language_model.norm.weight *= 1.5
+    engine.sync(moved)
+    assert called() == ["wake_up", "reload_weights"]
+    new = engine.generate(encoded, 2, SHORT, seed=1)
+    assert called() == ["_completions"] * len(encoded) + ["sleep"]
+    assert gap(moved, PROMPTS, encoded, new) < 1e-4
+    with pytest.raises(KeyError):
+        engine.generate(encoded, 2, SHORT, seed=1, ended=lambda index, done: {}[index])
+    assert called()[-1] == "sleep"
+    with pytest.raises(RolloutError):  # nothing is sampled: it sleeps on
+        engine.generate([replace(encoded[0], pixel_values=encoded[0].pixel_values[:-4])], 2, SHORT, seed=1)
+    assert called() == []
+
+
 def test_adapters_are_added_on_the_way(policy, engine, encoded):
     name = Path(policy.module.name_or_path).name
     adapted = make_policy(name, adapter=LoraConfig(rank=2, targets=["language_model", "visual"]))

@@ -112,7 +112,7 @@ def build_eval_reward(config: RunConfig, judge: Judge) -> GatedSum:
     return reward
 
 
-def build_module(spec: ModelConfig) -> PreTrainedModel:
+def build_module(spec: ModelConfig, *, divided: bool = False) -> PreTrainedModel:
     disable_progress_bar()  # there is one bar, and it is ours
     return load_model(
         spec.path,
@@ -122,6 +122,7 @@ def build_module(spec: ModelConfig) -> PreTrainedModel:
         adapter=spec.adapter,
         gradient_checkpointing=spec.gradient_checkpointing,
         device=spec.device,
+        divided=divided,
     )
 
 

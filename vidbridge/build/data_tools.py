@@ -24,6 +24,7 @@ from vidbridge.evaluation.evaluator import Evaluator
 from vidbridge.policy.loading import resolve_device
 from vidbridge.policy.processor import Processor
 from vidbridge.record.console import Console
+from vidbridge.runtime import collectives
 from vidbridge.runtime.random_state import seed_everything
 
 
@@ -61,7 +62,8 @@ def build_writer(config: RunConfig) -> Write:
 def build_sampler(config: EvaluateConfig, job: Job, processor: Processor) -> Evaluator:
     """Return an evaluator that answers the rows of a job and scores them as held-out ones."""
     seed_everything(config.seed)
-    resolve_device(config.model.device)
+    device, local_ranks = resolve_device(config.model.device), collectives.local_world_size()
+    config.rollout.check_model(processor.config, device=device, local_ranks=local_ranks)
     reward = build_eval_reward(config, build_judge(config))
     bad = BadSamples(job.folder / BAD_SAMPLES, job.dataset.max_bad_frac)
     policy = build_policy(config, processor)

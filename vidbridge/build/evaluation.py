@@ -38,9 +38,10 @@ from vidbridge.runtime.random_state import seed_everything
 def build_evaluation(config: EvaluateConfig, *, public: Mapping[str, Any], run_dir: Path) -> tuple[Evaluator, Tracker]:
     """Return what evaluate.py needs: the benchmark, the model to be asked, and where to record what it earns."""
     seed_everything(config.seed)
-    resolve_device(config.model.device)
+    device, local_ranks = resolve_device(config.model.device), collectives.local_world_size()
     config.rollout.check_here()
     reward, processor = build_eval_reward(config, build_judge(config)), build_processor(config)
+    config.rollout.check_model(processor.config, device=device, local_ranks=local_ranks)
     dataset = build_dataset(config)
     splits, prompting = {config.eval.split.value}, config.benchmark.prompting
     tasks = collectives.local_rank_0_first(lambda: build_tasks(config, dataset, splits, processor, prompting))

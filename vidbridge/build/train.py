@@ -54,7 +54,7 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
     """Return everything of a training run; ``public`` is the configuration for the record, without secrets."""
     seed_everything(config.seed)
     # first what is quick to refuse, then the data, which may take minutes to make
-    resolve_device(config.model.device)
+    device, local_ranks = resolve_device(config.model.device), collectives.local_world_size()
     config.rollout.check_here()
     judge = build_judge(config)
     reward, eval_reward = build_reward(config, "reward", config.reward, judge), build_eval_reward(config, judge)
@@ -69,6 +69,7 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
         config = replace(config, model=replace(config.model, path=str(run_dir / "untrained")))
         processor = build_processor(config)
         tasks = build_tasks(config, dataset, splits, processor)  # that read frames in its size
+    config.rollout.check_model(processor.config, device=device, local_ranks=local_ranks)
     check_same_rows(tasks)
     steps = num_steps(config, tasks["train"])
     trained = trained_tasks(config, tasks["train"])
@@ -106,13 +107,15 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
 def build_learner(config: Config, processor: Processor, steps: int) -> Policy:
     """Return the model as a policy, with the engine that trains it and, where ``kl_beta`` asks for it, a reference."""
     spec, algo = config.model, config.algo
-    module = build_module(spec)
+    module = build_module(spec, divided=config.engine.divides_weights)
     if algo.router_aux_coef and not backbone_of(module.config.model_type).routers(module):
         kind = module.config.model_type
         raise ConfigError(f"algo.router_aux_coef={algo.router_aux_coef}: {kind} has no router, set it to 0")
     has_reference = isinstance(algo, GrpoConfig) and algo.kl_beta > 0
     # before an engine divides the weights; adapters need no copy: without them the model is what it was
-    reference = frozen_copy(module) if has_reference and not has_adapters(module) else None
+    reference = None
+    if has_reference and not has_adapters(module):
+        reference = frozen_copy(module).to(resolve_device(spec.device))
     updates = steps * (algo.ppo_epochs if isinstance(algo, GrpoConfig) else 1)
     engine = config.engine.build(module, config.optim, total_updates=updates)
     if has_reference and reference is None:

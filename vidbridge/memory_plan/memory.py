@@ -18,6 +18,7 @@ from vidbridge.algo.logprobs import _CHUNK_VALUES
 from vidbridge.memory_plan.model_size import ModelSize
 from vidbridge.memory_plan.saved import NUMBER, LayerKind
 from vidbridge.policy.packing import fill_rows
+from vidbridge.rollout.base import EngineMemory
 from vidbridge.rollout.kv_cache import FIRST_COLUMNS
 from vidbridge.rollout.shared_prefix import _WORTH_LEAVING
 
@@ -96,14 +97,22 @@ class Memory:
     model: ModelSize
     sharding: Sharding
     on_gpu: bool
-    has_reference: bool = False
-    engine_cache: float | None = None  # keys and values of an engine with weights of its own; None: it shares ours
+    has_reference: bool = False  # a KL term compares with the model as it was
+    engine: EngineMemory | None = None  # of a rollout with weights of its own; None: it samples from ours
+
+    def loading(self) -> Moment:
+        """Before weights are divided: every rank has read all of them into the memory of the CPU."""
+        whole = {"whole weights": self.model.itemsize * self.model.weights}
+        return Moment(stage="loading", device={} if self.on_gpu else whole, host=whole if self.on_gpu else {})
 
     def sampling(self, stage: str, groups: Groups, *, host: float) -> Moment:
         """Reading the prompts of ``groups``, or decoding their last tokens: whichever takes more."""
-        if self.engine_cache is not None:
-            return self._moment(stage, {}, host)
         b, text = self.model.itemsize, self.model.config.text_config
+        if self.engine is not None:
+            # the weights are handed over one at a time: the largest is gathered, and copied for the engine
+            copies = 1 + (self.sharding.stage == 3)
+            handed_over = {"gathered weights": copies * b * self.model.in_vocabulary}
+            return self._moment(stage, handed_over, host, samples=True)
         tokens, patches = groups.number * groups.prompt_tokens, groups.number * groups.patches
         of_a_token = 2 * b * self.model.attending * self.model.key_width  # key and value
         # where a layer is widest: residual, its input, and three tensors of the MLP, or what a recurrence makes
@@ -159,20 +168,25 @@ class Memory:
         joined = min(sharding.share(self.model.trained), SUB_GROUP) if sharding.stage and not sharding.offload else 0
         return self._moment("update", {"gradients": self._gradients().held + FLOAT * joined}, host)
 
-    def _moment(self, stage: str, device: Bytes, host: float) -> Moment:
-        """Return a moment with what is held all the time added."""
+    def _moment(self, stage: str, device: Bytes, host: float, *, samples: bool = False) -> Moment:
+        """Return a moment with what is held all the time added, and a rollout engine that sleeps unless it samples."""
         model, sharding, b = self.model, self.sharding, self.model.itemsize
         has_masters = b < FLOAT or sharding.stage == 2 or sharding.offload
         kept = {
             "weights": sharding.share(b * model.weights, from_stage=3),
             "optimizer": sharding.share((2 + has_masters) * FLOAT * model.trained),  # two moments, and the masters
         }
+        # under ZeRO-3 what needs all of the weights: our own rollout, and the reference of adapters, which is the model
+        replica = self.engine is None or (self.has_reference and model.has_adapters)
         copies = {
-            "reference": b * model.weights if self.has_reference else 0.0,
-            "replica": b * model.weights if sharding.stage == 3 else 0.0,
-            "rollout engine": 0.0 if self.engine_cache is None else b * model.weights + self.engine_cache,
+            "reference": b * model.weights if self.has_reference and not model.has_adapters else 0.0,
+            "replica": b * model.weights if sharding.stage == 3 and replica else 0.0,
         }
         on_host = {"videos": host}
+        if self.engine is not None and (samples or not self.engine.sleeps):
+            copies["rollout engine"] = self.engine.weights + self.engine.cache
+        elif self.engine is not None:
+            on_host["rollout engine"] = self.engine.weights
         if sharding.offload:
             on_host |= {**kept, "gradients": sharding.share(2 * FLOAT * model.trained)}  # and joined ones
             kept = {}

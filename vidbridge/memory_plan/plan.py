@@ -41,16 +41,17 @@ NUM_SAMPLED = 8  # rows of each task
 # What an allocator takes beside what is held, as a part of it: measured by experiments/bench/plan.py on a CPU, a guess
 # on a GPU.
 SPARE = {"cpu": 0.3, "cuda": 0.1}
-STAGES = ("evaluation", "rollout", "learner", "update")
+STAGES = ("loading", "evaluation", "rollout", "learner", "update")
 DIVIDE = "engine=zero3 with more ranks (nproc), engine=zero3_offload, model/adapter=lora, or model.frozen=[visual]"
 # What is held, and the keys that make it less.
 TURN = {
     "weights": "engine=zero3 with more ranks (nproc), or a smaller model",
+    "whole weights": "fewer ranks on a machine, or a smaller model",
     "optimizer": DIVIDE,
     "gradients": DIVIDE,
     "gathered weights": "a smaller model",
-    "replica": "engine=zero2, or a smaller model",
-    "rollout engine": "rollout.cache_gb, rollout=shared_prefix, or a smaller model",
+    "replica": "rollout=vllm with rollout.tensor_parallel, engine=zero2, or a smaller model",
+    "rollout engine": "rollout.sleep, rollout.tensor_parallel, rollout.cache_gb, or rollout=shared_prefix",
     "reference": "algo.kl_beta=0, or model/adapter=lora",
     "activations": "engine.max_packed_tokens, model.gradient_checkpointing=true, algo.group_size, frames.max_pixels",
     "logits": "a smaller model",
@@ -89,19 +90,21 @@ def show(config: Config, console: Console | None = None) -> bool:
             for name, task in tasks.items()
         ]
         config = replace(config, steps=num_steps(config, tasks))
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", config.nproc))
+        config.rollout.check_model(processor.config, device=device, local_ranks=local_ranks)
         model = ModelSize.of(processor.config, config.model)
         memory = Memory(
             model=model,
             sharding=sharding_of(config),
             on_gpu=device.type == "cuda",
-            has_reference=isinstance(config.algo, GrpoConfig) and config.algo.kl_beta > 0 and not model.has_adapters,
-            engine_cache=config.rollout.cache_bytes,
+            has_reference=isinstance(config.algo, GrpoConfig) and config.algo.kl_beta > 0,
+            engine=config.rollout.engine_memory(model.itemsize * model.weights),
         )
     moments = moments_of(config, memory, sizes)
     console.print(task_table(config, sizes, num_sampled=NUM_SAMPLED))
     console.print(cost_table(config, costs(config, memory, sizes)))
     console.print(memory_table(memory, moments))
-    offer = offered(device, local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", config.nproc)))
+    offer = offered(device, local_ranks=local_ranks)
     problems = [line for moment in moments for line in too_much(moment, offer)]
     most = max(moment.total for moment in moments) * (1 + SPARE[offer.kind])
     fits = f"fits: at most {gb(most)} GB a rank, {SPARE[offer.kind]:.0%} to spare, and {gb(offer.device)} GB are there"
@@ -182,7 +185,7 @@ def moments_of(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> li
         )
 
     limit, group_size = config.rollout.max_completion_tokens, siblings(config)
-    moments = [memory.updating(host=videos)]
+    moments = [memory.updating(host=videos)] + [memory.loading()] * (memory.sharding.stage == 3)
     for width in (1, config.eval.num_samples):  # greedy, and sampled
         together = groups(min(num_items, max(1, max_rows // width)), width, limit, sizes)
         moments.append(memory.sampling("evaluation", together, host=videos))
@@ -267,7 +270,8 @@ def costs(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> dict[st
     turns = math.ceil(
         math.ceil(num_prompts / memory.sharding.ranks) / max(1, config.rollout.max_rows // config.algo.group_size)
     )
-    read = turns * limit * model.itemsize * (text + model.in_vocabulary)
+    parts = getattr(config.rollout, "tensor_parallel", 1)  # each rank reads its own
+    read = turns * limit * model.itemsize * (text + model.in_vocabulary) / parts
     return found | {
         "rollout tokens": tokens,
         "rollout, TFLOP": rollout / 1e12,

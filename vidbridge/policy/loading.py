@@ -31,12 +31,14 @@ def load_model(
     adapter: LoraConfig | None = None,
     gradient_checkpointing: bool = False,
     device: str = "auto",
+    divided: bool = False,
 ) -> PreTrainedModel:
     """The model at ``path`` (local folder or hub id) on ``device`` ("auto": the rank's GPU if there is one).
 
     ``frozen`` names parts as in parts.py. With an ``adapter``, or where ``path`` is a PEFT folder, the adapters alone
     are trained. ValueError for a bad path, dtype, device or part, for weights that cannot be read or leave a part of
-    the model without any, and for an attention that is not installed.
+    the model without any, and for an attention that is not installed. With ``divided`` the weights wait in the memory
+    of the CPU, for an engine that gives each rank its part.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
@@ -66,7 +68,15 @@ def load_model(
     backbone.prepare(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.to(target)
+    return buffers_to(model, target) if divided else model.to(target)
+
+
+def buffers_to(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Return ``model`` with all on ``device`` but its weights."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+    return model
 
 
 def resolve_device(device: str) -> torch.device:

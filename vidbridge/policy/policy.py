@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Any, Callable, ContextManager, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -60,6 +61,12 @@ def token_logprobs(
 def frozen_copy(module: nn.Module) -> nn.Module:
     """The reference of a KL term: the weights as they are now, never trained."""
     return copy.deepcopy(module).eval().requires_grad_(False)
+
+
+def copy_with(module: nn.Module, weight_of: Callable[[nn.Parameter], torch.Tensor]) -> nn.Module:
+    """Return a copy of ``module``, never trained, with what ``weight_of`` gives in the place of each of its weights."""
+    weights = {id(weight): nn.Parameter(weight_of(weight), requires_grad=False) for weight in module.parameters()}
+    return copy.deepcopy(module, weights).eval()
 
 
 class Policy:
@@ -165,15 +172,15 @@ class Policy:
         return self.module if self.engine is None else self.engine.whole()
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield all weights as they are now by their names in the released model, adapters added; called by all ranks.
+        """Return all weights as they are now by their names in the released model, adapters added; called by all ranks.
 
         Each is whole until the next is asked for: who keeps one copies it. So an engine elsewhere gets the model
         without a rank that holds all of it.
         """
-        if self.engine is None:
-            yield from merged_weights(self.module)
-        else:
-            yield from merged_weights(self.module, self.engine.gathered)
+        return merged_weights(self.module, self._gathered)
+
+    def _gathered(self, weights: Sequence[nn.Parameter]) -> ContextManager[Any]:
+        return nullcontext() if self.engine is None else self.engine.gathered(weights)
 
     def backward(self, loss: torch.Tensor) -> None:
         assert self.engine is not None, "a policy without an engine is not trained"
@@ -190,22 +197,30 @@ class Policy:
         weights, and the PEFT folder is adapter/ in it: side by side, readers would add them twice. ``tags`` are further
         ones of the card, such as the algorithm. Called by all ranks; the first one writes.
         """
-        module, path = self.whole(), Path(path)
+        module, path = self.module, Path(path)
         dtype, adapters_alone = self.saved_dtype or module.dtype, has_adapters(module) and not self.save_merged
-        with collectives.fail_together():
+        adapters = [weight for name, weight in module.named_parameters() if is_of_adapter(name)]
+        merged = {}
+        for name, weight in () if adapters_alone else self.weights():  # one after another: no GPU holds them all
             if collectives.is_rank_0():
-                if has_adapters(module):
+                merged[name] = weight.to("cpu", dtype, copy=True)
+        with collectives.fail_together(), self._gathered(adapters):
+            if collectives.is_rank_0():
+                if adapters:
                     save_adapters(module, path if adapters_alone else path / "adapter", dtype)
                 if not adapters_alone:
-                    weights = {name: weight.detach().to("cpu", dtype) for name, weight in merged_weights(module)}
-                    module.save_pretrained(path, state_dict=weights)
+                    module.save_pretrained(path, state_dict=merged)
                     rewrite_config(path, dtype)
                 self.processor.save(path)
-                (path / "README.md").write_text(model_card(module, tags, adapters_alone=adapters_alone))
+                num_weights = sum(weight.numel() for weight in merged.values() or adapters)
+                card = model_card(module, tags, num_weights, adapters_alone=adapters_alone)
+                (path / "README.md").write_text(card)
 
 
-def model_card(module: PreTrainedModel, tags: Sequence[str], *, adapters_alone: bool = False) -> str:
-    """A short README.md for the saved folder, of a model or of its adapters alone."""
+def model_card(
+    module: PreTrainedModel, tags: Sequence[str], num_weights: int, *, adapters_alone: bool = False
+) -> str:
+    """A short README.md for the saved folder, of a model or of its adapters alone; ``num_weights`` are in it."""
     origin = module.name_or_path  # of a folder the name alone: the rest is about this machine
     origin = Path(origin).name if Path(origin).exists() else origin
     kind = type(module).__name__
@@ -214,14 +229,12 @@ def model_card(module: PreTrainedModel, tags: Sequence[str], *, adapters_alone: 
     if adapters_alone:
         library, what, imports = "peft", f"Adapters (LoRA) of {kind}", f"from peft import PeftModel\n    {imports}"
         load = f'PeftModel.from_pretrained({kind}.from_pretrained("{origin}"), "this folder")'
-    there = [weight for name, weight in module.named_parameters() if is_of_adapter(name) == adapters_alone]
-    millions = sum(weight.numel() for weight in there) / 1e6
     return f"""---
 library_name: {library}
 pipeline_tag: video-text-to-text
 tags: [{', '.join(['vidbridge', module.config.model_type, *tags])}]
 ---
-# {what}, {millions:.1f} M parameters, trained with vidbridge
+# {what}, {num_weights / 1e6:.1f} M parameters, trained with vidbridge
 
 Started from `{origin}`. It answers questions about videos as `<think>..</think>` followed by
 `<answer>..</answer>`.

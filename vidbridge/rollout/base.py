@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Callable, ClassVar, Collection, Protocol, Sequence
 
+import torch
+from transformers import PretrainedConfig
+
 from vidbridge.config.checks import require, require_positive
 from vidbridge.errors import ConfigError
 from vidbridge.policy.policy import Policy
@@ -70,6 +73,15 @@ class RolloutElsewhere(RolloutEngine, Protocol):
         """Begin what ``generate`` does. ``ended`` and ``progress`` are called from another thread."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineMemory:
+    """The bytes that an engine with weights of its own takes on a rank."""
+
+    weights: float
+    cache: float  # of keys and values
+    sleeps: bool = False  # while nothing is sampled its weights are in the memory of the CPU, and there is no cache
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(ABC):
     """The keys of every rollout engine; each has a subclass, with its own keys, that its yaml's ``_target_`` names."""
@@ -103,13 +115,15 @@ class RolloutConfig(ABC):
             stop=tuple(self.stop),
         )
 
-    @property
-    def cache_bytes(self) -> float | None:
-        """Bytes for keys and values of an engine with weights of its own on each rank; None: it uses the learner's."""
+    def engine_memory(self, weights: float) -> EngineMemory | None:
+        """Return what an engine with weights of its own takes, for a model of so many bytes; None: it has none."""
         return None
 
     def check_here(self) -> None:
         """ConfigError where the engine cannot run in this environment: asked before data and weights are read."""
+
+    def check_model(self, model: PretrainedConfig, *, device: torch.device, local_ranks: int) -> None:
+        """ConfigError where the engine cannot sample from such a model, on this device of each rank of a machine."""
 
     @abstractmethod
     def build(self, policy: Policy) -> RolloutEngine:

@@ -23,7 +23,7 @@ import torch
 from vidbridge.config.checks import require, require_positive
 from vidbridge.errors import RolloutError, RolloutLost
 from vidbridge.policy.policy import Policy
-from vidbridge.rollout.base import Ended, Progress, RolloutConfig
+from vidbridge.rollout.base import Ended, EngineMemory, Progress, RolloutConfig
 from vidbridge.rollout.server_client import QUICK_S, Late, Server, ServerFault, is_address
 from vidbridge.rollout.vllm_parts import MAX_TEMPERATURE, check_prompt, completions_of
 from vidbridge.rollout.wire import BEGIN, END, GENERATE, PART, STATE, Request, identity, pack
@@ -57,6 +57,9 @@ class RemoteConfig(RolloutConfig):
         require(len(set(self.addresses)) == len(self.addresses), "rollout.addresses names a server twice")
         most = MAX_TEMPERATURE
         require(self.temperature <= most, f"rollout.temperature={self.temperature:g}: vLLM takes no more than {most:g}")
+
+    def engine_memory(self, weights: float) -> EngineMemory:
+        return EngineMemory(weights=0.0, cache=0.0)  # on a rank
 
     def build(self, policy: Policy) -> RemoteRollout:
         return RemoteRollout(

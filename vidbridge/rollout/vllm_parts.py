@@ -181,6 +181,13 @@ def _blocks(encoded: EncodedPrompt, config: Any, version: str) -> Iterator[tuple
         patch, token = patch + patches, token + len(own)
 
 
+def sharing_group() -> Any:
+    """Return the group of ranks, joined by gloo, with which this one shares the engine that it has made last."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    return get_tp_group().cpu_group
+
+
 def use_given_positions(model: Any) -> None:
     """Let a model of vLLM take the positions that come with a video or an image, not count its own."""
     own = model.get_mrope_input_positions

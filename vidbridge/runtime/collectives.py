@@ -68,6 +68,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_world_size() -> int:
+    """The number of ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def all_reduce_sum(values: Sequence[float]) -> list[float]:
     """The sum of each value over the ranks, in 64 bits."""
     if world_size() == 1:
@@ -90,26 +95,33 @@ def all_reduce_max(values: Mapping[str, float]) -> dict[str, float]:
     return {name: max(each[name] for each in all_values) for name in values}
 
 
-def all_gather(value: T) -> list[T]:
-    """Return what every rank holds, in the order of ranks; for small things that can be pickled."""
-    if world_size() == 1:
+def all_gather(value: T, group: Any = None) -> list[T]:
+    """Return what every rank holds, in the order of ranks; for small things that can be pickled.
+
+    With a ``group`` of ``torch.distributed``, the ranks of that group alone.
+    """
+    number = world_size() if group is None else distributed.get_world_size(group)
+    if number == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
-    distributed.all_gather_object(values, value)
+    values: list[Any] = [None] * number
+    distributed.all_gather_object(values, value, group=group)
     return values
 
 
-def raise_together(error: Exception | None) -> None:
-    """All ranks go on, or all raise: their own error, or RankFailed with that of the first rank that has one.
+def raise_together(error: Exception | None, group: Any = None) -> None:
+    """All ranks (of ``group``) go on, or all raise: their own error, or RankFailed with that of the first that has one.
 
     Called at the same place by all, so that none waits in a collective for one that has left.
     """
-    messages = all_gather(None if error is None else f"{type(error).__name__}: {error}")
+    told = None
+    if error is not None:
+        told = str(error) if isinstance(error, RankFailed) else f"rank {rank()} failed: {type(error).__name__}: {error}"
+    messages = all_gather(told, group)
     if error is not None:
         raise error
-    for other, message in enumerate(messages):
+    for message in messages:
         if message is not None:
-            raise RankFailed(f"rank {other} failed: {message}")
+            raise RankFailed(message)
 
 
 def is_lost_connection(error: BaseException) -> bool:
@@ -118,14 +130,14 @@ def is_lost_connection(error: BaseException) -> bool:
 
 
 @contextmanager
-def fail_together() -> Iterator[None]:
-    """A part in which a rank may fail alone and waits for no other: all fail at its end, or none."""
+def fail_together(group: Any = None) -> Iterator[None]:
+    """A part in which a rank may fail alone and waits for no other: all (of ``group``) fail at its end, or none."""
     error: Exception | None = None
     try:
         yield
     except Exception as raised:
         error = raised
-    raise_together(error)
+    raise_together(error, group)
 
 
 def gather_by_index(own: Mapping[int, T], lighten: Callable[[T], T]) -> list[T]:

@@ -63,6 +63,11 @@ class EngineConfig(ABC):
     def __post_init__(self) -> None:
         require_positive("engine", self, "max_packed_tokens")
 
+    @property
+    def divides_weights(self) -> bool:
+        """Return whether ranks divide the weights, which ``build`` then finds on the CPU, buffers on the device."""
+        return False
+
     @abstractmethod
     def build(self, module: Any, optim: OptimConfig, *, total_updates: int) -> Engine:
         """Return the engine that trains ``module``; called by all ranks."""

@@ -11,6 +11,7 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, ContextManager, Sequence
 
@@ -24,7 +25,7 @@ from vidbridge.config.checks import require
 from vidbridge.config.schema import OptimConfig
 from vidbridge.policy.engines.base import EngineConfig, Updates, adamw, trained_weights
 from vidbridge.policy.engines.files import PIECES, Piece, piece_of, rank_file
-from vidbridge.policy.policy import frozen_copy, token_logprobs
+from vidbridge.policy.policy import copy_with, token_logprobs
 from vidbridge.runtime import collectives
 from vidbridge.types import Batch, Outputs
 
@@ -41,6 +42,10 @@ class DeepSpeedConfig(EngineConfig):
         super().__post_init__()
         told = f"engine.stage must be 2, or 3 with or without offload, got {self.stage} with offload={self.offload}"
         require(self.stage == 3 or (self.stage == 2 and not self.offload), told)
+
+    @property
+    def divides_weights(self) -> bool:
+        return self.stage == 3
 
     def build(self, module: PreTrainedModel, optim: OptimConfig, *, total_updates: int) -> DeepSpeedEngine:
         return DeepSpeedEngine(
@@ -71,7 +76,8 @@ class LogprobModel(nn.Module):
 class DeepSpeedEngine(Updates):
     """As LocalEngine: AdamW on 32-bit weights, clipping by the norm over all ranks, bad gradients skipped by all.
 
-    At stage 3 weights of less than ``kept_whole`` numbers are not divided, and there is a replica to sample from.
+    At stage 3 weights of less than ``kept_whole`` numbers are not divided, and the ``whole`` module is a replica, made
+    when it is first asked for. Their device is that of the buffers: until they are divided they may be on the CPU.
     """
 
     def __init__(
@@ -85,15 +91,20 @@ class DeepSpeedEngine(Updates):
         kept_whole: int = 100_000,
     ):
         super().__init__(optim, total_updates=total_updates)
-        deepspeed = self._library = _deepspeed(module.device)
+        self._device = next(module.buffers()).device
+        deepspeed = self._library = _deepspeed(self._device)
         self.module, self.stage = module, stage
-        self.replica = frozen_copy(module) if stage == 3 else module
-        self._replica_is_of = 0  # the number of updates that it has seen
+        self.replica: PreTrainedModel | None = None
+        self._replica_is_of = _STALE  # the number of updates that it has seen
+        # before DeepSpeed puts its hooks into the module
+        self._empty = copy_with(module, partial(torch.empty_like, device="meta")) if stage == 3 else None
         settings = zero_config(
             stage=stage, offload=offload, dtype=module.dtype, max_grad_norm=optim.max_grad_norm, kept_whole=kept_whole
         )
-        optimizer = adamw(trained_weights(module), optim)
-        self.deepspeed, *_ = deepspeed.initialize(model=LogprobModel(module), optimizer=optimizer, config=settings)
+        optimizer, model = adamw(trained_weights(module), optim), LogprobModel(module)
+        if stage == 3:  # one weight after another, where initialize would first bring all of them to the device
+            deepspeed.zero.Init(module=model, config_dict_or_path=settings, dtype=module.dtype)
+        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         self.optimizer = self.deepspeed.optimizer.optimizer  # AdamW, on this rank's part
 
     def forward(self, batch: Batch, temperature: float, suppressed_ids: torch.Tensor) -> Outputs:
@@ -110,9 +121,14 @@ class DeepSpeedEngine(Updates):
         return self.count(float(self.deepspeed.get_global_grad_norm()) if applied else float("nan"))
 
     def whole(self) -> PreTrainedModel:
-        if self.replica is not self.module and self._replica_is_of != self.updates:
+        if self._empty is None:
+            return self.module
+        is_new = self.replica is None
+        if self.replica is None:
+            self.replica = copy_with(self._empty, partial(torch.empty_like, device=self._device))
+        if self._replica_is_of != self.updates:
             for weight, whole in zip(self.module.parameters(), self.replica.parameters(), strict=True):
-                if weight.requires_grad:
+                if is_new or weight.requires_grad:
                     with self.gathered([weight]):
                         whole.data.copy_(weight.data)
             self._replica_is_of = self.updates
