@@ -316,7 +316,14 @@ def test_a_server_of_another_model_or_too_short_is_refused(policy, two):
     class Short:
         about = {**two[1][0].about, "max_tokens": 300}
 
-    for served, told in ((Other(), "has hidden_size=64, this run needs 128"), (Short(), "max_tokens=300, this run")):
+    class Halved:
+        about = {**two[1][0].about, "dtype": "bfloat16"}
+
+    for served, told in (
+        (Other(), "has hidden_size=64, this run needs 128"),
+        (Short(), "max_tokens=300, this run needs"),
+        (Halved(), "dtype=bfloat16, this run needs float32: see serve --help"),
+    ):
         with serving(served) as server, pytest.raises(ConfigError, match=told):
             connect(policy, server)
 

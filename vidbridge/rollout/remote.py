@@ -150,7 +150,11 @@ class RemoteRollout:
         self._job: Job | None = None
         self._config = config = policy.processor.config
         longest = policy.processor.max_prompt_tokens + max_completion_tokens
-        self._wanted = {**identity(config), "max_tokens": min(longest, config.text_config.max_position_embeddings)}
+        self._wanted = {
+            **identity(config),
+            "dtype": str(policy.module.dtype).removeprefix("torch."),
+            "max_tokens": min(longest, config.text_config.max_position_embeddings),
+        }
 
     def sync(self, policy: Policy) -> None:
         """Push the weights as they are now to all servers; called by all ranks. RolloutLost where there is none.
@@ -318,8 +322,8 @@ class RemoteRollout:
             for name, value in self._wanted.items():
                 there = state.get(name)
                 fits = isinstance(there, int) and there >= value if name == "max_tokens" else there == value
-                told = f"rollout.addresses: {server.address} has {name}={there}, this run needs {value}"
-                require(fits, told)
+                told = f"{server.address} has {name}={there}, this run needs {value}: see serve --help"
+                require(fits, f"rollout.addresses: {told}")
             try:
                 server.post(BEGIN, pack({"version": version}), BEGIN_S)
             except Late:

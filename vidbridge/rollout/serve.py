@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Sequence
 
 import vidbridge
+from vidbridge.policy.loading import DTYPES
 from vidbridge.rollout.server import RolloutServer, Served
 
 HOST, PORT = "127.0.0.1", 8200
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default=str(TINY), help="folder or hub id; without it the embedded model")
     parser.add_argument("--host", default=HOST)
     parser.add_argument("--port", type=int, default=PORT, help=f"{PORT}; 0: any that is free")
-    parser.add_argument("--dtype", default="float32", help="float32, or bfloat16: what the training has")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="that of the training (model.dtype)")
     parser.add_argument("--max-tokens", type=int, default=32768, help="prompt and completion, at most")
     parser.add_argument("--max-rows", type=int, default=256, help="completions in flight")
     options, further = parser.parse_known_args(argv)

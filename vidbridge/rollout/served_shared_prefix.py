@@ -31,7 +31,8 @@ class ServedSharedPrefix:
         self.policy = Policy(module, processor)
         self.rollout = SharedPrefixRollout(self.policy, max_rows=max_rows)
         max_tokens = module.config.text_config.max_position_embeddings
-        self.about = {**identity(module.config), "engine": "shared_prefix", "max_tokens": max_tokens}
+        numbers = {"dtype": dtype, "max_tokens": max_tokens}
+        self.about = {**identity(module.config), **numbers, "engine": "shared_prefix"}
         self._weights = dict(module.named_parameters())
         self._come: set[str] = set()
         self._aborted = threading.Event()

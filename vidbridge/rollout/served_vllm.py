@@ -38,7 +38,7 @@ class ServedVllm:
             worker_extension_cls="vidbridge.rollout.vllm_worker.LearnerWeights",
         )
         self._engine_args = AsyncEngineArgs.from_cli_args(parser.parse_args(list(arguments)))
-        self.about = {**identity(self.config), "engine": "vllm", "max_tokens": self.max_tokens}
+        self.about = {**identity(self.config), "dtype": dtype, "max_tokens": self.max_tokens, "engine": "vllm"}
         self._running: set[Future[Any]] = set()
         self._lock = threading.Lock()
         self._loop = asyncio.new_event_loop()

@@ -36,7 +36,7 @@ class Served(Protocol):
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What tells a client whether it fits: ``identity`` of the model, max_tokens, engine."""
+        """What tells a client whether it fits: ``identity`` of the model, dtype, max_tokens; and engine."""
 
     def complete(self, request: Request) -> list[dict[str, Any]]:
         """Return token_ids, logprobs and finished of each completion; greedy ones are all alike, one stands for them.
