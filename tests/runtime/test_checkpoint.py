@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import train
 from tests.composing import composed, config_of, small_run
 from vidbridge.config.instantiate import free_keys
+from vidbridge.config.renamed import ADDED
 from vidbridge.errors import CheckpointError, Stopped
 from vidbridge.policy.engines.local import LocalEngine
 from vidbridge.runtime import checkpoint, launch
@@ -246,6 +247,18 @@ def test_a_judge_may_have_moved_but_not_changed():
     changed = launch.public(composed("judge=openai_two", "judge.events.model=another"))
     with pytest.raises(CheckpointError, match="judge.events.model: Qwen/Qwen2.5-14B-Instruct -> another"):
         check_same(record, changed, Path("step_1"), free)
+
+
+def test_a_run_from_before_a_key_existed_can_be_gone_on_with_unless_it_says_otherwise_now():
+    now = launch.public(composed())
+    before = json.loads(json.dumps(now))
+    for key in ADDED:
+        node, _, name = key.rpartition(".")
+        assert before[node].pop(name, "lacks") == ADDED[key], "it is today's default"
+    check_same(before, now, Path("step_1"), ())
+    corrected = launch.public(composed("algo.correction=token_truncation"))
+    with pytest.raises(CheckpointError, match="algo.correction: none -> token_truncation"):
+        check_same(before, corrected, Path("step_1"), ())
 
 
 def test_sigint_has_its_own_status(random_qwen_folder, cache, tmp_path, monkeypatch):

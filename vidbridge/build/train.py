@@ -100,7 +100,8 @@ def build_trainer(config: Config, *, public: Mapping[str, Any], run_dir: Path) -
         run_dir=run_dir,
         labels=names,
         record=public,
-        free=(*free_keys(config), *GONE),
+        # the numbers of a model that has weights are for plan=true
+        free=(*free_keys(config), *GONE, *(() if config.model.random_weights else ("model.shape",))),
     )
 
 

@@ -1,4 +1,4 @@
-"""Classes that a configuration names by ``_target_`` and that were elsewhere in releases before this one.
+"""What a configuration recorded by a release before this one says otherwise: names of classes, and keys.
 
 Recorded configurations keep the names of their time; they are read as if they had today's.
 """
@@ -35,6 +35,15 @@ RENAMED = {
 }
 # Keys that runs recorded until evaluate.py had a configuration of its own; training made no use of them.
 GONE = ("benchmark", "agreement", "model.checkpoint")
+
+# Keys that came when runs had been recorded without them, with the value that means what was done then.
+ADDED = {
+    "algo.correction": "none",
+    "algo.correction_cap": 2.0,
+    "algo.router_aux_coef": 0.0,
+    "model.adapter": None,
+    "rollout.ahead": 0,
+}
 
 
 def current_name(target: str) -> str:

@@ -25,7 +25,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from safetensors import SafetensorError
 
-from vidbridge.config.renamed import with_current_names
+from vidbridge.config.renamed import ADDED, with_current_names
 from vidbridge.errors import CheckpointError
 from vidbridge.runtime import collectives
 
@@ -184,7 +184,8 @@ class Checkpointer:
 
 def check_same(old: Mapping[str, Any], new: Mapping[str, Any], path: Path, free: Sequence[str]) -> None:
     """CheckpointError naming every key in which two configurations differ, but for those that are ``free``."""
-    before, now = decisive(old, free), decisive(new, free)
+    now = decisive(new, free)
+    before = {key: value for key, value in ADDED.items() if key in now} | decisive(old, free)
     differing = [
         f"  {key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
         for key in sorted(before.keys() | now.keys())
