@@ -76,7 +76,7 @@ PIECES = ("<think>", "</think>", "```json\n", "\n```", '{"score": 2}', '{"score"
 _THOUGHT = r"(?:(?!</?think>).)*"
 _OBJECT = r'[ \n]*(\{"score": [02]\})[ \n]*'
 FORM = re.compile(
-    rf"\ufeff?[ \n]*(?:(?:<think>)?{_THOUGHT}</think>)?[ \n]*(?:{_OBJECT}|```(?:json)?\n{_OBJECT}\n```)[ \n]*", re.S
+    rf"\ufeff?[ \n]*(?:(?:<think>)?{_THOUGHT}</think>)?[ \n]*(?:{_OBJECT}|```(?:json)? *\n{_OBJECT}\n```)[ \n]*", re.S
 )
 
 

@@ -209,7 +209,9 @@ class Policy:
                 if adapters:
                     save_adapters(module, path if adapters_alone else path / "adapter", dtype)
                 if not adapters_alone:
-                    module.save_pretrained(path, state_dict=merged)
+                    # it looks at shapes: experts are stored transposed where the model has them so
+                    outline: PreTrainedModel = module if self.engine is None else self.engine.outline()
+                    outline.save_pretrained(path, state_dict=merged)
                     rewrite_config(path, dtype)
                 self.processor.save(path)
                 num_weights = sum(weight.numel() for weight in merged.values() or adapters)

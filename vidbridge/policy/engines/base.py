@@ -44,6 +44,9 @@ class Engine(Protocol):
     def whole(self) -> nn.Module:
         """The module with all its weights as they are now, to be used by this rank without the others."""
 
+    def outline(self) -> nn.Module:
+        """Return the module with its weights in their whole shapes, and perhaps without their numbers."""
+
     def gathered(self, weights: Sequence[nn.Parameter]) -> ContextManager[Any]:
         """Within it these weights of the module are whole, to be read; entered and left by all ranks."""
 

@@ -73,6 +73,9 @@ class LocalEngine(Updates):
     def whole(self) -> nn.Module:
         return self.module
 
+    def outline(self) -> nn.Module:
+        return self.module
+
     def gathered(self, weights: Sequence[nn.Parameter]) -> ContextManager[Any]:
         return nullcontext()
 

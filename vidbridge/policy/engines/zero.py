@@ -97,7 +97,7 @@ class DeepSpeedEngine(Updates):
         self.replica: PreTrainedModel | None = None
         self._replica_is_of = _STALE  # the number of updates that it has seen
         # before DeepSpeed puts its hooks into the module
-        self._empty = copy_with(module, partial(torch.empty_like, device="meta")) if stage == 3 else None
+        self._outline = copy_with(module, partial(torch.empty_like, device="meta")) if stage == 3 else module
         settings = zero_config(
             stage=stage, offload=offload, dtype=module.dtype, max_grad_norm=optim.max_grad_norm, kept_whole=kept_whole
         )
@@ -121,11 +121,11 @@ class DeepSpeedEngine(Updates):
         return self.count(float(self.deepspeed.get_global_grad_norm()) if applied else float("nan"))
 
     def whole(self) -> PreTrainedModel:
-        if self._empty is None:
+        if self.stage != 3:
             return self.module
         is_new = self.replica is None
         if self.replica is None:
-            self.replica = copy_with(self._empty, partial(torch.empty_like, device=self._device))
+            self.replica = copy_with(self._outline, partial(torch.empty_like, device=self._device))
         if self._replica_is_of != self.updates:
             for weight, whole in zip(self.module.parameters(), self.replica.parameters(), strict=True):
                 if is_new or weight.requires_grad:
@@ -133,6 +133,9 @@ class DeepSpeedEngine(Updates):
                         whole.data.copy_(weight.data)
             self._replica_is_of = self.updates
         return self.replica
+
+    def outline(self) -> PreTrainedModel:
+        return self._outline
 
     def gathered(self, weights: Sequence[nn.Parameter]) -> ContextManager[Any]:
         gathered: ContextManager[Any] = self._library.zero.GatheredParameters(list(weights), enabled=self.stage == 3)
