@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Callable, Iterator, Sequence
 
+from vidbridge.runtime.json_http import ThreadedServer
 from vidbridge.shapes_world import serve
 
 FAULTS = (
@@ -72,7 +73,7 @@ class Handler(serve.Handler):
         if fault is None:
             super().do_POST()
             return
-        self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        self.body()
         self.fail(fault, script.retry_after)
 
     def fail(self, fault: str, retry_after: str | None) -> None:
@@ -100,7 +101,7 @@ class Handler(serve.Handler):
             self.respond(200, body)
 
 
-class FaultyServer(serve.Server):
+class FaultyServer(ThreadedServer):
     def __init__(self, script: Script, port: int = 0) -> None:
         super().__init__((serve.HOST, port), Handler)
         self.script = script

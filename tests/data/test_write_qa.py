@@ -19,6 +19,7 @@ from vidbridge.judges import pacing
 from vidbridge.judges.base import JudgeUnavailable
 from vidbridge.judges.openai_chat import OpenAIChat
 from vidbridge.media.frame_budget import FrameBudget
+from vidbridge.runtime.json_http import ThreadedServer
 from vidbridge.shapes_world import serve
 from vidbridge.tasks.mix_vid_qa import MixVidQA
 from vidbridge.tasks.rows import TaskRows
@@ -43,7 +44,7 @@ def vision_server(replies):
             else:
                 self.respond(200, serve.completion(reply, body["model"]))
 
-    with serve.Server((serve.HOST, 0), Handler) as server:
+    with ThreadedServer((serve.HOST, 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

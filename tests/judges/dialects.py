@@ -8,6 +8,7 @@ from typing import Any, Callable
 from urllib.parse import parse_qsl, urlsplit
 
 from vidbridge.judges.chat_prompt import read_request
+from vidbridge.runtime.json_http import ThreadedServer
 from vidbridge.shapes_world import serve
 from vidbridge.shapes_world.exact_judge import ExactJudge
 
@@ -95,7 +96,7 @@ class Handler(serve.Handler):
 @contextmanager
 def speaking(dialect):
     """The address of the server, without a /v1."""
-    with serve.Server((serve.HOST, 0), Handler) as server:
+    with ThreadedServer((serve.HOST, 0), Handler) as server:
         server.dialect = dialect
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from typing import Any, Dict, Iterable, Mapping
+from urllib.parse import urlsplit
 
 from vidbridge.errors import ConfigError
 
@@ -28,6 +29,20 @@ def require_known(kind: str, name: str, known: Iterable[str], where: str) -> Non
     known = list(dict.fromkeys(known))
     if name not in known:
         raise ConfigError(f"{where}: there is no {kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
+
+
+def is_http(text: Any) -> bool:
+    """Return whether this is the address of a server, without a password.
+
+    >>> is_http("http://gpu7:8000/v1"), is_http("gpu7:8000"), is_http("http://me:secret@gpu7"), is_http("http://a:0")
+    (True, False, False, False)
+    """
+    try:
+        parts = urlsplit(text)
+        is_place = bool(parts.hostname) and "@" not in parts.netloc and parts.port != 0
+        return parts.scheme in ("http", "https") and is_place
+    except (ValueError, TypeError, AttributeError):  # a port that is no number, no text at all
+        return False
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

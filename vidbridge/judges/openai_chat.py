@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Awaitable, Callable, Mapping, Sequence
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+from vidbridge.config.checks import is_http
 from vidbridge.errors import ConfigError
 from vidbridge.judges.base import JudgeUnavailable, Reply
 from vidbridge.judges.chat_prompt import Chat
@@ -287,13 +288,9 @@ def address(base_url: str) -> tuple[str, dict[str, str]]:
     >>> address("https://me.openai.azure.com/openai/deployments/judge/?api-version=2024-10-21")
     ('https://me.openai.azure.com/openai/deployments/judge', {'api-version': '2024-10-21'})
     """
-    try:
-        parts = urlsplit(base_url.strip())
-        named = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc and parts.port != 0
-    except ValueError:  # a port that is no number
-        named = False
-    if not named:
+    if not is_http(base_url.strip()):
         raise ConfigError(f"judge: base_url must be http(s)://host[:port]/v1 without a password, got {base_url!r}")
+    parts = urlsplit(base_url.strip())
     query = dict(parse_qsl(parts.query))
     if secret := next((name for name in query if re.search(r"key|token|secret|sig|code", name, re.IGNORECASE)), None):
         raise ConfigError(f"judge: {secret}=.. in base_url would go on record: give the key by api_key_env")

@@ -270,8 +270,8 @@ def costs(config: Config, memory: Memory, sizes: Sequence[TaskSizes]) -> dict[st
     turns = math.ceil(
         math.ceil(num_prompts / memory.sharding.ranks) / max(1, config.rollout.max_rows // config.algo.group_size)
     )
-    parts = getattr(config.rollout, "tensor_parallel", 1)  # each rank reads its own
-    read = turns * limit * model.itemsize * (text + model.in_vocabulary) / parts
+    own = 1.0 if memory.engine is None else memory.engine.weights / (model.itemsize * model.weights)
+    read = turns * limit * model.itemsize * (text + model.in_vocabulary) * own  # by this rank
     return found | {
         "rollout tokens": tokens,
         "rollout, TFLOP": rollout / 1e12,

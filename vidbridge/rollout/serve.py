@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with RolloutServer((options.host, options.port), served, key) as server:
             print(server.url, flush=True)
             server.serve_forever()
+        sys.exit("the engine has ended")
     except OSError as error:
         parser.error(f"cannot listen at {options.host}:{options.port}: {error}; choose another with --port")
     except KeyboardInterrupt:

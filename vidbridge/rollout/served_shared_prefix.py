@@ -25,6 +25,8 @@ NO_FRAMES = FrameBudget(fps=1.0, max_frames=2, min_pixels=1, max_pixels=1)  # pr
 class ServedSharedPrefix:
     """Requests that wait at the same moment are completed together, as far as they ask for the same."""
 
+    is_dead = False
+
     def __init__(self, path: str, *, device: str = "auto", dtype: str = "float32", max_rows: int = 128) -> None:
         module = load_model(path, device=device, dtype=dtype)
         processor = Processor.from_folder(path, NO_FRAMES)

@@ -52,10 +52,13 @@ class ServedVllm:
         await engine.collective_rpc("take_given_positions")
         return engine
 
+    @property
+    def is_dead(self) -> bool:
+        return bool(self.engine.errored)
+
     def complete(self, request: Request) -> list[dict[str, Any]]:
         # the training has looked at it too, but what does not fit together would end the engine
-        name = request.prompt.uid or "the prompt"
-        vllm_parts.check_prompt(request.prompt, self.config, max_tokens=self.max_tokens, name=name)
+        vllm_parts.check_prompt(request.prompt, self.config, max_tokens=self.max_tokens, index=request.index)
         future = asyncio.run_coroutine_threadsafe(self._completed(request), self._loop)
         with self._lock:
             self._running.add(future)

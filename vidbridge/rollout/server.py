@@ -7,18 +7,17 @@ lives through a change of the weights. Its weights come from the learner; until 
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import threading
 import uuid
 from contextlib import contextmanager
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Iterator, Mapping, Protocol
 
 from vidbridge.errors import RolloutError
-from vidbridge.rollout.wire import BEGIN, END, GENERATE, OTHER_WEIGHTS, PART, STATE, Request, unpack
+from vidbridge.rollout.wire import BEGIN, END, GENERATE, OTHER_WEIGHTS, PART, STATE, Request, told_in
+from vidbridge.runtime.json_http import JsonHandler, ThreadedServer
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +36,10 @@ class Served(Protocol):
     @property
     def about(self) -> Mapping[str, Any]:
         """What tells a client whether it fits: ``identity`` of the model, dtype, max_tokens; and engine."""
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it will never work again."""
 
     def complete(self, request: Request) -> list[dict[str, Any]]:
         """Return token_ids, logprobs and finished of each completion; greedy ones are all alike, one stands for them.
@@ -60,11 +63,8 @@ class Served(Protocol):
         """Let go of everything."""
 
 
-class RolloutServer(ThreadingHTTPServer):
+class RolloutServer(ThreadedServer):
     """``key``, if there is one, must come with every request, as a bearer token."""
-
-    daemon_threads = True
-    request_queue_size = 256  # connections made at once
 
     def __init__(self, address: tuple[str, int], served: Served, key: str | None = None) -> None:
         super().__init__(address, Handler)
@@ -93,7 +93,7 @@ class RolloutServer(ThreadingHTTPServer):
 
     def begin(self, message: bytes) -> dict[str, Any]:
         """Take weights of a new version; those that another was sending are no longer taken."""
-        version = str(unpack(message)[0]["version"])
+        version = str(told_in(message)["version"])
         with self._changed:
             self.version, self._coming, self._num_parts = None, version, 0
             self.served.abort()
@@ -104,7 +104,7 @@ class RolloutServer(ThreadingHTTPServer):
         return {}
 
     def part(self, message: bytes) -> dict[str, Any]:
-        told, _ = unpack(message)
+        told = told_in(message)
         with self._taking:
             self._check_coming(told["version"])
             if told["part"] != self._num_parts:
@@ -114,7 +114,7 @@ class RolloutServer(ThreadingHTTPServer):
         return {}
 
     def end(self, message: bytes) -> dict[str, Any]:
-        told, _ = unpack(message)
+        told = told_in(message)
         with self._taking:
             self._check_coming(told["version"])
             if told["parts"] != self._num_parts:
@@ -145,9 +145,7 @@ class RolloutServer(ThreadingHTTPServer):
                 self._changed.notify_all()
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # connections stay open
-    disable_nagle_algorithm = True
+class Handler(JsonHandler):
     server: RolloutServer
 
     def do_GET(self) -> None:
@@ -158,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer({GENERATE: server.generate, BEGIN: server.begin, PART: server.part, END: server.end})
 
     def _answer(self, routes: Mapping[str, Any]) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        body = self.body()
         try:
             if self.server.key and not secrets.compare_digest(
                 self.headers.get("Authorization", "").encode(), f"Bearer {self.server.key}".encode()
@@ -177,14 +175,5 @@ class Handler(BaseHTTPRequestHandler):
         except Exception as error:
             log.exception("%s", self.path)
             self.respond(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"{type(error).__name__}: {error}"})
-
-    def respond(self, status: int, body: Mapping[str, Any]) -> None:
-        payload = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing for each request."""
+            if self.server.served.is_dead:  # whoever watches over the process starts it again
+                threading.Thread(target=self.server.shutdown).start()

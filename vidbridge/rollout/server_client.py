@@ -24,15 +24,6 @@ class Late(ServerFault):
     """It has not answered in time."""
 
 
-def is_address(text: Any) -> bool:
-    """Return whether this is http(s)://host:port, without a password."""
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in text
-    except (ValueError, TypeError, AttributeError):
-        return False
-
-
 @dataclass(frozen=True)
 class Server:
     """A server at an address. Every call may raise ServerFault, whose message says what has gone wrong."""

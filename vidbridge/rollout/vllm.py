@@ -41,8 +41,7 @@ class VllmConfig(RolloutConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("rollout", self, "cache_gb", "tensor_parallel")
-        most = vllm_parts.MAX_TEMPERATURE
-        require(self.temperature <= most, f"rollout.temperature={self.temperature:g}: vLLM takes no more than {most:g}")
+        vllm_parts.check_temperature(self.temperature)
 
     def engine_memory(self, weights: float) -> EngineMemory:
         return EngineMemory(weights=weights / self.tensor_parallel, cache=1e9 * self.cache_gb, sleeps=self.sleep)
@@ -78,13 +77,6 @@ class VllmConfig(RolloutConfig):
             tensor_parallel=self.tensor_parallel,
             sleeps=self.sleep,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    encoded: EncodedPrompt
-    index: int
-    name: str  # in messages
 
 
 class VllmRollout:
@@ -153,14 +145,11 @@ class VllmRollout:
         requests, own = self._requests(prompts, range(len(prompts)) if indices is None else indices)
         self._wake_up()
         engine = self.llm.llm_engine
-        for number, request in enumerate(requests):
+        for number, (encoded, index) in enumerate(requests):
             told = vllm_parts.sampling_params(
-                sampling,
-                group_size,
-                seed=vllm_parts.seed_of(seed, request.index),
-                suppressed_ids=self.suppressed_ids,
+                sampling, group_size, seed=vllm_parts.seed_of(seed, index), suppressed_ids=self.suppressed_ids
             )
-            given = vllm_parts.engine_input(request.encoded, self.config, version=str(self.version))
+            given = vllm_parts.engine_input(encoded, self.config, version=str(self.version))
             engine.add_request(str(number), given, told)
         groups: dict[int, tuple[Completion, ...]] = {}
         num_done, error = 0, None
@@ -172,9 +161,11 @@ class VllmRollout:
             try:
                 for output in done:
                     if (number := int(output.request_id)) in own:
-                        groups[number] = self._completions(output, group_size, sampling, requests[number].name)
+                        encoded, index = requests[number]
+                        name = vllm_parts.name_of(encoded, index)
+                        groups[number] = self._completions(output, group_size, sampling, name)
                         if ended is not None:
-                            ended(requests[number].index, groups[number])
+                            ended(index, groups[number])
                 if progress is not None and num_done:
                     progress(num_done / len(requests))
             except Exception as raised:  # kept to the end: who shares the engine cannot sample without this rank
@@ -184,20 +175,17 @@ class VllmRollout:
             raise error
         return [groups[number] for number in own]
 
-    def _requests(self, prompts: Sequence[EncodedPrompt], indices: Sequence[int]) -> tuple[list[_Request], range]:
-        """Return those of all ranks that share the engine, in the same order on each, and the numbers of this rank's.
+    def _requests(
+        self, prompts: Sequence[EncodedPrompt], indices: Sequence[int]
+    ) -> tuple[list[tuple[EncodedPrompt, int]], range]:
+        """Return the prompts of all ranks that share the engine, with their indices, and the numbers of this rank's.
 
         All of these ranks raise where one has a prompt that is refused, before any is handed over.
         """
-        own = [
-            _Request(encoded, index, encoded.uid or f"prompt {index}")
-            for encoded, index in zip(prompts, indices, strict=True)
-        ]
+        own = list(zip(prompts, indices, strict=True))
         with collectives.fail_together(self.group):
-            for request in own:
-                vllm_parts.check_prompt(
-                    request.encoded, self.config, max_tokens=self.max_tokens, name=request.name
-                )
+            for encoded, index in own:
+                vllm_parts.check_prompt(encoded, self.config, max_tokens=self.max_tokens, index=index)
         parts = collectives.all_gather(own, self.group)
         first = sum(map(len, parts[: distributed.get_rank(self.group)]))
         return list(chain(*parts)), range(first, first + len(own))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vidbridge.backbones import backbone_of
+from vidbridge.config.checks import require
 from vidbridge.errors import RolloutError
 from vidbridge.types import Completion, EncodedPrompt, SamplingParams
 
@@ -109,8 +110,19 @@ def completions_of(
     return tuple(done) * (group_size if greedy else 1)
 
 
-def check_prompt(encoded: EncodedPrompt, config: Any, *, max_tokens: int, name: str) -> None:
+def name_of(encoded: EncodedPrompt, index: int) -> str:
+    """Return what errors call a prompt."""
+    return encoded.uid or f"prompt {index}"
+
+
+def check_temperature(temperature: float) -> None:
+    told = f"rollout.temperature={temperature:g}: vLLM takes no more than {MAX_TEMPERATURE:g}"
+    require(temperature <= MAX_TEMPERATURE, told)
+
+
+def check_prompt(encoded: EncodedPrompt, config: Any, *, max_tokens: int, index: int) -> None:
     """RolloutError for a prompt that an engine of ``max_tokens`` would not take, or whose parts do not fit together."""
+    name = name_of(encoded, index)
     if len(encoded.input_ids) >= max_tokens:
         raise RolloutError(f"{name} has {len(encoded.input_ids)} tokens, the engine takes {max_tokens} in all")
     if len(encoded.grid_thw) > MAX_CLIPS:

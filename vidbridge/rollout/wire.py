@@ -30,13 +30,21 @@ def pack(told: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = N
     return save(there, metadata={"told": json.dumps(told)})
 
 
+def told_in(message: bytes) -> dict[str, Any]:
+    """Return what a message says beside its tensors, which are not read. ValueError for what ``pack`` has not made."""
+    try:
+        length = int.from_bytes(message[:8], "little")
+        told: dict[str, Any] = json.loads(json.loads(message[8 : 8 + length])["__metadata__"]["told"])
+        return told
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"no message of vidbridge: {error}") from error
+
+
 def unpack(message: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return what ``pack`` was given. ValueError for bytes that it has not made."""
     try:
-        length = int.from_bytes(message[:8], "little")
-        told = json.loads(json.loads(message[8 : 8 + length])["__metadata__"]["told"])
-        return told, load(message)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        return told_in(message), load(message)
+    except SafetensorError as error:
         raise ValueError(f"no message of vidbridge: {error}") from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
+from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar, cast
 
 import torch
 import torch.distributed as distributed
@@ -106,6 +106,21 @@ def all_gather(value: T, group: Any = None) -> list[T]:
     values: list[Any] = [None] * number
     distributed.all_gather_object(values, value, group=group)
     return values
+
+
+def on_rank_0(call: Callable[[], T]) -> T:
+    """Return on all ranks what ``call`` gives on the first one, or raise its error on all; called by all."""
+    value: T | None = None
+    failed: Exception | None = None
+    if is_rank_0():
+        try:
+            value = call()
+        except Exception as error:
+            failed = error
+    value, failed = all_gather((value, failed))[0]
+    if failed is not None:
+        raise failed
+    return cast(T, value)
 
 
 def raise_together(error: Exception | None, group: Any = None) -> None:

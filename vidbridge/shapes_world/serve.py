@@ -13,23 +13,20 @@ import argparse
 import json
 import time
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Mapping, Sequence
 
 from vidbridge.judges.chat_prompt import read_request
+from vidbridge.runtime.json_http import JsonHandler, ThreadedServer
 from vidbridge.shapes_world.exact_judge import ExactJudge
 
 HOST = "127.0.0.1"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     """POST ../chat/completions; everything else is unknown here."""
 
-    protocol_version = "HTTP/1.1"  # connections stay open
-    disable_nagle_algorithm = True
-
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        body = self.body()
         if not self.path.endswith("/chat/completions"):
             self.respond(HTTPStatus.NOT_FOUND, {"error": {"message": f"there is no {self.path} here"}})
             return
@@ -40,23 +37,6 @@ class Handler(BaseHTTPRequestHandler):
             self.respond(HTTPStatus.UNPROCESSABLE_ENTITY, {"error": {"message": str(error)}})
             return
         self.respond(HTTPStatus.OK, completion(text, call.get("model", "")))
-
-    def respond(self, status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
-        payload = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing for each request."""
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256  # connections made at once
 
 
 def answer(call: Mapping[str, Any]) -> str:
@@ -84,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     port = parser.parse_args(argv).port
     try:
-        listening = Server((HOST, port), Handler)
+        listening = ThreadedServer((HOST, port), Handler)
     except (OSError, OverflowError) as error:
         parser.error(f"cannot listen at port {port}: {error}; choose another with --port")
     with listening as server:
